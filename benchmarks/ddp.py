@@ -1,0 +1,161 @@
+"""Steps a second of 1 and 2 processes: raw torch DDP, Lightning's DDPStrategy, ours. Model and batches are the same.
+
+Run it with: python benchmarks/ddp.py
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_wd as wd
+from lightning_wd.distributed import HydraDDPStrategy
+
+STEPS, WARM_UP, ROUNDS, BATCH, WIDTH = 80, 10, 9, 64, 512
+
+
+def network() -> nn.Module:
+    """A multilayer perceptron of 0.8 million weights."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH)
+    )
+
+
+def now() -> tuple[float, float]:
+    """Seconds on the wall's clock and of this process's CPU time, which others' work on the machine hardly touches."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(start: tuple[float, float]) -> tuple[float, float]:
+    """Seconds on both clocks since the start."""
+    wall, cpu = now()
+    return wall - start[0], cpu - start[1]
+
+
+class Stopwatch(L.Callback):
+    """Seconds from the end of the warm-up to the end of training."""
+
+    seconds = (0.0, 0.0)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
+        if index == WARM_UP:
+            dist.barrier()
+            self._start = now()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.seconds = since(self._start)
+
+
+class Lit(L.LightningModule):
+    """The network under Lightning; ``ours`` configures the optimizer through the package."""
+
+    def __init__(self, ours: bool) -> None:
+        super().__init__()
+        self.net, self.ours = network(), ours
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        if self.ours:
+            return wd.configure_optimizers(self, {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-2})
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=1e-2, fused=True)
+
+
+def raw(data: DataLoader[Any]) -> tuple[float, float]:
+    """Seconds of a bare loop around DistributedDataParallel and torch's fused AdamW."""
+    model = DistributedDataParallel(network())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2, fused=True)
+    start = (0.0, 0.0)
+    for index, batch in enumerate(data):
+        if index == WARM_UP:
+            dist.barrier()
+            start = now()
+        optimizer.zero_grad()
+        model(batch[0]).square().mean().backward()
+        optimizer.step()
+    return since(start)
+
+
+def lightning(data: DataLoader[Any], strategy: type[DDPStrategy], ours: bool) -> tuple[float, float]:
+    """Seconds of the same under Lightning."""
+    watch = Stopwatch()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=int(os.environ["WORLD_SIZE"]),
+        strategy=strategy(),
+        max_epochs=1,
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(Lit(ours), data)
+    return watch.seconds
+
+
+def ratio(seconds: list[tuple[float, float]], base: list[tuple[float, float]]) -> str:
+    """The median over rounds of the ratio of CPU times."""
+    return f"{statistics.median(a / b for (_, a), (_, b) in zip(seconds, base, strict=True)):.3f}"
+
+
+def worker() -> None:
+    """Time the variants in turn, so that a busy machine slows all of them alike; rank 0 prints."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    data = DataLoader(TensorDataset(torch.randn((STEPS + WARM_UP) * BATCH, WIDTH)), BATCH)
+    variants: dict[str, Callable[[], tuple[float, float]]] = {
+        "raw torch DDP": lambda: raw(data),
+        "Lightning, DDPStrategy, torch's AdamW": lambda: lightning(data, DDPStrategy, ours=False),
+        "Lightning, HydraDDPStrategy, torch's AdamW": lambda: lightning(data, HydraDDPStrategy, ours=False),
+        "Lightning, HydraDDPStrategy, our AdamW": lambda: lightning(data, HydraDDPStrategy, ours=True),
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    for _ in range(ROUNDS):
+        for name, variant in variants.items():
+            times[name].append(variant())
+    if dist.get_rank() == 0:
+        base, plain = times["raw torch DDP"], times["Lightning, DDPStrategy, torch's AdamW"]
+        for name, seconds in times.items():
+            speed = STEPS / min(wall for wall, _ in seconds)
+            row = (dist.get_world_size(), name, f"{speed:.0f}", ratio(seconds, base), ratio(seconds, plain))
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Print a table; one torchrun for each number of processes."""
+    print(f"torch {torch.__version__}, lightning {L.__version__}, {platform.machine()}, {os.cpu_count()} CPUs, gloo,")
+    print(f"batch {BATCH} a process, one thread each, {ROUNDS} rounds of {STEPS} steps.\n")
+    print("| processes | what | steps/s, best | CPU time / raw DDP | CPU time / Lightning DDP |")
+    print("|---|---|---|---|---|", flush=True)
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, __file__], check=True, env=environment, stderr=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    worker() if "RANK" in os.environ else main()

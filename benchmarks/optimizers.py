@@ -1,0 +1,224 @@
+"""Time one optimizer step against torch's and other packages', on CPU or CUDA.
+
+    python benchmarks/optimizers.py                        # GPT-2 small, ResNet-18, 1,000 small tensors; 11 rounds
+    python benchmarks/optimizers.py --sets gpt2 --rounds 21 --out benchmarks/results/optimizers.md
+
+Every round runs every optimizer once, so that a busy machine slows all alike. A row is the median over rounds of the
+time divided by torch's fused optimizer of the same family in the same round, with the quartiles of that ratio; the
+row `null` is torch's fused optimizer against itself, and shows what noise alone does. Share is what a step must move
+(AdamW 28 bytes a parameter in float32, SGD with momentum 20) over its time, against the bandwidth of an in-place
+`x.add_(y)`. Packages that are not installed are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import lightning_wd as wd
+
+BYTES = {"adamw": 28, "sgdw": 20}
+
+
+def shapes(name: str) -> list[tuple[int, ...]]:
+    """Return the shapes of a set of parameters."""
+    if name == "small":
+        return [(32, 32)] * 1000
+    if name == "gpt2":
+        block = [
+            (768,),
+            (768,),
+            (768, 2304),
+            (2304,),
+            (768, 768),
+            (768,),
+            (768,),
+            (768,),
+            (768, 3072),
+            (3072,),
+            (3072, 768),
+        ]
+        return [(50257, 768), (1024, 768), *([*block, (768,)] * 12), (768,), (768,)]
+    wide = [64, 64, 128, 256, 512]
+    found: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    for stage in range(4):
+        before, width = wide[stage], wide[stage + 1]
+        found += [(width, before, 3, 3), (width,), (width,), *([(width, width, 3, 3), (width,), (width,)] * 3)]
+        found += [(width, before, 1, 1), (width,), (width,)] if stage else []
+    return [*found, (1000, 512), (1000,)]
+
+
+def bare(name: str) -> Any:
+    """Import a module without running the ``__init__`` of its parents, which may want packages that are not here."""
+    parents = name.split(".")[:-1]
+    for depth in range(1, len(parents) + 1):
+        parent = ".".join(parents[:depth])
+        if parent not in sys.modules:
+            spec = find_spec(parent)
+            if spec is None or spec.submodule_search_locations is None:
+                raise ModuleNotFoundError(f"No module named {parent!r}")
+            sys.modules[parent] = ModuleType(parent)
+            sys.modules[parent].__path__ = list(spec.submodule_search_locations)
+    return import_module(name)
+
+
+def peers(family: str) -> dict[str, Callable[[Any], Any]]:
+    """Return other packages' optimizers of a family; the caller drops those that do not import."""
+
+    def timm(p: Any) -> Any:
+        module = bare("timm.optim." + family)
+        cls = module.AdamWLegacy if family == "adamw" else module.SGDW
+        return cls(p, lr=1e-3, weight_decay=0.01, **({"momentum": 0.9} if family == "sgdw" else {}))
+
+    def pytorch_optimizer(p: Any) -> Any:
+        module = import_module("pytorch_optimizer")
+        if family == "adamw":
+            return module.StableAdamW(p, lr=1e-3, weight_decay=0.01)
+        return module.SGDW(p, lr=1e-3, momentum=0.9, weight_decay=0.01)
+
+    def optimi(p: Any) -> Any:
+        module = import_module("optimi")
+        if family == "adamw":
+            return module.AdamW(p, lr=1e-3, weight_decay=0.01)
+        return module.SGD(p, lr=1e-3, momentum=0.9, weight_decay=0.01, decouple_wd=True)
+
+    def composer(p: Any) -> Any:
+        module = bare("composer.optim.decoupled_weight_decay")
+        if family == "adamw":
+            return module.DecoupledAdamW(p, lr=1e-3, weight_decay=1e-5)
+        return module.DecoupledSGDW(p, lr=1e-3, momentum=0.9, weight_decay=1e-5)
+
+    return {"timm": timm, "pytorch_optimizer": pytorch_optimizer, "torch-optimi": optimi, "Composer": composer}
+
+
+def contestants(family: str) -> dict[str, Callable[[Any], Any]]:
+    """Return the optimizers of a family, the first of them the measure of the others."""
+    if family == "adamw":
+        base, ours, extra = torch.optim.AdamW, wd.AdamW, {}
+    else:
+        base, ours, extra = torch.optim.SGD, wd.SGDW, {"momentum": 0.9}
+
+    def torchs(**flags: Any) -> Callable[[Any], Any]:
+        return lambda p: base(p, lr=1e-3, weight_decay=0.01, **extra, **flags)
+
+    def mine(style: str = "decoupled", lam: float = 0.01, **flags: Any) -> Callable[[Any], Any]:
+        return lambda p: ours(p, lr=1e-3, weight_decay=lam, style=style, **extra, **flags)
+
+    return {
+        "torch fused": torchs(fused=True),
+        "null: torch fused again": torchs(fused=True),
+        "torch foreach": torchs(foreach=True),
+        "torch single": torchs(foreach=False),
+        "ours decoupled": mine(),
+        "ours independent": mine("independent", 1e-5),
+        "ours decoupled, compiled": mine(compile=True),
+        "ours cautious": mine(cautious=True),
+        "ours cautious, compiled": mine(cautious=True, compile=True),
+        **peers(family),
+    }
+
+
+def clock(work: Callable[[], Any], device: str) -> float:
+    """Return the seconds that work takes, until the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def bandwidth(device: str, numel: int) -> float:
+    """Return bytes per second of an in-place ``x.add_(y)``: two reads and a write of four bytes."""
+    x, y = torch.ones(numel, device=device), torch.ones(numel, device=device)
+    return 12 * numel / min(clock(lambda: x.add_(y), device) for _ in range(9))
+
+
+def measure(family: str, name: str, device: str, rounds: int) -> tuple[list[list[str]], list[str]]:
+    """Time a family on a set; return the rows of its table and what was left out."""
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(s, generator=draw).mul_(0.02).to(device) for s in shapes(name)]
+    params = [torch.nn.Parameter(w) for w in weights]
+    for p in params:
+        p.grad = torch.randn_like(p) * 0.01
+    runners, absent = {}, []
+    for label, make in contestants(family).items():
+        try:
+            optimizer = make(params)
+            for _ in range(2):  # state, then compiled code
+                optimizer.step()
+        except Exception as error:  # a package that is missing or broken here is reported, not fatal
+            absent.append(f"{label} ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})")
+            continue
+        runners[label] = optimizer.step
+    times: dict[str, list[float]] = {label: [] for label in runners}
+    for _ in range(rounds):
+        for label, step in runners.items():
+            times[label].append(clock(step, device))
+    numel = sum(p.numel() for p in params)
+    peak = bandwidth(device, max(numel, 2**24))
+    rows = []
+    for label, seconds in times.items():
+        ratios = [a / b for a, b in zip(seconds, times["torch fused"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        median = statistics.median(seconds)
+        share = BYTES[family] * numel / median / peak
+        rows.append([label, f"{median * 1e3:.2f}", f"{middle:.2f}", f"{low:.2f} - {high:.2f}", f"{share:.2f}"])
+    return rows, absent
+
+
+def main() -> None:
+    """Run the benchmark and print (or write) its tables as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--sets", nargs="+", default=["gpt2", "resnet18", "small"], choices=["gpt2", "resnet18", "small"]
+    )
+    parser.add_argument("--families", nargs="+", default=["adamw", "sgdw"], choices=["adamw", "sgdw"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", type=Path, help="a Markdown file to write instead of the terminal")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    info = Path("/proc/cpuinfo")
+    cpu = info.read_text() if info.exists() else ""
+    model = next((line.split(":")[1].strip() for line in cpu.splitlines() if "model name" in line), "")
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{model or platform.processor()}"
+    lines = [
+        "# One optimizer step",
+        "",
+        f"{datetime.date.today()}, {machine}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch "
+        f"{torch.__version__}, float32, {args.rounds} rounds, load average {os.getloadavg()[0]:.1f} at the start.",
+        "Ratio: median over rounds against `torch fused` in the same round; interval: its quartiles. Share: bytes that",
+        "a step must move, over its median time, against the bandwidth of an in-place `x.add_(y)` on this machine.",
+    ]
+    for name in args.sets:
+        for family in args.families:
+            rows, absent = measure(family, name, args.device, args.rounds)
+            count = len(shapes(name))
+            lines += ["", f"## {family}, {name} ({count} tensors), {BYTES[family]} bytes a parameter", ""]
+            lines += ["| optimizer | ms | ratio | interval | share |", "|---|---|---|---|---|"]
+            lines += ["| " + " | ".join(row) + " |" for row in rows]
+            if absent:
+                lines += ["", "Not measured: " + "; ".join(absent) + "."]
+            print("\n".join(lines[-len(rows) - 4 :]), flush=True)
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

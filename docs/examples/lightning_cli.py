@@ -1,0 +1,25 @@
+"""LightningCLI: the optimizer, its decay and its mask from the command line, for a module that knows nothing of them.
+
+pip install "jsonargparse[signatures]"
+python docs/examples/lightning_cli.py fit --config docs/examples/lightning_cli.yaml
+python docs/examples/lightning_cli.py fit --trainer.max_steps 4 \
+    --trainer.callbacks+=lightning_wd.OptimizerOverride \
+    --trainer.callbacks.optimizer='{name: sgdw, lr: 0.05, decay: {style: independent}, mask: all}'
+"""
+
+from __future__ import annotations
+
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+
+def main(args: list[str] | None = None) -> LightningCLI:
+    """Run the command line; ``args`` are for tests."""
+    # The decay of this package replaces the CLI's own --optimizer, which puts every parameter into one group.
+    return LightningCLI(
+        BoringModel, BoringDataModule, seed_everything_default=0, auto_configure_optimizers=False, args=args
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Weight decay done right for PyTorch Lightning, switched from Hydra.
+
+Importing this package loads neither torch nor lightning (Hydra imports it in every Hydra app of the environment): each
+public name is imported from its own module on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_wd.callbacks import DecayMonitor as DecayMonitor
+    from lightning_wd.callbacks import DecayPlanSummary as DecayPlanSummary
+    from lightning_wd.callbacks import DecaySchedule as DecaySchedule
+    from lightning_wd.callbacks import MaskedFinetuning as MaskedFinetuning
+    from lightning_wd.callbacks import OptimizerOverride as OptimizerOverride
+    from lightning_wd.configure import LRSchedulerConfig as LRSchedulerConfig
+    from lightning_wd.configure import OptimizerConfig as OptimizerConfig
+    from lightning_wd.configure import configure_optimizers as configure_optimizers
+    from lightning_wd.decay import Decay as Decay
+    from lightning_wd.decay import convert as convert
+    from lightning_wd.errors import CheckpointMismatchError as CheckpointMismatchError
+    from lightning_wd.errors import ConfigError as ConfigError
+    from lightning_wd.errors import MaskError as MaskError
+    from lightning_wd.mask import DecayPlan as DecayPlan
+    from lightning_wd.mask import Mask as Mask
+    from lightning_wd.mask import Rule as Rule
+    from lightning_wd.mask import plan_decay as plan_decay
+    from lightning_wd.optimizers import SGDW as SGDW
+    from lightning_wd.optimizers import AdamW as AdamW
+    from lightning_wd.optimizers import decoupled as decoupled
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AdamW": "optimizers",
+    "CheckpointMismatchError": "errors",
+    "ConfigError": "errors",
+    "Decay": "decay",
+    "DecayMonitor": "callbacks",
+    "DecayPlan": "mask",
+    "DecayPlanSummary": "callbacks",
+    "DecaySchedule": "callbacks",
+    "LRSchedulerConfig": "configure",
+    "Mask": "mask",
+    "MaskError": "errors",
+    "MaskedFinetuning": "callbacks",
+    "OptimizerConfig": "configure",
+    "OptimizerOverride": "callbacks",
+    "Rule": "mask",
+    "SGDW": "optimizers",
+    "configure_optimizers": "configure",
+    "convert": "decay",
+    "decoupled": "optimizers",
+    "plan_decay": "mask",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lightning_wd' has no attribute {name!r}")
+    value = getattr(import_module(f"lightning_wd.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

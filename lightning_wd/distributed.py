@@ -1,0 +1,331 @@
+"""Distributed data parallel that is right under Hydra: single runs, ``--multirun`` and every sweeper and launcher.
+
+Lightning starts rank 1 and up with rank 0's own command line. Under ``--multirun`` that line is the whole sweep, so
+each rank sweeps for itself: twice the output, and with a sweeper that draws its values (``shuffle``, Optuna) the ranks
+train different configs together, silently. Here the other ranks are given one job, the one that rank 0 runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import unwrap
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from lightning_wd._hydra import SEED_AT_START
+from lightning_wd.errors import ConfigError, explain
+from lightning_wd.run import redact
+
+__all__ = ["HydraDDPStrategy", "check_ranks_agree"]
+
+log = logging.getLogger(__name__)
+
+# What a launch writes into the environment of rank 0; the next job of a sweep must find none of it.
+_LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+_NOTICE = 15.0  # seconds for rank 0 to notice that another rank has failed
+_JOIN = 5.0  # seconds for the other ranks to end by themselves once rank 0 has failed
+
+
+class HydraDDPStrategy(DDPStrategy):
+    r"""Lightning's DDPStrategy whose other ranks run this Hydra job only, and which stops when ranks' configs differ.
+
+    Every rank computes the gradient of its own part of the batch, and all step with the mean
+    :math:`g = \frac{1}{N} \sum_{r=1}^{N} g_r`.
+
+    - The other ranks are started with the overrides of the current job, in its output folder.
+    - When the job ends, its processes, its process group and its environment variables go with it, so that the next job
+      of a sweep starts clean, distributed or not.
+    - At set-up the ranks compare their resolved configs, whoever started them (this class, torchrun, SLURM).
+    - Under torchrun, torchrun's number of processes and nodes holds, not ``Trainer(devices=, num_nodes=)``.
+
+    Without Hydra this is the plain DDPStrategy.
+
+    Args:
+        kwargs: the arguments of :class:`lightning.pytorch.strategies.DDPStrategy`.
+
+    Raises:
+        ConfigError: at set-up, when the ranks' configs differ.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(strategy=HydraDDPStrategy(), accelerator="cpu", devices=2, logger=False)
+        >>> trainer.world_size
+        2
+
+    References:
+        Li et al., PyTorch Distributed: Experiences on Accelerating Data Parallel Training,
+        https://arxiv.org/abs/2006.15704
+    """
+
+    def set_world_ranks(self) -> None:
+        """Take the number of processes from torchrun, then set the ranks as Lightning does."""
+        if isinstance(self.cluster_environment, TorchElasticEnvironment):
+            self._follow_torchrun()
+        super().set_world_ranks()
+
+    def setup_environment(self) -> None:
+        """Join the process group, then compare configs."""
+        super().setup_environment()
+        check_ranks_agree(self.root_device)
+
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        if self._start_method == "popen" and self.cluster_environment is not None:
+            self._launcher = _JobLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def _follow_torchrun(self) -> None:
+        devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+        asked = self.parallel_devices or []
+        if (devices, nodes) == (len(asked), self.num_nodes):
+            return
+        if asked and asked[0].type == "cpu":
+            self.parallel_devices = [torch.device("cpu")] * devices
+        elif devices <= len(asked):
+            self.parallel_devices = asked[:devices]
+        else:
+            return  # more processes than devices: Lightning's own error says it best
+        self.num_nodes = nodes
+        if os.environ["RANK"] == "0":
+            log.info(f"torchrun has started {devices} process(es) on each of {nodes} node(s): these are used")
+
+
+def check_ranks_agree(device: torch.device | None = None) -> None:
+    """Raise on every rank unless all ranks of the process group run the same Hydra job.
+
+    The resolved configs are compared by a hash, one small collective. Left out, for they may differ without harm: what
+    reads the environment (``${oc.env:...}``), the clock (``${now:...}``) and the job's own output folder.
+
+    Args:
+        device: where the process group's backend wants its tensors; None for the CPU.
+
+    Raises:
+        ConfigError: names each key that differs, with the ranks and their values.
+    """
+    job = _current_job()
+    if job is None or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    mine = _Settings(job["task_cfg"])
+    digest = hashlib.sha256(repr(mine.without(mine.changing)).encode()).digest()
+    own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(device or "cpu")
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, own)
+    if all(torch.equal(own, other) for other in everyone):
+        return
+    ranks: list[Any] = [None] * len(everyone)
+    dist.all_gather_object(ranks, mine)
+    changing = set().union(*(rank.changing for rank in ranks))  # one rank's clock may stand as plain text on another
+    if differences := _differences([rank.without(changing) for rank in ranks]):
+        raise ConfigError(
+            explain(
+                f"the {len(ranks)} ranks of this job have different configs.",
+                found="; ".join(differences),
+                fix="give every rank the same overrides; start a sweep once and let trainer=ddp start the other ranks",
+            )
+        )
+
+
+class _Settings:
+    """A job's config, flat and without secrets, and the texts that the clock and the output folder put into it."""
+
+    def __init__(self, config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        self.flat: dict[str, str] = {}
+        _flatten(redact(config), "", self.flat)
+        clock = OmegaConf.get_cache(config)["now"].values()
+        self.changing = {HydraConfig.get().runtime.output_dir, *map(str, clock)}
+
+    def without(self, texts: Iterable[str]) -> dict[str, str]:
+        """Return the settings with these texts replaced, the longest first: a folder's name holds the time."""
+        pattern = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
+        return {key: pattern.sub("<run>", value) for key, value in sorted(self.flat.items())}
+
+
+def _flatten(node: Any, path: str, into: dict[str, str]) -> None:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            _flatten(value, f"{path}.{key}" if path else str(key), into)
+    else:
+        into[path] = repr(node)
+
+
+def _differences(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    lines = []
+    for key in sorted(set().union(*settings)):
+        ranks: dict[str, list[str]] = {}
+        for rank, of_rank in enumerate(settings):
+            ranks.setdefault(of_rank.get(key, "absent"), []).append(str(rank))
+        if len(ranks) > 1:
+            lines.append(f"{key} is " + ", ".join(f"{v} on rank {' '.join(r)}" for v, r in ranks.items()))
+    return lines
+
+
+def _current_job() -> Mapping[str, Any] | None:
+    """Return the local variables of Hydra's ``run_job`` that is running us, or None outside of a Hydra job.
+
+    Hydra tells no one in a job which function it runs, with which config, nor when the job ends: only that call knows.
+    """
+    core = sys.modules.get("hydra.core.utils")
+    frame = sys._getframe() if core is not None else None
+    while frame is not None:
+        if frame.f_code is core.run_job.__code__:  # type: ignore[union-attr]
+            return frame.f_locals
+        frame = frame.f_back
+    return None
+
+
+def _command(task_function: Callable[..., Any]) -> list[str]:
+    """Return the command that runs the current Hydra job again, by itself, in the same output folder."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    job: Any = HydraConfig.get()
+    command = [sys.executable, *_program(task_function)]
+    for source in job.runtime.config_sources:
+        path = f"{source.schema}://{source.path}" if source.schema == "pkg" else source.path
+        if source.provider in ("main", "command-line"):
+            command += ["--config-path" if source.provider == "main" else "--config-dir", path]
+    if job.job.config_name is not None:
+        command += ["--config-name", job.job.config_name]
+
+    # as typed: a secret that `${oc.env:...}` reads stays out of the command line
+    overrides: Any = OmegaConf.to_container(job.overrides, resolve=False)
+    command += [*overrides["task"], *filter(_outlives_the_sweep, overrides["hydra"])]
+    command += ["hydra.mode=RUN", f"hydra.run.dir={_quoted(job.runtime.output_dir)}", "hydra.output_subdir=null"]
+    if job.mode == RunMode.MULTIRUN:  # configs may refer to these
+        for key in ("sweep.dir", "sweep.subdir", "job.num", "job.id"):
+            if (value := OmegaConf.select(job, key, default=None)) is not None:
+                command.append(f"hydra.{key}={value if key == 'job.num' else _quoted(value)}")
+    return command
+
+
+def _program(task_function: Callable[..., Any]) -> list[str]:
+    """Return the interpreter's arguments that start this app."""
+    from hydra.utils import to_absolute_path
+
+    main = sys.modules["__main__"]
+    function = unwrap(task_function)
+    source = function.__code__.co_filename
+    if function.__module__ == "__main__" and os.path.abspath(source) != os.path.abspath(getattr(main, "__file__", "")):
+        return [os.path.abspath(source)]  # a launcher's worker process, which unpickled the app's function
+    if main.__spec__ is not None:
+        return ["-m", main.__spec__.name]
+    return [to_absolute_path(sys.argv[0])]
+
+
+def _outlives_the_sweep(override: str) -> bool:
+    """Say whether an override of Hydra's own config still holds for one job of the sweep."""
+    key = re.split("[=@]", override.lstrip("+~"))[0].replace("/", ".")
+    mine = ("hydra.mode", "hydra.run.dir", "hydra.output_subdir", "hydra.job.num", "hydra.job.id")
+    return key not in mine and key.split(".")[1] not in ("sweep", "sweeper", "launcher")
+
+
+def _quoted(value: object) -> str:
+    return "'" + str(value).replace("'", r"\'") + "'"
+
+
+class _JobLauncher(_SubprocessScriptLauncher):
+    """Start the other ranks of one Hydra job, and take everything down again when Hydra says that the job has ended."""
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        """Start the other ranks unless they run already, then call the function."""
+        job = None if self.cluster_environment.creates_processes_externally else _current_job()
+        if job is None:
+            return super().launch(function, *args, trainer=trainer, **kwargs)
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        ending = _JobEnd(job["callbacks"].callbacks, self.procs)
+        self._start(_command(job["task_function"]))
+        threading.Thread(target=ending.watch, daemon=True, name="rank-watch").start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def _start(self, command: list[str]) -> None:
+        from hydra.utils import get_original_cwd
+
+        environment = self.cluster_environment
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        os.environ["NODE_RANK"] = str(environment.node_rank())
+        os.environ["LOCAL_RANK"] = str(environment.local_rank())
+        os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
+        for local_rank in range(1, self.num_processes):
+            variables = {**os.environ, "LOCAL_RANK": str(local_rank)}
+            self.procs.append(subprocess.Popen(command, env=variables, cwd=get_original_cwd()))
+
+
+class _JobEnd:
+    """A Hydra callback for one job: wait for the other ranks, then remove what the launch has left in this process."""
+
+    def __init__(self, callbacks: list[Any], processes: list[subprocess.Popen[bytes]]) -> None:
+        self._callbacks = callbacks
+        self._processes = processes
+        self._variables = {name: os.environ.get(name) for name in _LAUNCH_VARIABLES} | SEED_AT_START
+        self._threads = torch.get_num_threads()
+        self._ended = threading.Event()
+        callbacks.append(self)
+
+    def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
+        """Called by Hydra when the job has returned or raised, before Hydra shows the error."""
+        from hydra.core.utils import JobStatus
+
+        self._callbacks.remove(self)
+        succeeded = job_return.status is JobStatus.COMPLETED
+        failed = self._join(None if succeeded else _JOIN)
+        self._ended.set()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for name, value in self._variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        torch.set_num_threads(self._threads)
+        if failed:
+            message = f"local rank {failed[0][0]} ended with exit code {failed[0][1]}; its own error stands above."
+            if succeeded:
+                job_return.status, job_return.return_value = JobStatus.FAILED, RuntimeError(message)
+            else:
+                log.error(message)
+
+    def watch(self) -> None:
+        """End this process when another rank has failed and this one, waiting for it, does not notice."""
+        while not self._ended.wait(1.0):
+            if self._failed() and not self._ended.wait(_NOTICE):
+                log.error("a rank has failed and rank 0 still waits for it: killing this job; the error stands above.")
+                for process in self._processes:
+                    process.kill()
+                os.kill(os.getpid(), signal.SIGKILL)  # stuck in a collective: no exception would reach it
+
+    def _join(self, limit: float | None) -> list[tuple[int, int]]:
+        """Wait for the other ranks and return who failed; past the limit they hang in a collective and are killed."""
+        deadline = None if limit is None else time.monotonic() + limit
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        failed = self._failed()
+        for process in self._processes:
+            process.kill()  # a no-op for those that have ended
+            process.wait()
+        return failed
+
+    def _failed(self) -> list[tuple[int, int]]:
+        """Return local rank and exit code of every process that has ended with an error."""
+        codes = [(rank, process.poll()) for rank, process in enumerate(self._processes, start=1)]
+        return [(rank, code) for rank, code in codes if code]

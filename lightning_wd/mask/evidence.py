@@ -1,0 +1,173 @@
+"""What a tensor is, read from its layer, its names and its shape: the evidence under the presets.
+
+The first of these that holds gives a tensor its kind:
+
+=========== =========================================================================================================
+kind        evidence
+=========== =========================================================================================================
+bias        the tensor's own name has the word ``bias`` (``bias_ih_l0``, ``q_bias``; not ``debias_proj.weight``)
+norm        a norm layer owns it directly: torch.nn's, or by class name and shape (LlamaRMSNorm, LayerNorm2d, GRN)
+magnitude   weight_norm's length of each row: ``original0``, ``weight_g``
+state       a state-space model's own ``A_log`` and ``D``, or RWKV's ``time_decay``, of any shape
+vector      at most one dimension is larger than 1, and it is no weight of a Linear, Conv, RNN or attention layer;
+            or a free parameter of any shape named a scale (``gamma``, ``temperature``)
+table       a free parameter (no Embedding's) named a position table or a token
+embedding   an Embedding owns it, or a free parameter is named one
+weight      everything else
+=========== =========================================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrizations import _WeightNorm
+
+from lightning_wd.mask.names import Found
+
+__all__ = ["EXEMPT", "KINDS", "classify"]
+
+KINDS = ("bias", "norm", "magnitude", "state", "vector", "table", "embedding", "weight")
+
+# What each preset leaves out, once hooks and marks have spoken.
+EXEMPT: dict[str, frozenset[str]] = {
+    "standard": frozenset(KINDS) - {"embedding", "weight"},
+    "no_embeddings": frozenset(KINDS) - {"weight"},
+    "matrices": frozenset(KINDS) - {"table", "embedding", "weight"},
+    "all": frozenset(),
+    "none": frozenset(KINDS),
+}
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_CONTAINERS = (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# A class named *Norm is no norm layer with one of these words before, as in ConvNorm or EncoderLayerStableLayerNorm,
+_NOT_BEFORE = frozenset(
+    ("conv", "linear", "weight", "spectral", "embed", "embedding", "encoder", "decoder", "layer", "block", "model")
+)
+# nor with other words than these after it, as in NormLinear or PreLayerNormSelfOutput.
+_AFTER = frozenset(("d", "nd", "act", "gated", "no", "bias", "fp", "f", "exp", "relu", "silu"))
+_NORM_LEAVES = frozenset(
+    ("weight", "bias", "gamma", "beta", "scale", "shift", "gain", "offset", "g", "b", "w", "alpha", "a_2", "b_2")
+)
+_STATE_LEAVES = frozenset(("A_log", "A_logs", "D", "Ds", "time_decay", "time_first", "time_faaaa"))
+_SCALE_LEAVES = frozenset(("gamma", "beta", "alpha", "layer_scale", "logit_scale", "temperature"))
+_POSITION = frozenset(("pos", "position", "positions", "positional", "posemb", "pe", "relpos"))
+_LEARNED_INPUT = frozenset(("query", "queries", "latent", "latents", "prompt", "prompts"))  # features, not tables
+_MATRIX = frozenset(("weight", "weights", "proj", "kernel", "w1", "w2", "w3"))
+_CONTENT = frozenset(("weight", "weights", "embed", "embedding", "embeddings", "emb"))  # names that say nothing
+_EMBED = frozenset(("embed", "embedding", "embeddings", "emb", "wte"))
+
+
+def classify(found: Found) -> str:
+    """Return the kind of a tensor, one of :data:`KINDS`; the table of this module says how."""
+    name, attribute = found.leaf, found.attribute
+    if isinstance(found.module, (nn.ParameterList, nn.ParameterDict)):
+        # The list is called what a single tensor would be called: biases.0, position_embeddings.weights.1.
+        name = f"{attribute}_{name}"
+        attribute = found.name.split(".")[-3] if found.name.count(".") > 1 else ""
+    shape = found.param.shape
+    vector = len(shape) < 2 or len(shape) - shape.count(1) - shape.count(0) < 2
+    if found.part == "original0" and _is_weight_norm(found):
+        return "magnitude"
+    if name[-2:] == "_g" and f"{name[:-2]}_v" in found.module._parameters:
+        return "magnitude"
+    return _classify(type(found.module), name, attribute, vector)  # type: ignore[arg-type]  # classes are hashable
+
+
+@lru_cache(maxsize=65536)
+def _classify(cls: type, leaf: str, attribute: str, vector: bool) -> str:
+    words = leaf_words(leaf)
+    embeds = is_embedding(cls) and (leaf == "weight" or issubclass(cls, _EMBEDDINGS))
+    # T5's relative_attention_bias keeps its biases in an Embedding.
+    if _has_bias(words) or (embeds and _has_bias(leaf_words(attribute))):
+        return "bias"
+    if is_norm(cls) and (vector or leaf in _NORM_LEAVES):
+        return "norm"
+    if leaf in _STATE_LEAVES:
+        return "state"
+    free = not embeds and not issubclass(cls, _WEIGHTED)
+    if (vector and not ("weight" in words and is_weighted(cls))) or (free and leaf in _SCALE_LEAVES):
+        return "vector"
+    if free and (_is_table(words) or (words[0] in _CONTENT and _has_position(frozenset(leaf_words(attribute))))):
+        return "table"
+    if embeds or (free and words[-1] in _EMBED):
+        return "embedding"
+    return "weight"
+
+
+def leaf_words(leaf: str) -> tuple[str, ...]:
+    """Split a tensor's own name into words.
+
+    >>> leaf_words("bias_ih_l0"), leaf_words("inProjBias"), leaf_words("debias")
+    (('bias', 'ih', 'l', '0'), ('in', 'proj', 'bias'), ('debias',))
+    """
+    return tuple(word.lower() for word in _WORD.findall(leaf)) or (leaf,)
+
+
+def _has_bias(words: tuple[str, ...]) -> bool:
+    return "bias" in words or "biases" in words
+
+
+def _is_table(words: tuple[str, ...]) -> bool:
+    have = frozenset(words)
+    if have & _LEARNED_INPUT or have & _MATRIX:
+        return False
+    return _has_position(have) or words[-1] in ("token", "tokens")
+
+
+def _has_position(words: frozenset[str]) -> bool:
+    return bool(
+        words & _POSITION
+        or ("rel" in words and words & {"height", "width", "h", "w", *_EMBED})
+        or (words & {"time", "temporal"} and words & _EMBED)
+    )
+
+
+@lru_cache(maxsize=4096)
+def is_norm(cls: type) -> bool:
+    """Whether a class is a norm layer: torch.nn's own, or named one and not also a convolution, a block, ..."""
+    if issubclass(cls, _NORMS):
+        return True
+    if issubclass(cls, (*_WEIGHTED, *_EMBEDDINGS, *_CONTAINERS)):
+        return False
+    return any(_named_norm(base.__name__) for base in cls.__mro__ if base not in (nn.Module, object))
+
+
+def _named_norm(name: str) -> bool:
+    if name.endswith("GRN"):  # global response normalization
+        return True
+    words = leaf_words(re.sub(r"(?i)layer_?norm", "Norm", name))
+    last = max((i for i, word in enumerate(words) if word.endswith(("norm", "normalization"))), default=None)
+    if last is None or _NOT_BEFORE.intersection(words[:last]):
+        return False
+    return all(word in _AFTER or word.isdigit() for word in words[last + 1 :])
+
+
+@lru_cache(maxsize=4096)
+def is_weighted(cls: type) -> bool:
+    """Whether a class multiplies its inputs by its weight, so that even a weight of shape (1, n) is a matrix."""
+    if issubclass(cls, _WEIGHTED):
+        return True
+    names = (base.__name__ for base in cls.__mro__ if base not in (nn.Module, object))
+    return any(re.search(r"(?:Linear|Conv)(?:\d[dD])?$", name) for name in names)
+
+
+@lru_cache(maxsize=4096)
+def is_embedding(cls: type) -> bool:
+    """Whether a class is a table that integer indices look up."""
+    if issubclass(cls, _WEIGHTED):
+        return False
+    return issubclass(cls, _EMBEDDINGS) or any(base.__name__.endswith("Embedding") for base in cls.__mro__)
+
+
+def _is_weight_norm(found: Found) -> bool:
+    parts = getattr(found.module, "parametrizations", None)
+    return parts is not None and any(isinstance(p, _WeightNorm) for p in parts[found.leaf])

@@ -1,0 +1,133 @@
+"""The tensors of a module under the names their author gave them, whatever the module has been wrapped in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_wd.errors import MaskError, explain
+
+__all__ = ["Found", "Tree", "walk"]
+
+_FSDP1 = "_fsdp_wrapped_module"
+# Wrapper classes and the attribute that holds what they wrap. They are known by class, never by that attribute's name:
+# a user's own submodule may be called 'module'.
+_WRAPPERS = {
+    ("torch._dynamo.eval_frame", "OptimizedModule"): "_orig_mod",
+    ("torch.nn.parallel.distributed", "DistributedDataParallel"): "module",
+    ("torch.nn.parallel.data_parallel", "DataParallel"): "module",
+    ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel"): _FSDP1,
+    ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "ActivationWrapper"): "_checkpoint_wrapped_module",
+    ("torch.optim.swa_utils", "AveragedModel"): "module",
+    ("deepspeed.runtime.engine", "DeepSpeedEngine"): "module",
+    ("lightning.fabric.wrappers", "_FabricModule"): "_forward_module",
+    ("lightning_fabric.wrappers", "_FabricModule"): "_forward_module",
+}
+
+
+class Found(NamedTuple):
+    """One name of one tensor.
+
+    ``module`` is whose tensor it is and ``leaf`` what that module calls it; for a parametrized tensor these are the
+    parametrized layer and its tensor (``weight``), and ``part`` the parametrization's own name for it (``original0``).
+    ``attribute`` is what the module is called by its parent.
+    """
+
+    name: str
+    param: Tensor
+    module: nn.Module
+    leaf: str
+    attribute: str
+    part: str
+
+
+@dataclass
+class Tree:
+    """A walked module: its tensors by every name, in the order of ``named_parameters``, and its hooks."""
+
+    tensors: list[Found]
+    raw_names: dict[str, str]  # as the wrapped module has it -> as the author has it, where the two differ
+    fsdp: list[nn.Module]  # FSDP1's wrappers
+    hooked: list[tuple[nn.Module, str, str, int, int]]  # module, its name, its raw name, its tensors' range
+
+
+def walk(module: nn.Module) -> Tree:
+    """List every tensor of ``module`` under every name it has.
+
+    Raises:
+        MaskError: ``module`` is no nn.Module.
+    """
+    if not isinstance(module, nn.Module):
+        raise MaskError(
+            explain(
+                f"plan_decay needs an nn.Module but got {module!r:.80}.",
+                found=type(module).__name__,
+                fix="pass the module itself, not its parameters: names and layer types decide",
+            )
+        )
+    tree = Tree([], {}, [], [])
+    _visit(module, "", "", "", tree, set(), {})
+    return tree
+
+
+def _visit(
+    module: nn.Module, prefix: str, raw: str, attribute: str, tree: Tree, above: set[int], inner: dict[type, Any]
+) -> None:
+    cls = type(module)
+    if cls not in inner:
+        inner[cls] = wrapped_attribute(cls), hasattr(cls, "no_weight_decay") or hasattr(cls, "no_weight_decay_keywords")
+    wrapped, hooks = inner[cls]
+    start = len(tree.tensors)
+    differs = prefix is not raw and prefix != raw
+    for leaf, param in module._parameters.items():
+        if param is not None:
+            name = prefix + leaf
+            tree.tensors.append(Found(name, param, module, leaf, attribute, ""))
+            if differs:
+                tree.raw_names[raw + leaf] = name
+    if wrapped is not None:
+        if wrapped == _FSDP1:
+            tree.fsdp.append(module)
+        _visit(module._modules[wrapped], prefix, f"{raw}{wrapped}.", attribute, tree, above | {id(module)}, inner)  # type: ignore[arg-type]
+        return
+    children = module._modules
+    if children:
+        above.add(id(module))
+        for key, child in children.items():
+            # A module that holds one of its own ancestors would never end.
+            if child is None or id(child) in above:
+                continue
+            name = f"{prefix}{key}."
+            raw_name = name if prefix is raw else f"{raw}{key}."
+            if key == "parametrizations" and isinstance(child, nn.ModuleDict):
+                _parametrized(module, child, name, raw_name, attribute, tree, above, inner)
+            else:
+                _visit(child, name, raw_name, key, tree, above, inner)
+        above.remove(id(module))
+    if hooks:
+        tree.hooked.append((module, prefix, raw, start, len(tree.tensors)))
+
+
+def _parametrized(
+    module: nn.Module, parametrizations: nn.ModuleDict, prefix: str, raw: str, attribute: str, *rest: Any
+) -> None:
+    """Visit ``layer.parametrizations``: ``original*`` belongs to the layer, what a parametrization adds to itself."""
+    tree, above, inner = rest
+    for leaf, parts in parametrizations.items():
+        start = len(tree.tensors)
+        _visit(parts, f"{prefix}{leaf}.", f"{raw}{leaf}.", leaf, tree, above, inner)
+        for i in range(start, len(tree.tensors)):
+            found = tree.tensors[i]
+            if found.module is parts:
+                tree.tensors[i] = Found(found.name, found.param, module, leaf, attribute, found.leaf)
+
+
+def wrapped_attribute(cls: type) -> str | None:
+    """Return the attribute under which a wrapper class holds what it wraps; None for every other class."""
+    for base in cls.__mro__:
+        attribute = _WRAPPERS.get((base.__module__, base.__qualname__))
+        if attribute is not None:
+            return attribute
+    return None

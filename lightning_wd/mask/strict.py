@@ -1,0 +1,86 @@
+"""Refusals: a rule that matches nothing, a rule that says nothing, a parameter that no rule places."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import nn
+
+from lightning_wd.errors import MaskError, explain, nearest
+from lightning_wd.mask.names import Tree
+from lightning_wd.mask.plan import Row
+from lightning_wd.mask.rules import Rule, compile_name
+
+__all__ = ["check_placed", "check_rules"]
+
+
+def check_rules(rules: Sequence[Rule], counts: Sequence[int], rows: Sequence[Row], tree: Tree) -> None:
+    """Raise a MaskError for the first rule that matched no parameter, or that sets nothing."""
+    for rule, count in zip(rules, counts, strict=True):
+        if not count:
+            pattern = rule.name is not None and len(rule.conditions) == 1
+            frozen = sum(row.reason == "frozen" for row in rows)
+            found = f"{len(rows) - frozen} trainable" + (f" and {frozen} frozen" if frozen else "")
+            message = explain(
+                f"mask {f'pattern {rule.name!r}' if pattern else f'rule ({rule})'} matched no parameter.",
+                found=f"{found} parameters, 0 matches",
+                fix="correct the pattern, or remove the rule" if pattern else "correct the rule, or remove it",
+            )
+            close = _nearest(rule, tree)
+            raise MaskError(message.replace("\n  fix: ", f"\n  nearest: {close}\n  fix: ") if close else message)
+        if not rule.settings:
+            raise MaskError(
+                explain(
+                    f"mask rule ({rule}) sets nothing.",
+                    found=f"{count} match{'es' if count > 1 else ''}, but neither decay, lr nor style",
+                    fix="give the rule decay=0 to exclude them, or remove it",
+                )
+            )
+
+
+def check_placed(unplaced: Sequence[str]) -> None:
+    """Raise a MaskError that names the parameters no rule placed."""
+    if unplaced:
+        raise MaskError(
+            explain(
+                f"{len(unplaced)} parameter{'s are' if len(unplaced) > 1 else ' is'} placed by no rule (base is null).",
+                found=", ".join(unplaced[:5]) + (", ..." if len(unplaced) > 5 else ""),
+                fix="add a last rule for the rest, such as Rule(1.0), or give the mask a base such as 'standard'",
+            )
+        )
+
+
+def _nearest(rule: Rule, tree: Tree) -> str | None:
+    """Return the nearest pattern or class name that does match, with how much it matches."""
+    names = list(dict.fromkeys(found.name for found in tree.tensors))
+    if rule.name is not None and not any(map(compile_name(rule.name), names)):
+        return _nearest_pattern(rule.name, names)
+    classes: dict[str, int] = {}
+    for found in tree.tensors:
+        for cls in type(found.module).__mro__:
+            if cls not in (nn.Module, object):
+                classes[cls.__name__] = classes.get(cls.__name__, 0) + 1
+    for kind in rule.module_types:
+        name = kind.__name__ if isinstance(kind, type) else kind.rpartition(".")[2]
+        close = nearest(name, classes)
+        if close and close != name:
+            return f"{close!r} ({classes[close]} parameters)"
+    return None
+
+
+def _nearest_pattern(pattern: str, names: list[str]) -> str | None:
+    words = sorted({part for name in names for part in (*name.split("."), *name.replace(".", "_").split("_"))})
+    given = [part for part in pattern.removeprefix("regex:").split(".") if part.strip("*?[]^$\\()")]
+    for part in given:
+        bare = part.strip("*?^$\\()")
+        # The likeliest slip first: the right word without the dots and stars around it, then a misspelt word.
+        for word in dict.fromkeys(w for w in (bare if bare in words else None, nearest(bare, words)) if w):
+            whole = pattern.replace(bare, word)
+            tries = [whole] if word != bare else []
+            for candidate in (*tries, f"*.{word}.*", f"*.{word}", f"*{word}*"):
+                hits = [name for name in names if compile_name(candidate)(name)]
+                if hits:
+                    shown = ", ".join(itertools.islice(hits, 1)) + (", ..." if len(hits) > 1 else "")
+                    return f"{candidate!r} ({len(hits)} match{'es' if len(hits) > 1 else ''}: {shown})"
+    return None

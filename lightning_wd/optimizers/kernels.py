@@ -1,0 +1,287 @@
+"""How a step runs: which kernel is right for which tensors, and decay around a kernel that does none itself.
+
+torch's fused CPU kernels walk every tensor as flat memory. Where a parameter and its gradient or state differ in
+layout (a channels_last weight with a contiguous gradient, a transposed weight, an expanded gradient) they combine
+elements that do not belong together, and say nothing. So layouts are compared in every step: about 0.1 us a tensor,
+and no cache that a later ``model.to(memory_format=...)`` could make stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
+
+from lightning_wd.errors import ConfigError, explain
+from lightning_wd.optimizers.compiled import MIN_NUMEL
+
+__all__ = [
+    "Part",
+    "add_penalty",
+    "choose_kernels",
+    "is_zero",
+    "masked",
+    "misfits",
+    "prefers_fused",
+    "shrink",
+    "step_with_decay",
+]
+
+_FUSED_DEVICES = ("cpu", "cuda")  # where fused kernels were tried; elsewhere torch's own default stands
+
+
+class Part(NamedTuple):
+    """Tensors of one group that one kernel updates: their indices (None: all), and the flags that choose it."""
+
+    indices: list[int] | None
+    fused: bool | None
+    foreach: bool | None
+    compiled: bool = False
+
+    def take(self, column: list[Any]) -> list[Any]:
+        """Return the part's entries of a column that has one entry per parameter (or none at all)."""
+        return column if self.indices is None or not column else [column[i] for i in self.indices]
+
+
+def prefers_fused(group: dict[str, Any], params: Sequence[Tensor]) -> bool:
+    """Whether the fused kernel is what a group runs on, layouts aside: asked for, or left to us and supported."""
+    if group["fused"] is not None or group["foreach"] is not None or torch.compiler.is_compiling():
+        return bool(group["fused"])
+    fused, _ = _default_to_fused_or_foreach(list(params), group["differentiable"], use_fused=True)
+    return fused and all(p.device.type in _FUSED_DEVICES for p in params)
+
+
+def choose_kernels(
+    group: dict[str, Any],
+    params: list[Tensor],
+    columns: Sequence[list[Tensor]],
+    *,
+    where: str,
+    sparse: bool = False,
+    compile: bool = False,
+    flawed: Sequence[int] = (),
+) -> list[Part]:
+    """Choose the kernel of a group's step; tensors that the fused kernel would get wrong get another one.
+
+    Args:
+        group: the parameter group; its ``fused`` and ``foreach`` choose as in torch.optim.
+        params: its parameters that have a gradient.
+        columns: gradients and state tensors, each in the order of ``params``.
+        where: the group's name, for the error.
+        sparse: whether a gradient is sparse, which no fused kernel takes.
+        compile: whether large tensors go to the compiled pass, which needs the same layouts.
+        flawed: indices of parameters that the fused kernel gets wrong in any layout.
+
+    Raises:
+        ConfigError: ``fused=True`` was asked for and would be wrong.
+    """
+    if not prefers_fused(group, params) or (sparse and not group["fused"]):
+        return [Part(None, group["fused"], group["foreach"])]
+    bad = [] if sparse else misfits(params, columns)
+    if not bad and not compile and not flawed:
+        return [Part(None, True, False)]
+    if group["fused"]:
+        _refuse_fused(group, params, columns, bad[0] if bad else flawed[0], where=where, layout=bool(bad))
+    large = {i for i in range(len(params)) if compile and i not in bad and params[i].numel() >= MIN_NUMEL}
+    plain = {*bad, *flawed} - large
+    fused = [i for i in range(len(params)) if i not in large and i not in plain]
+    parts = [Part(sorted(large), None, None, compiled=True), Part(fused, True, False), Part(sorted(plain), None, None)]
+    return [part for part in parts if part.indices]
+
+
+def _refuse_fused(
+    group: dict[str, Any],
+    params: list[Tensor],
+    columns: Sequence[list[Tensor]],
+    index: int,
+    *,
+    where: str,
+    layout: bool,
+) -> None:
+    p, names = params[index], group.get("param_names")
+    position = next(i for i, other in enumerate(group["params"]) if other is p)
+    if layout:
+        reason = "the fused kernel needs one dense layout for a parameter, its gradient and its state."
+        strides = " and ".join(str(column[index].stride()) for column in columns if column)
+        found = f"shape {tuple(p.shape)}, strides {p.stride()} of the parameter, {strides} of its gradient and state"
+    else:
+        reason = "on a CPU torch's fused kernel leaves such weights as they are, and says nothing."
+        found = str(p.dtype)
+    raise ConfigError(
+        explain(
+            f"fused=True is wrong for parameter {names[position] if names else position!r} of {where}: {reason}",
+            found=found,
+            fix="leave out fused: the fused kernel is then used wherever it is right",
+        )
+    )
+
+
+def misfits(params: Sequence[Tensor], columns: Sequence[Sequence[Tensor]]) -> list[int]:
+    """Return the indices of parameters whose memory a fused kernel would pair wrongly with a column's."""
+    contiguous = torch.Tensor.is_contiguous
+    if all(map(contiguous, params)) and all(all(map(contiguous, column)) for column in columns):
+        return []
+    bad = []
+    for i, p in enumerate(params):
+        others = [column[i] for column in columns if column]
+        if p.is_contiguous() and all(other.is_contiguous() for other in others):
+            continue
+        layout = _layout(p)
+        if layout is None or any(_layout(other) != layout for other in others):
+            bad.append(i)
+    return bad
+
+
+def _layout(tensor: Tensor) -> list[tuple[int, int, int]] | None:
+    """Return the axes from the outermost in memory as (stride, size, axis), or None where memory has holes or overlaps.
+
+    Axes of size 1 are left out: their stride moves nothing.
+    """
+    axes = sorted(((s, n, i) for i, (s, n) in enumerate(zip(tensor.stride(), tensor.shape, strict=True)) if n != 1))
+    expected = 1
+    for stride, size, _ in axes:
+        if stride != expected:
+            return None
+        expected *= size
+    return axes
+
+
+def is_zero(value: float | Tensor) -> bool:
+    """Whether a number is known to be 0. A tensor is not read: that would wait for the device."""
+    return not isinstance(value, Tensor) and value == 0
+
+
+def step_with_decay(
+    kernel: Callable[[list[Tensor]], None],
+    params: list[Tensor],
+    part: Part,
+    *,
+    fraction: float | Tensor,
+    direction: Callable[[], list[Tensor]],
+    cautious: bool,
+    differentiable: bool,
+    found_inf: Tensor | None,
+    residuals: list[Tensor] | None = None,
+) -> None:
+    """Run ``w <- w - lr * u - d * w_old`` around a kernel that does ``w <- w - lr * u``.
+
+    The decay is subtracted from the old weights as ``w - d * w``. Multiplying by ``1 - d`` would round ``1 - d`` the
+    same way in every step, and drift 20 to 30 times more.
+
+    Args:
+        kernel: updates the list of weights it is given, in place, without decay.
+        params: the weights.
+        part: which kernel it is; the decay runs on the same kind.
+        fraction: ``d_t``.
+        direction: gives ``u`` up to a positive factor, once the kernel has run; only called when ``cautious``.
+        cautious: decay only where ``u * w_old >= 0``.
+        differentiable: whether autograd records the step.
+        found_inf: GradScaler's flag; where it is 1 the kernel does nothing, and so does the decay.
+        residuals: what earlier roundings lost (Kahan), per weight: the step is then summed with compensation.
+    """
+    if part.fused:
+        mode = "fused"
+    elif part.foreach is None and part.fused is None:
+        mode = "foreach" if _default_to_fused_or_foreach(params, differentiable)[1] else "single"
+    else:
+        mode = "foreach" if part.foreach else "single"
+    if residuals is not None:
+        if found_inf is not None and found_inf.item():
+            return
+        updates = [torch.zeros_like(p) for p in params]
+        kernel(updates)
+        if not is_zero(fraction):
+            shrink(updates, masked(params, direction()) if cautious else params, fraction, mode)
+        _add_compensated(params, updates, residuals)
+    elif is_zero(fraction):
+        kernel(params)
+    elif cautious:
+        old = [p.clone() for p in params]
+        kernel(params)
+        shrink(params, masked(old, direction()), fraction, mode, found_inf)
+    else:
+        shrink(params, params, fraction, mode, found_inf)
+        kernel(params)
+
+
+def shrink(
+    params: list[Tensor], old: list[Tensor], fraction: float | Tensor, mode: str, found_inf: Tensor | None = None
+) -> None:
+    """Do ``w <- w - d * w_old`` in one pass."""
+    if isinstance(fraction, Tensor) and fraction.is_cpu and not fraction.requires_grad:
+        fraction = fraction.item()
+    if torch.compiler.is_compiling():  # a float for `alpha` would be compiled in, and each new one compile again
+        for p, w in zip(params, old, strict=True):
+            p.sub_(w * fraction)
+        return
+    if mode == "fused" and params[0].is_cpu:
+        if found_inf is not None and found_inf.item():
+            return
+        mode = "foreach"
+    if mode == "fused":
+        # A fused SGD step with w_old for a gradient and d for a learning rate: the only stock kernel that also takes
+        # found_inf and a learning rate on the device, so nothing waits and a CUDA graph can hold it.
+        for (device, _), ((ps, olds), _) in Optimizer._group_tensors_by_device_and_dtype([params, old]).items():  # type: ignore[list-item]
+            torch._fused_sgd_(
+                ps,  # type: ignore[arg-type]
+                olds,  # type: ignore[arg-type]
+                [],
+                weight_decay=0.0,
+                momentum=0.0,
+                lr=fraction.to(device) if isinstance(fraction, Tensor) else fraction,  # type: ignore[arg-type]
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+                grad_scale=None,
+                found_inf=None if found_inf is None else found_inf.to(device),
+            )
+    elif mode == "foreach":
+        if isinstance(fraction, Tensor):
+            torch._foreach_sub_(params, torch._foreach_mul(old, fraction))
+        else:
+            torch._foreach_add_(params, old, alpha=-fraction)
+    else:
+        for p, w in zip(params, old, strict=True):
+            if isinstance(fraction, Tensor):
+                p.addcmul_(w.clone() if w is p else w, fraction.to(p.device), value=-1)
+            else:
+                p.add_(w, alpha=-fraction)
+
+
+def masked(old: list[Tensor], direction: list[Tensor]) -> list[Tensor]:
+    """Return ``w_old`` where ``u * w_old >= 0`` and 0 elsewhere.
+
+    The sign of ``w`` stands for ``w``: a product of two small numbers would underflow to 0, which counts as agreement.
+    """
+    kept = []
+    for w, u in zip(old, direction, strict=True):
+        complex_valued = w.is_complex()
+        if complex_valued:
+            w, u = torch.view_as_real(w), torch.view_as_real(u)
+        keep = w.sign().mul_(u).ge_(0).mul_(w)  # one new tensor, not five
+        kept.append(torch.view_as_complex(keep) if complex_valued else keep)
+    return kept
+
+
+def _add_compensated(params: list[Tensor], updates: list[Tensor], residuals: list[Tensor]) -> None:
+    """Add updates to weights by Kahan's sum: what rounding cuts off is kept in ``residuals`` for the next step."""
+    torch._foreach_add_(residuals, updates)
+    lost = [p.clone() for p in params]
+    torch._foreach_add_(params, residuals)
+    torch._foreach_sub_(lost, params)
+    torch._foreach_add_(residuals, lost)
+
+
+def add_penalty(
+    grads: list[Tensor], params: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None
+) -> list[Tensor]:
+    """Return ``g + lam * w`` for gradients that may still carry GradScaler's scale, and the sign of ``maximize``."""
+    lam = group["weight_decay"]
+    if is_zero(lam):
+        return grads
+    alpha = lam * (1.0 if grad_scale is None else grad_scale.item())
+    return list(torch._foreach_add(grads, params, alpha=-alpha if group["maximize"] else alpha))

@@ -1,0 +1,289 @@
+"""Does a saved optimizer state belong to this optimizer? Checked in full before anything is written.
+
+torch matches groups by position and size alone. It lets AdamW's state turn Adam into AdamW, lets reordered groups swap
+their decay, and lets a checkpoint's decay replace the configured one, all without a word.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_wd.errors import CheckpointMismatchError, explain
+
+__all__ = ["fit_checkpoint"]
+
+# Settings that choose an implementation, or that older torch versions did not save: no mark of an optimizer's identity.
+_VERSIONED = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+_OURS = {"style", "base_lr", "cautious", "kahan", "base_weight_decay", "weight_decay"}
+_PLAIN = {True: "decoupled", False: "l2"}  # the style of plain torch states, by their decoupled_weight_decay
+_KINDS = {"l2": "an L2 penalty", "decoupled": "decoupled decay"}
+
+
+def fit_checkpoint(
+    optimizer: torch.optim.Optimizer,
+    state_dict: dict[str, Any],
+    *,
+    on_resume: str,
+    state_keys: frozenset[str] | None,
+    plain_style: str | None,
+) -> dict[str, Any]:
+    """Return a state dict that is safe to load, with the settings it lacks filled in from the optimizer's groups.
+
+    Args:
+        optimizer: the optimizer that loads; it is not changed.
+        state_dict: what it is asked to load; it is not changed.
+        on_resume: ``checkpoint``, ``config`` or ``error``: what holds where learning rate or decay differ.
+        state_keys: names of the optimizer's state tensors, or None where they are not known.
+        plain_style: what a state that names no style was trained with, or None where that is not known.
+
+    Raises:
+        CheckpointMismatchError: another optimizer, style, group or parameter; or a difference under "error".
+    """
+    own = optimizer.param_groups
+    saved = state_dict["param_groups"]
+    owner = type(optimizer).__name__
+    _check_family(owner, optimizer, state_dict, state_keys)
+    _check_members(owner, own, saved)
+    plain_l2 = [
+        _check_style(owner, index, mine, theirs, plain_style) for index, (mine, theirs) in enumerate(_pairs(own, saved))
+    ]
+    _check_shapes(owner, own, saved, state_dict["state"], state_keys)
+
+    groups, differences = [], []
+    for index, (mine, theirs) in enumerate(_pairs(own, saved)):
+        filled = {**{key: value for key, value in mine.items() if key != "params"}, **theirs}
+        filled["base_lr"] = _peak(theirs)
+        if "weight_decay" in theirs:
+            filled["base_weight_decay"] = theirs.get("base_weight_decay", theirs["weight_decay"])
+        if plain_l2[index]:  # the number is in another unit, so it cannot win over the configured one
+            filled["weight_decay"], filled["base_weight_decay"] = mine["weight_decay"], mine["base_weight_decay"]
+        found = _differences(mine, filled, _label(mine, index))
+        if found and on_resume == "config":
+            _keep_configured(mine, filled)
+        if plain_l2[index]:
+            found.append(
+                f"{_label(mine, index)}: weight_decay is an L2 penalty of {theirs['weight_decay']!r} in the checkpoint "
+                f"of a plain optimizer; style {mine['style']!r} keeps {mine['weight_decay']!r}"
+            )
+        differences += found
+        groups.append(filled)
+    if differences:
+        _report(owner, differences, on_resume)
+    return {**state_dict, "param_groups": groups}
+
+
+def _pairs(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+    return zip(own, saved, strict=True)
+
+
+def _label(group: dict[str, Any], index: int) -> str:
+    return f"group {group['name']!r}" if "name" in group else f"group {index}"
+
+
+def _refuse(owner: str, problem: str, *, found: str, valid: str, fix: str) -> None:
+    raise CheckpointMismatchError(
+        explain(f"the checkpoint does not fit this {owner}: {problem}", found=found, valid=valid, fix=fix)
+    )
+
+
+def _check_family(
+    owner: str, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], state_keys: frozenset[str] | None
+) -> None:
+    """Refuse the state of another optimizer, told by the settings of its groups and the names in its state."""
+    expected = set(optimizer.defaults) - _VERSIONED - _OURS
+    foreign = {
+        name
+        for cls in vars(torch.optim).values()
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+        for name in inspect.signature(cls).parameters
+    }
+    foreign -= set(optimizer.defaults) | _VERSIONED | _OURS | {"params"}
+    for index, group in enumerate(state_dict["param_groups"]):
+        missing, extra = sorted(expected - set(group)), sorted(foreign & set(group))
+        if missing or extra:
+            _refuse(
+                owner,
+                f"{_label(group, index)} is of another optimizer.",
+                found=", ".join([*(f"no {key}" for key in missing), *extra]),
+                valid=", ".join(sorted(expected)),
+                fix="load it into the optimizer that saved it, or start this one without its state",
+            )
+    if state_keys is None:
+        return
+    for key, state in state_dict["state"].items():
+        unknown = sorted(set(state) - state_keys) if isinstance(state, dict) else []
+        if unknown:
+            _refuse(
+                owner,
+                f"the state of parameter {key!r} is of another optimizer.",
+                found=", ".join(map(str, unknown)),
+                valid=", ".join(sorted(state_keys)),
+                fix="load it into the optimizer that saved it, or start this one without its state",
+            )
+
+
+def _check_members(owner: str, own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """Refuse other groups or other parameters: by name where both sides have names, else by number."""
+    fix = "build the model, the mask and the optimizer as they were when the checkpoint was saved"
+    if len(own) != len(saved):
+        _refuse(
+            owner,
+            "loaded state dict has a different number of parameter groups.",
+            found=_outline(saved),
+            valid=_outline(own),
+            fix=fix,
+        )
+    for index, (mine, theirs) in enumerate(_pairs(own, saved)):
+        if "name" in mine and "name" in theirs and mine["name"] != theirs["name"]:
+            _refuse(
+                owner,
+                f"group {index} has another name.",
+                found=_outline(saved),
+                valid=_outline(own),
+                fix=fix,
+            )
+    for index, (mine, theirs) in enumerate(_pairs(own, saved)):
+        names, theirs_names = mine.get("param_names"), theirs.get("param_names")
+        if names is not None and theirs_names is not None and names != theirs_names:
+            lost, new = _without(names, theirs_names), _without(theirs_names, names)
+            _refuse(
+                owner,
+                f"{_label(mine, index)} has other parameters."
+                if lost or new
+                else f"{_label(mine, index)} has the same parameters in another order.",
+                found=_listed(new or theirs_names),
+                valid=_listed(lost or names),
+                fix=fix,
+            )
+        if len(mine["params"]) != len(theirs["params"]):
+            _refuse(
+                owner,
+                f"loaded state dict contains a parameter group that doesn't match the size of {_label(mine, index)}.",
+                found=_outline(saved),
+                valid=_outline(own),
+                fix=fix,
+            )
+
+
+def _check_style(owner: str, index: int, mine: dict[str, Any], theirs: dict[str, Any], plain_style: str | None) -> bool:
+    """Refuse another decay style; return whether the saved amount is a plain optimizer's L2 penalty."""
+    style = theirs.get("style")
+    if style is None and "decoupled_weight_decay" in theirs:
+        style = _PLAIN[bool(theirs["decoupled_weight_decay"])]
+    if style is None and plain_style == "l2":
+        return mine["style"] != "l2" and bool(theirs.get("weight_decay"))
+    if style is None and plain_style is None:  # Adam or AdamW before torch 2.7: it was one of two styles
+        if mine["style"] not in _KINDS:
+            _refuse(
+                owner,
+                f"{_label(mine, index)} was trained with another decay style.",
+                found="a state of torch.optim.Adam or AdamW before torch 2.7, so style 'l2' or 'decoupled'",
+                valid=f"style {mine['style']!r}",
+                fix="start the optimizer without this state, with weight_decay converted by lightning_wd.convert",
+            )
+        return False
+    style = plain_style if style is None else style
+    if style != mine["style"]:
+        _refuse(
+            owner,
+            f"{_label(mine, index)} was trained with another decay style.",
+            found=f"style {style!r}" + (f" ({_KINDS[style]})" if style in _KINDS else ""),
+            valid=f"style {mine['style']!r}",
+            fix=f"write style={style!r} to continue that run"
+            + (" (AdamL2 or SGDL2)" if style == "l2" else "")
+            + "; to switch on purpose, start the optimizer without this state, with weight_decay converted by "
+            "lightning_wd.convert",
+        )
+    return False
+
+
+def _check_shapes(
+    owner: str,
+    own: list[dict[str, Any]],
+    saved: list[dict[str, Any]],
+    state: dict[Any, Any],
+    state_keys: frozenset[str] | None,
+) -> None:
+    """Refuse state tensors of another shape than their parameter, which torch would load and then fail to use."""
+    for index, (mine, theirs) in enumerate(_pairs(own, saved)) if state_keys is not None else ():
+        names = mine.get("param_names")
+        for position, (p, key) in enumerate(zip(mine["params"], theirs["params"], strict=True)):
+            for name, value in state.get(key, {}).items():
+                if isinstance(value, Tensor) and name != "step" and value.shape != p.shape:
+                    _refuse(
+                        owner,
+                        f"{name} of parameter {names[position] if names else position!r} in {_label(mine, index)} has "
+                        "another shape.",
+                        found=str(tuple(value.shape)),
+                        valid=str(tuple(p.shape)),
+                        fix="build the model as it was when the checkpoint was saved",
+                    )
+
+
+def _differences(mine: dict[str, Any], saved: dict[str, Any], label: str) -> list[str]:
+    """Return one line for each configured setting of learning rate and decay that differs."""
+    lines = []
+    for key, shown in (
+        ("base_lr", "lr (base_lr)"),
+        ("base_weight_decay", "weight_decay"),
+        ("cautious", "cautious"),
+        ("kahan", "kahan"),
+    ):
+        if key in mine and mine[key] != saved[key]:
+            lines.append(f"{label}: {shown} is {saved[key]!r} in the checkpoint, {mine[key]!r} in the configuration")
+    return lines
+
+
+def _keep_configured(mine: dict[str, Any], filled: dict[str, Any]) -> None:
+    """Put the configured learning rate and decay into a loaded group, at the checkpoint's point of the schedule."""
+    lr, peak = filled["lr"], filled["base_lr"]
+    if isinstance(lr, Tensor):
+        filled["lr"] = lr * (mine["base_lr"] / peak) if peak else mine["lr"]
+    else:
+        filled["lr"] = mine["base_lr"] * (lr / peak) if peak else mine["lr"]
+    for key in ("base_lr", "initial_lr", "weight_decay", "base_weight_decay", "cautious", "kahan"):
+        if key in mine:
+            filled[key] = mine[key]
+
+
+def _report(owner: str, differences: list[str], on_resume: str) -> None:
+    winner = {
+        "checkpoint": "the checkpoint's values are used",
+        "config": "the configured values are used",
+        "error": "on_resume is 'error'",
+    }[on_resume]
+    message = explain(
+        f"the checkpoint's learning rate or decay differs from this {owner}'s; {winner}.",
+        found="; ".join(differences),
+        fix="set on_resume to 'checkpoint', 'config' or 'error' to say which wins",
+    )
+    if on_resume == "error":
+        raise CheckpointMismatchError(message)
+    warnings.warn(message, UserWarning, stacklevel=6)
+
+
+def _peak(group: dict[str, Any]) -> float:
+    """Return a saved group's peak learning rate; plain states have it under a scheduler's key, or not at all."""
+    for key in ("base_lr", "max_lr", "initial_lr", "lr"):
+        if group.get(key) is not None:
+            return float(group[key])
+    return 0.0
+
+
+def _outline(groups: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{_label(group, i)} ({len(group['params'])} parameters)" for i, group in enumerate(groups))
+
+
+def _without(names: list[str], others: list[str]) -> list[str]:
+    known = set(others)
+    return [name for name in names if name not in known]
+
+
+def _listed(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")

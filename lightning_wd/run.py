@@ -1,0 +1,174 @@
+"""The folder of a run: where it is, its ``config.yaml`` without secrets, and a CSV logger that appends on resume."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
+
+from lightning_wd.errors import ConfigError, explain
+
+__all__ = ["RunCSVLogger", "redact", "refuse_secrets", "run_dir", "save_config"]
+
+REDACTED = "<redacted>"
+# The last word of a name; `accessKey` counts as `access_key`, and `eos_token` and its like are vocabulary.
+_SECRET_NAME = re.compile(
+    r"(^|_)((api|access|secret|private)_?key|secret|token|passw(or)?d|pwd|passphrase|credentials?|auth(orization)?|bearer)$"
+    r"|^key$",
+    re.I,
+)
+_VOCABULARY = re.compile(r"(^|_)(pad|eos|bos|unk|mask|sep|cls|start|end|special|next|per|num|max|min|n)_token$", re.I)
+_LONGEST_COUNT = 7  # digits: a longer number under such a name is no count
+_SHORTEST_SECRET = 6  # shorter values would redact ordinary words
+
+
+def run_dir() -> Path:
+    """Return Hydra's output folder of the current job, or the working directory without Hydra."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else Path.cwd()
+
+
+def redact(config: Any) -> Any:
+    """Return a config as plain containers, resolved, without secrets.
+
+    Left unresolved: what reads the environment (``${oc.env:...}``). Replaced by ``<redacted>``: values under a name
+    such as ``api_key``, ``token`` or ``password``, and any text that holds the value of an environment variable with
+    such a name, or of one that the config reads.
+
+    Args:
+        config: a DictConfig, or plain containers.
+
+    >>> redact({"lr": 0.1, "wandb": {"api_key": "abcdef123"}})
+    {'lr': 0.1, 'wandb': {'api_key': '<redacted>'}}
+    """
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    resolved = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    names = {name for name in os.environ if _names_secret(name)}
+    names |= set(re.findall(r"\$\{oc\.env:\s*'?\"?([A-Za-z_]\w*)", str(raw)))
+    secrets = sorted((os.environ[n] for n in names if len(os.environ.get(n, "")) >= _SHORTEST_SECRET), key=len)
+    return _redact(raw, resolved, secrets[::-1], secret=False)
+
+
+def _names_secret(path: str) -> bool:
+    """Whether the last part of a dotted name is that of a secret."""
+    leaf = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", path.rpartition(".")[2].lstrip("+"))
+    return bool(_SECRET_NAME.search(leaf)) and not _VOCABULARY.search(leaf)
+
+
+def _could_be_secret(value: object) -> bool:
+    if value is None or isinstance(value, (bool, float)):
+        return False
+    return not str(value).isdigit() or len(str(value)) > _LONGEST_COUNT
+
+
+def _redact(raw: Any, value: Any, secrets: list[str], *, secret: bool) -> Any:
+    if isinstance(value, dict):
+        below = raw if isinstance(raw, dict) else value
+        return {
+            key: _redact(below.get(key, item), item, secrets, secret=secret or _names_secret(str(key)))
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        items = raw if isinstance(raw, (list, tuple)) else value
+        return [_redact(r, v, secrets, secret=secret) for r, v in zip(items, value, strict=True)]
+    if isinstance(raw, str) and "${oc.env:" in raw:
+        return raw
+    if secret and _could_be_secret(value):
+        return REDACTED
+    if isinstance(value, str):
+        for text in secrets:
+            value = value.replace(text, REDACTED)
+    return value
+
+
+def refuse_secrets(overrides: Any, folder: Path) -> None:
+    """Refuse a secret on the command line, and take it out of what Hydra has already written about the job.
+
+    There it would stay in the shell's history, in ``.hydra/`` and in the metadata of every logger.
+
+    Args:
+        overrides: the job's overrides, ``key=value`` each: ``HydraConfig.get().overrides.task``, or a list.
+        folder: the run's folder; files below its ``.hydra`` are cleaned.
+
+    Raises:
+        ConfigError: names the key, never the value.
+    """
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_config(overrides):  # a plain look would resolve `${oc.env:...}`
+        overrides = OmegaConf.to_container(overrides, resolve=False)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if not _names_secret(key) or value in ("", "null") or "${oc.env:" in value or not _could_be_secret(value):
+            continue
+        for path in (folder / ".hydra").glob("*.yaml"):
+            path.write_text(path.read_text(encoding="utf-8").replace(value.strip("'\""), REDACTED), encoding="utf-8")
+        raise ConfigError(
+            explain(
+                f"{key} is a secret, and a command line is no place for one.",
+                found="a value in an override (taken out of the run's folder again)",
+                fix=f"export it as an environment variable and write '{key}=${{oc.env:NAME}}'; "
+                "wandb reads WANDB_API_KEY by itself",
+            )
+        )
+
+
+@rank_zero_only
+def save_config(config: Any, folder: Path) -> None:
+    """Write ``config.yaml``, resolved and redacted, into the run's folder (rank zero only)."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(redact(config), sort_keys=False), encoding="utf-8")
+
+
+class _AppendingWriter(ExperimentWriter):
+    """Continue the ``metrics.csv`` of an interrupted run, where Lightning's writer deletes it."""
+
+    def _check_log_dir_exists(self) -> None:
+        if self._fs.isfile(self.metrics_file_path):
+            with self._fs.open(self.metrics_file_path, "r", newline="") as file:
+                self.metrics_keys = file.readline().strip().split(",")
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        # into a second file first: a crash while rewriting must not cost the rows that were written
+        whole, self.metrics_file_path = self.metrics_file_path, f"{self.metrics_file_path}.new"
+        try:
+            self._fs.copy(whole, self.metrics_file_path)
+            super()._rewrite_with_new_header(fieldnames)
+            self._fs.mv(self.metrics_file_path, whole)
+        finally:
+            self.metrics_file_path = whole
+
+
+class RunCSVLogger(CSVLogger):
+    """Lightning's CSVLogger, writing ``metrics.csv`` straight into one folder and appending to it on resume.
+
+    Args:
+        save_dir: the folder; None for the run's (Hydra's output folder, or the working directory).
+        prefix: text before every metric's name.
+        flush_logs_every_n_steps: rows kept in memory between writes.
+    """
+
+    def __init__(
+        self, save_dir: str | Path | None = None, prefix: str = "", flush_logs_every_n_steps: int = 100
+    ) -> None:
+        folder = run_dir() if save_dir is None else Path(save_dir)
+        super().__init__(folder, "", "", prefix, flush_logs_every_n_steps)
+
+    @property
+    def experiment(self) -> Any:
+        """The writer (on rank zero; elsewhere Lightning's stand-in that ignores every call)."""
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return super().experiment
+        if self._experiment is None:
+            os.makedirs(self.log_dir, exist_ok=True)
+            self._experiment = _AppendingWriter(log_dir=self.log_dir)
+        return self._experiment

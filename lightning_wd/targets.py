@@ -1,0 +1,90 @@
+"""Which classes a config may name: an exact list, checked before anything is instantiated.
+
+A config is trusted input, but it is also text that gets copied from strangers, and ``_target_`` can name any callable
+of the interpreter. The list is short on purpose; an app adds its own classes to it in code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from lightning_wd.errors import ConfigError, explain, nearest
+
+__all__ = ["TARGETS", "check_targets"]
+
+_CALLBACKS = (
+    "BatchSizeFinder DeviceStatsMonitor EarlyStopping EMAWeightAveraging GradientAccumulationScheduler "
+    "LearningRateMonitor ModelCheckpoint ModelSummary OnExceptionCheckpoint RichModelSummary RichProgressBar "
+    "StochasticWeightAveraging ThroughputMonitor Timer TQDMProgressBar WeightAveraging"
+).split()
+_LOGGERS = "CSVLogger TensorBoardLogger WandbLogger".split()
+_STRATEGIES = "DDPStrategy FSDPStrategy ModelParallelStrategy SingleDeviceStrategy".split()
+_SCHEDULERS = (
+    "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR MultiStepLR OneCycleLR "
+    "PolynomialLR ReduceLROnPlateau StepLR"
+).split()
+
+TARGETS = frozenset(
+    [
+        "lightning_wd.OptimizerConfig",
+        "lightning_wd.LRSchedulerConfig",
+        "lightning_wd.DecayMonitor",
+        "lightning_wd.DecayPlanSummary",
+        "lightning_wd.DecaySchedule",
+        "lightning_wd.MaskedFinetuning",
+        "lightning_wd.OptimizerOverride",
+        "lightning_wd.callbacks.RestartSnapshot",
+        "lightning_wd.distributed.HydraDDPStrategy",
+        "lightning_wd.run.RunCSVLogger",
+        *(f"{root}.Trainer" for root in ("lightning", "lightning.pytorch")),
+        *(f"lightning.pytorch.callbacks.{name}" for name in _CALLBACKS),
+        *(f"lightning.pytorch.loggers.{name}" for name in _LOGGERS),
+        *(f"lightning.pytorch.strategies.{name}" for name in _STRATEGIES),
+        *(f"torch.optim.lr_scheduler.{name}" for name in _SCHEDULERS),
+    ]
+)
+
+
+def check_targets(config: Any, own: Collection[str] = ()) -> None:
+    """Raise a ConfigError unless every ``_target_`` in a config, at any depth, is on the list.
+
+    Args:
+        config: a DictConfig or ListConfig, or plain containers.
+        own: exact dotted names of the app's own classes.
+
+    Raises:
+        ConfigError: names the key, the target and the nearest valid one.
+
+    >>> check_targets({"trainer": {"_target_": "lightning.pytorch.Trainer"}})
+    >>> check_targets({"x": [{"_target_": "os.system"}]})
+    Traceback (most recent call last):
+      ...
+    lightning_wd.errors.ConfigError: x[0]._target_ 'os.system' is not a class that a config may name.
+      fix: correct it, or add it to the app's own list of targets
+    """
+    if type(config).__module__.partition(".")[0] == "omegaconf":
+        from omegaconf import OmegaConf
+
+        config = OmegaConf.to_container(config, resolve=True)
+    allowed = TARGETS | set(own)
+    _check(config, allowed, "")
+
+
+def _check(node: Any, allowed: Collection[str], path: str) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            where = f"{path}.{key}" if path else str(key)
+            if key == "_target_" and value not in allowed:
+                close = nearest(value, allowed)
+                raise ConfigError(
+                    explain(
+                        f"{where} {value!r} is not a class that a config may name.",
+                        nearest=close,
+                        fix="correct it, or add it to the app's own list of targets",
+                    )
+                )
+            _check(value, allowed, where)
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            _check(value, allowed, f"{path}[{index}]")

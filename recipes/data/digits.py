@@ -1,0 +1,42 @@
+"""scikit-learn's bundled handwritten digits: 1,797 images 8x8 in 10 classes. No download."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from data.loader import Tensors, eval_loader, train_loader
+from sklearn.datasets import load_digits
+from step_seed import mix
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+SPLIT = (1257, 180, 360)  # training, validation, test
+
+
+class Digits(L.LightningDataModule):
+    """Images as 64 numbers in [0, 1], in a fixed random split.
+
+    Args:
+        batch_size: images in a batch on each process.
+        num_workers: loader processes; 0 is best, since reading a batch from memory is one index operation.
+        seed: of the split, >= 0; the order follows the run's own seed.
+    """
+
+    def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+
+    def setup(self, stage: str) -> None:
+        images, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix(self.hparams.seed)))
+        parts = order.split(SPLIT)
+        self.train, self.val, self.test = (Tensors(images[part].float() / 16, labels[part]) for part in parts)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return train_loader(self, self.train, len(self.train))
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return eval_loader(self, self.val, len(self.val))
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return eval_loader(self, self.test, len(self.test))

@@ -1,0 +1,75 @@
+"""A small Fashion-MNIST, for studies of hundreds of runs: few training images, 14x14, soon overfitted."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from data.fashion_mnist import FashionMNIST
+from data.loader import Tensors, eval_loader
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+from torch.utils.data import DataLoader
+
+from lightning_wd.errors import ConfigError, explain
+
+
+class FashionSmall(FashionMNIST):
+    """Fashion-MNIST at half the resolution, the first images of the training split only, not augmented.
+
+    The files are read once in a process, so the cells of a sweep share them.
+
+    Args:
+        root: folder of the official files; those that are absent are downloaded into it, all are checked.
+        batch_size: images in a batch on each process.
+        num_workers: loader processes; 0 is best, since reading a batch from memory is one index operation.
+        train_size: training images, >= 1.
+        val_size: training images set aside for validation, in a random split.
+        seed: of the split, >= 0; the order follows the run's own seed.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 50,
+        num_workers: int = 0,
+        train_size: int = 1000,
+        val_size: int = 5000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(root, batch_size, num_workers, val_size, augment=False, seed=seed)
+        self.save_hyperparameters(logger=False)
+
+    def read(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
+        return _read_halved(root, train)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            found, wanted = len(self.train), self.hparams.train_size
+            if not 1 <= wanted <= found:
+                raise ConfigError(
+                    explain(
+                        f"data.train_size={wanted} is no part of the training split.",
+                        found=f"{found} images",
+                        fix=f"write data.train_size=<1 to {found}>",
+                    )
+                )
+            self.train = Tensors(*(tensor[:wanted] for tensor in self.train.tensors))
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self._large_batches(self.val)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self._large_batches(self.test)
+
+    def _large_batches(self, rows: Tensors) -> DataLoader[tuple[Tensor, ...]]:
+        """As the loaders of the other sets, in batches that suit a net of 14,000 weights."""
+        loader = eval_loader(self, rows, len(rows))
+        return DataLoader(rows, batch_size=1000, sampler=loader.sampler, collate_fn=loader.collate_fn)
+
+
+@functools.cache
+def _read_halved(root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    images, labels = FashionMNIST.read(FashionMNIST(str(root)), root, train)
+    return avg_pool2d(images.float(), 2).round_().byte(), labels

@@ -1,0 +1,117 @@
+"""``checkpoints/last.ckpt``: the last optimizer step of a run, however it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class LastCheckpoint(Checkpoint):
+    """Save ``last.ckpt`` at the end of each epoch and of the run, and when Ctrl-C or SIGTERM arrives.
+
+    A signal acts at the next optimizer step: the checkpoint is written there, on every rank at the same step, and the
+    run ends. A second signal of the same kind ends the process at once.
+
+    Args:
+        folder: the folder of the checkpoint.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "last.ckpt"
+        self.received: int | None = None
+        self.stopping = False
+        self.trained = False
+        self._handlers: dict[int, Any] = {}
+        self._saved_at = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.trained = True
+        self._saved_at = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._receive)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        self.stopping = self._any_rank_received(trainer)
+        if self.stopping or trainer.global_step == trainer.max_steps:  # so that a longer run can go on from mid-epoch
+            self._save(trainer)
+
+    # Only in the hooks below does the run end: by then Lightning has logged the step.
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._stop(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+        self.stopping = self._any_rank_received(trainer)  # it may have come while validating
+        self._stop(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+        self._stop(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        nothing_new = not self.trained or trainer.global_step == self._saved_at
+        if nothing_new or isinstance(exception, KeyboardInterrupt) or trainer.world_size > 1:
+            return  # with several ranks, the others may not come to save with this one
+        try:
+            self._save(trainer)
+        except OSError as error:  # a full disk: the error that ended the run is the one to show
+            print(f"{self.path} stays at step {self._saved_at}: {error}", flush=True)
+        else:
+            print(f"{self.path} holds step {trainer.global_step}; resumed, it skips the batch that failed", flush=True)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received == number:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number
+
+    def _any_rank_received(self, trainer: L.Trainer) -> bool:
+        received = self.received is not None
+        if trainer.world_size == 1:
+            return received
+        return trainer.strategy.reduce_boolean_decision(received, all=False)
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        if not self.stopping:
+            return
+        rank_zero_only(print)(
+            f"\nstopped after optimizer step {trainer.global_step}; to go on: ckpt_path={self.path}", flush=True
+        )
+        raise KeyboardInterrupt  # Lightning's own way out: it closes loggers and ends the other ranks
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if trainer.global_step == self._saved_at:
+            return
+        written = self.path.with_name("last.ckpt.new")  # first: what interrupts the writing must not cost the old one
+        trainer.save_checkpoint(written, weights_only=False)
+        if trainer.is_global_zero:
+            if self.path.is_dir():  # a sharded checkpoint is a folder
+                shutil.rmtree(self.path)
+            written.replace(self.path)
+        self._saved_at = trainer.global_step

@@ -1,0 +1,44 @@
+"""Fig. 2 of arXiv 1711.05101: test error over learning rate and weight decay, L2 beside decoupled decay.
+
+SGDW and AdamW run in the paper's own coupling, ``independent`` (``d_t = eta_t * lam``).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from studies.runs import base
+
+from lightning_wd.heatmap import write_heatmap
+
+# optimizer -> decay style, exponents of 2 of lr0 and lam: [first, last, step]
+GRIDS = {
+    "sgd_l2": ("l2", "[-7,-2]", "[-13,-3,2]"),
+    "sgdw": ("independent", "[-7,-2]", "[-14,-4,2]"),
+    "adam_l2": ("l2", "[-10,-5]", "[-15,-5,2]"),
+    "adamw": ("independent", "[-10,-5]", "[-14,-4,2]"),
+}
+
+
+def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
+    """Return the overrides of each sweep by its name."""
+    made = {}
+    for optimizer, (style, lr, decay) in GRIDS.items():
+        grid = [lr, decay] if not smoke else ["[-8,-4,2]", "[-10,-6,4]"]
+        made[optimizer] = [
+            "hparams_search=lr_wd_grid",
+            *base(data, smoke),
+            f"optimizer={optimizer}",
+            f"optimizer/decay={style}",
+            f"hparams_search.lr={grid[0]}",
+            f"hparams_search.weight_decay={grid[1]}",
+        ]
+    return made
+
+
+def report(runs: Path, out: Path) -> None:
+    """Draw the heatmap and copy it, with its numbers, to the study's folder."""
+    write_heatmap(runs)
+    for name in ("heatmap.png", "heatmap.svg", "heatmap.csv", "separability.csv"):
+        shutil.copy(runs / name, out / name)

@@ -1,0 +1,130 @@
+"""Run the studies of docs/studies, each with one command.
+
+python recipes/studies/run.py heatmaps --data ../shared/data   # a folder with fashion_mnist/ and tinyshakespeare/
+python recipes/studies/run.py                                  # all of them; without --data the files are downloaded
+python recipes/studies/run.py --smoke                          # all of them at toy size, on scikit-learn's digits
+
+A study that was killed is gone on with by the same command: finished runs are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import runpy
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a cell: more of them wait for each other
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "recipes"))
+
+from studies import budgets, heatmaps, lost_decay, masks, restarts, schedules  # noqa: E402 - not an installed package
+
+STUDIES = {
+    "heatmaps": heatmaps,
+    "schedules": schedules,  # reads the cells that heatmaps has found
+    "budgets": budgets,
+    "restarts": restarts,
+    "lost_decay": lost_decay,
+    "masks": masks,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the studies that are named, one sweep after the other, and write their tables and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"{', '.join(STUDIES)}; all unless given")
+    parser.add_argument("--data", type=Path, default=Path("~/.cache/lightning-wd"), help="folder of the data sets")
+    parser.add_argument("--work", type=Path, help="folder of the runs; multirun/studies unless given")
+    parser.add_argument("--out", type=Path, help="folder of the results; docs/studies unless given")
+    parser.add_argument("--smoke", action="store_true", help="toy size, into multirun/studies-smoke")
+    parser.add_argument("--report-only", action="store_true", help="draw from the runs there are, start none")
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.studies if name not in STUDIES]
+    if unknown:
+        parser.error(f"no study {unknown[0]!r}; there are {', '.join(STUDIES)}")
+    # toy runs in a new folder each time, so that they test the code of today
+    runs = f"studies-smoke/{time.strftime('%Y-%m-%d_%H-%M-%S')}" if options.smoke else "studies"
+    work = (options.work or ROOT / "multirun" / runs).resolve()
+    out = (options.out or (work / "docs" if options.smoke else ROOT / "docs/studies")).resolve()
+    data = options.data.expanduser().resolve()
+    output = Output(sys.stdout)
+    for name in options.studies or STUDIES:
+        started = time.time()
+        (out / name).mkdir(parents=True, exist_ok=True)
+        (work / name).mkdir(parents=True, exist_ok=True)
+        output.open(work / name / "log.txt")
+        sweeps = {} if options.report_only else STUDIES[name].sweeps(data, out / name, options.smoke)
+        for number, (sweep, overrides) in enumerate(sweeps.items(), start=1):
+            print(f"study {name}: sweep {number} of {len(sweeps)}, {sweep}", flush=True)
+            try:
+                run_sweep([*overrides, f"hydra.sweep.dir={work / name / sweep}"], output)
+            except SystemExit as stop:
+                print(f"study {name} stopped, see {work / name}/log.txt; the same command goes on", file=sys.stderr)
+                return int(stop.code or 1)
+        STUDIES[name].report(work / name, out / name)
+        print(f"study {name}: {out / name} written after {(time.time() - started) / 60:.1f} min", flush=True)
+    return 0
+
+
+def run_sweep(overrides: Sequence[str], output: Output) -> None:
+    """Run one sweep of recipes/train.py in this process: its imports take longer than many a cell.
+
+    Args:
+        overrides: the sweep's command line.
+        output: takes what it prints.
+
+    Raises:
+        SystemExit: the sweep failed, with Hydra's exit status.
+    """
+    before = sys.argv
+    try:
+        sys.argv = ["train.py", *overrides]
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            runpy.run_path(str(ROOT / "recipes/train.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+class Output(io.TextIOBase):
+    """Write everything to a study's log, and the lines of progress to the terminal too.
+
+    There is one for all studies: Lightning's logger keeps the stream that it finds when it is imported.
+
+    Args:
+        terminal: where the lines of progress go.
+    """
+
+    def __init__(self, terminal: TextIO) -> None:
+        self.terminal, self.line = terminal, ""
+        self.log: TextIO | None = None
+
+    def open(self, path: Path) -> None:
+        """Go on in another log."""
+        if self.log is not None:
+            self.log.close()
+        self.log = path.open("a", encoding="utf-8")
+
+    def write(self, text: str) -> int:
+        if self.log is not None:
+            self.log.write(text)
+        *whole, self.line = (self.line + text).split("\n")
+        for line in whole:
+            if line.startswith("sweep:"):
+                print(f"  {line}", file=self.terminal, flush=True)
+        return len(text)
+
+    def flush(self) -> None:
+        if self.log is not None:
+            self.log.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

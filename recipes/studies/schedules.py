@@ -1,0 +1,95 @@
+"""Fig. 1 of arXiv 1711.05101: AdamW against Adam with L2 under a fixed, a drop-step and a cosine schedule.
+
+At a common learning rate (where the two together are best in the grids of study ``heatmaps``, each with its best decay
+there), and at each one's best cell. Those cells were chosen with seed 0; other seeds are compared here.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+from studies.runs import base, mean_and_half_width, new_figure, read_runs, write_csv
+
+STYLE = {"adamw": "independent", "adam_l2": "l2"}
+TITLE = {"adamw": "AdamW", "adam_l2": "Adam with L2"}
+SCHEDULES = {"constant": "fixed", "MultiStepLR": "drop-step", "warmup_cosine": "cosine"}
+
+
+def settings(out: Path) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return (lr, lam) of each optimizer at the common learning rate and at its best cell."""
+    errors: dict[str, dict[tuple[float, float], float]] = defaultdict(dict)
+    with (out.parent / "heatmaps/heatmap.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            errors[row["optimizer"]][float(row["lr"]), float(row["amount"])] = float(row["error"])
+    best = {name: min(errors[name], key=errors[name].__getitem__) for name in STYLE}
+    rows = {  # the best cell at each learning rate
+        name: {lr: min((e, lam) for (x, lam), e in errors[name].items() if x == lr) for lr, _ in errors[name]}
+        for name in STYLE
+    }
+    shared = set.intersection(*(set(rows[name]) for name in STYLE))
+    common = min(shared, key=lambda lr: sum(rows[name][lr][0] for name in STYLE))
+    return {"common": {name: (common, rows[name][common][1]) for name in STYLE}, "best": best}
+
+
+def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
+    """Return the overrides of each sweep by its name."""
+    made = {}
+    seeds = "seed=1,2" if smoke else "seed=1,2,3"
+    for cells in settings(out).values():
+        for optimizer, (lr, lam) in cells.items():
+            shared = [
+                "hparams_search=resumable",
+                *base(data, smoke),
+                f"optimizer={optimizer}",
+                f"optimizer/decay={STYLE[optimizer]}",
+                f"optimizer.lr={lr!r}",
+                f"optimizer.weight_decay={lam!r}",
+                seeds,
+                "hydra.sweep.subdir=${lr_scheduler.name}_seed${seed}",
+            ]
+            name = f"{optimizer}_lr{lr!r}_wd{lam!r}"
+            made[f"{name}/smooth"] = [*shared, "lr_scheduler=constant,warmup_cosine"]
+            made[f"{name}/drop"] = [*shared, "lr_scheduler=drop_step", "~lr_scheduler.warmup_steps"]
+            if smoke:
+                made[f"{name}/drop"].remove("lr_scheduler.warmup_steps=0")
+                made[f"{name}/drop"].remove("~lr_scheduler.warmup_steps")
+    return made
+
+
+def report(runs: Path, out: Path) -> None:
+    """Write the runs, the table of means with 95 % intervals, and the picture."""
+    found: dict[tuple[str, float, float, str], dict[int, float]] = defaultdict(dict)
+    for run in read_runs(runs):
+        o = run.config["optimizer"]
+        schedule = SCHEDULES[run.config["lr_scheduler"]["name"]]
+        found[o["name"], o["lr"], o["weight_decay"], schedule][run.config["seed"]] = run.test_error
+    head = ["optimizer", "lr", "weight_decay", "schedule", "seed", "test_error_percent"]
+    write_csv(out / "runs.csv", head, [(*k, seed, e) for k, v in sorted(found.items()) for seed, e in v.items()])
+
+    rows, figure = [], new_figure(9, 4)
+    panels = figure.subplots(1, 2, sharey=True)
+    figure.suptitle("Test error under three schedules, mean and 95 % interval over seeds")
+    for axes, (setting, cells) in zip(panels, settings(out).items(), strict=True):
+        for offset, (optimizer, (lr, lam)) in enumerate(cells.items()):
+            for x, schedule in enumerate(SCHEDULES.values()):
+                values = list(found[optimizer, lr, lam, schedule].values())
+                mean, half = mean_and_half_width(values)
+                place = x + 0.24 * (offset - 0.5)
+                label = f"{TITLE[optimizer]}, lr {lr:.3g}, decay {lam:.3g}" if not x else None
+                axes.errorbar([place], [mean], [half], fmt="o", color=f"C{offset}", capsize=4, label=label)
+                axes.plot([place + 0.06] * len(values), values, "x", color=f"C{offset}", markersize=4)
+        axes.set_xticks(range(3), list(SCHEDULES.values()))
+        axes.set(title="at a common learning rate" if setting == "common" else "at each one's best cell")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        for schedule in SCHEDULES.values():
+            w, l2 = (list(found[(name, *cells[name], schedule)].values()) for name in ("adamw", "adam_l2"))
+            (mean_w, half_w), (mean_l2, half_l2) = mean_and_half_width(w), mean_and_half_width(l2)
+            relative = 100.0 * (mean_l2 - mean_w) / mean_l2
+            rows.append((setting, schedule, mean_w, half_w, mean_l2, half_l2, relative))
+    panels[0].set_ylabel("test error (%)")
+    figure.savefig(out / "schedules.png", dpi=130)
+    head = "setting schedule adamw adamw_half_width adam_l2 adam_l2_half_width relative_improvement_percent".split()
+    write_csv(out / "table.csv", head, rows)

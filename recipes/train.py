@@ -1,0 +1,148 @@
+"""Train a model with the decay you mean.
+
+python recipes/train.py                                            # digits, MLP, AdamW
+python recipes/train.py optimizer=sgdw optimizer.lr=0.05           # SGDW
+python recipes/train.py optimizer/decay=independent                # the paper's coupling instead of torch's
+python recipes/train.py optimizer/mask=no_embeddings trainer=ddp_cpu trainer.devices=2 logger=wandb_offline
+python recipes/train.py -m optimizer=adamw,adam_l2,sgdw            # a sweep
+python recipes/train.py ckpt_path=last                             # resume the newest run
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from interrupt import LastCheckpoint
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
+from omegaconf import DictConfig
+from step_seed import StepSeed
+
+from lightning_wd import LRSchedulerConfig, OptimizerConfig
+from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, explain
+from lightning_wd.pictures import curves
+from lightning_wd.run import redact, refuse_secrets, run_dir, save_config
+from lightning_wd.sweep import skip_finished
+from lightning_wd.targets import check_targets
+
+# Lightning 2.6 calls what torch 2.13 deprecates
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+# The classes of this app that a config may name, besides those of the pack: add your own here.
+OWN_TARGETS = (
+    "data.cifar10.CIFAR10",
+    "data.digits.Digits",
+    "data.fashion_mnist.FashionMNIST",
+    "data.fashion_small.FashionSmall",
+    "data.shakespeare.Shakespeare",
+    "models.conv_net.ConvNet",
+    "models.gpt.GPT",
+    "models.mlp.MLP",
+    "models.resnet.ResNet",
+    "models.shake_shake.ShakeShake",
+)
+
+
+NEED_A_LOGGER = (DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor)
+
+
+def instantiate(node: DictConfig | None, **keywords: Any) -> Any:
+    """Instantiate a node of the config, with plain lists and dicts for arguments: a ListConfig among the
+    hyperparameters would make the checkpoint unsafe to load. An error of the package is raised as itself, without
+    Hydra's wrapping.
+    """
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **keywords)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, (ConfigError, MaskError, CheckpointMismatchError)):
+            raise error.__cause__ from None
+        raise
+
+
+def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
+    """Return the checkpoint to resume from: a path, or for ``last`` this folder's or else the newest of ./outputs."""
+    if ckpt_path is None:
+        return None
+    found = [Path(ckpt_path)]
+    if ckpt_path == "last":
+        own = folder / "checkpoints" / "last.ckpt"
+        newest = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        found = [own, *newest[::-1]]
+    for path in found:
+        if path.is_file():
+            rank_zero_only(print)(f"resuming from {path}", flush=True)
+            return str(path)
+    raise ConfigError(
+        explain(
+            f"ckpt_path={ckpt_path} is not there.",
+            found=f"no file {found[0]}" + (" and no outputs/**/checkpoints/last.ckpt" if ckpt_path == "last" else ""),
+            fix="give the path of a .ckpt file, or ckpt_path=null to start afresh",
+        )
+    )
+
+
+def finish_wandb() -> None:
+    """Close the W&B run, so that the next job of a sweep gets one of its own."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Run one job and return its validation loss, which is what a sweeper optimises."""
+    folder = run_dir()
+    refuse_secrets(HydraConfig.get().overrides.task, folder)
+    check_targets(cfg, OWN_TARGETS)
+    if cfg.get("skip_finished"):
+        done = skip_finished(folder, redact(cfg))
+        if done is not None:
+            print(f"finished already: {folder}", flush=True)
+            return done.get("val/loss")
+    ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
+    L.seed_everything(cfg.seed, workers=True)
+
+    optimizer, lr_scheduler = OptimizerConfig.of(cfg.optimizer), LRSchedulerConfig.of(cfg.lr_scheduler)
+    data = instantiate(cfg.data)
+    model = instantiate(cfg.model, _partial_=True)(optimizer=optimizer, lr_scheduler=lr_scheduler)
+    loggers = [instantiate(node) for node in (cfg.logger or {}).values()]
+    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values()]
+    if not loggers:  # it raises without one
+        callbacks = [callback for callback in callbacks if not isinstance(callback, NEED_A_LOGGER)]
+    last = LastCheckpoint(folder / "checkpoints")
+    trainer = instantiate(cfg.trainer, _partial_=True)(
+        logger=loggers,
+        callbacks=[*callbacks, StepSeed(), last],
+        default_root_dir=folder,
+    )
+    save_config(cfg, folder)
+    for logger in loggers:
+        logger.log_hyperparams(redact(cfg))
+
+    try:
+        trainer.fit(model, data, ckpt_path=ckpt_path)
+        if not last.trained:
+            rank_zero_only(print)(
+                "nothing was left to train: raise trainer.max_epochs or trainer.max_steps", flush=True
+            )
+        val_loss = trainer.callback_metrics.get("val/loss")
+        trainer.test(model, data)
+    finally:
+        finish_wandb()
+    if trainer.is_global_zero:
+        for logger in loggers:
+            logger.save()
+        decay = trainer.optimizers[0].param_groups[0]["weight_decay"] if trainer.optimizers else 0.0
+        curves(folder, f"{cfg.optimizer.name}, lr {optimizer['lr']:g}, {cfg.optimizer.decay.style} decay {decay:.3g}")
+        print(f"run folder: {folder}", flush=True)
+    return None if val_loss is None else float(val_loss)
+
+
+if __name__ == "__main__":
+    main()

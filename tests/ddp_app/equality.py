@@ -1,0 +1,96 @@
+"""One model trained at one global batch in one way of distributing it; for test_distributed_equality.py.
+
+torchrun --standalone --nproc_per_node=2 tests/ddp_app/equality.py FOLDER WAY...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import lightning_wd as wd
+from lightning_wd.distributed import HydraDDPStrategy
+
+GLOBAL_BATCH, ROWS, EPOCHS = 16, 64, 3
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"name": "adamw", "lr": 0.02, "decay": {"style": "independent", "normalized": 0.3}},
+    "sgdw": {"name": "sgdw", "lr": 0.1, "momentum": 0.9, "decay": {"style": "decoupled", "timescale_epochs": 5.0}},
+    "adam_l2": {"name": "adam_l2", "lr": 0.02, "weight_decay": 0.1},
+    "cautious": {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"style": "decoupled", "cautious": True}},
+}
+# way -> batch size of one process, accumulation
+WAYS = {"single": (16, 1), "ddp": (8, 1), "ddp_accumulated": (4, 2), "fsdp2": (8, 1)}
+
+
+class Net(L.LightningModule):
+    """Linear, LayerNorm, Tanh, Linear, in float64 so that only rounding of the last digits can differ."""
+
+    def __init__(self, optimizer: dict[str, Any], shard: bool) -> None:
+        super().__init__()
+        self.optimizer, self.shard = optimizer, shard
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 4)).double()
+
+    def configure_model(self) -> None:
+        if self.shard:
+            from torch.distributed.fsdp import fully_shard
+
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return wd.configure_optimizers(self, self.optimizer)
+
+
+def train(optimizer: str, way: str) -> dict[str, Any]:
+    """Train and return the weights, the plan and what each group decays by."""
+    batch, accumulated = WAYS[way]
+    fsdp2 = partial(ModelParallelStrategy, data_parallel_size=2, tensor_parallel_size=1)
+    strategies = {"single": SingleDeviceStrategy, "fsdp2": fsdp2}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1 if way == "single" else 2,
+        strategy=strategies.get(way, HydraDDPStrategy)(),
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=accumulated,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    rows = torch.randn(ROWS, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    module = Net(OPTIMIZERS[optimizer], shard=way == "fsdp2")
+    data = TensorDataset(rows[:, :6], rows[:, 6:])
+    # in order: Lightning's own sampler shuffles, and then each way would see other batches
+    sampler = DistributedSampler(data, trainer.num_devices, int(os.environ.get("RANK", "0")), shuffle=False)
+    trainer.fit(module, DataLoader(data, batch, sampler=sampler))
+    weights = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in module.named_parameters()}
+    (made,) = trainer.optimizers
+    groups = [{key: group[key] for key in ("name", "lr", "weight_decay", "style")} for group in made.param_groups]
+    plan = [(row.name, row.decay, row.lr, row.style, row.group, row.reason) for row in wd.plan_decay(module)]
+    weights = {name: value.detach().clone() for name, value in weights.items()}
+    return {"weights": weights, "groups": groups, "plan": plan, "steps": trainer.global_step}
+
+
+def main(folder: Path, ways: list[str]) -> None:
+    for way in ways:
+        for optimizer in OPTIMIZERS:
+            result = train(optimizer, way)
+            torch.save(result, folder / f"{optimizer}-{way}-{os.environ.get('RANK', '0')}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

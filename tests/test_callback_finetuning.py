@@ -1,0 +1,257 @@
+"""MaskedFinetuning: what is frozen, what joins which group when, and that a resumed run has it so too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from recipe import ROOT
+from small_run import CrashAfter, CrashError, DecaysUsed, Net, fit
+from torch import nn
+
+import lightning_wd as wd
+
+ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}
+STAGES = {1: ["backbone.4.*"], 2: ["backbone.*"]}
+
+
+def groups(trainer: L.Trainer) -> dict[str, tuple[float, list[str]]]:
+    return {g["name"]: (g["weight_decay"], g["param_names"]) for g in trainer.optimizers[0].param_groups}
+
+
+def finetuning(**kw: Any) -> wd.MaskedFinetuning:
+    return wd.MaskedFinetuning(["backbone.*"], STAGES, **kw)
+
+
+class Trains(L.Callback):
+    """The names of what trains at the start of each epoch, and the weights at its end."""
+
+    def __init__(self) -> None:
+        self.names: list[list[str]] = []
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:
+            self.names.append([name for name, p in pl_module.named_parameters() if p.requires_grad])
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.weights.append({key: value.clone() for key, value in pl_module.state_dict().items()})
+
+
+def test_groups_are_split_by_the_mask_when_they_join(tmp_path: Path) -> None:
+    trains = Trains()
+    trainer = fit(Net(ADAMW), tmp_path, finetuning(), trains)
+    assert groups(trainer) == {
+        "decay": (0.1, ["head.weight"]),
+        "no_decay": (0.0, ["head.bias"]),
+        "decay_epoch_1": (0.1, ["backbone.4.weight"]),
+        "no_decay_epoch_1": (0.0, ["backbone.4.bias"]),
+        "decay_epoch_2": (0.1, ["backbone.0.weight"]),
+        "no_decay_epoch_2": (0.0, ["backbone.0.bias", "backbone.1.weight", "backbone.1.bias"]),
+    }
+    late = ["backbone.4.weight", "backbone.4.bias"]
+    assert trains.names[0] == ["head.weight", "head.bias"]
+    assert trains.names[1] == [*late, "head.weight", "head.bias"]
+    assert len(trains.names[2]) == 8
+    first, second, third = trains.weights
+    for name in late:
+        assert not torch.equal(first[name], second[name])
+    assert torch.equal(first["backbone.0.weight"], second["backbone.0.weight"])
+    assert not torch.equal(second["backbone.0.weight"], third["backbone.0.weight"])
+
+
+def test_the_plan_follows(tmp_path: Path) -> None:
+    plan = fit(Net(ADAMW), tmp_path, finetuning()).optimizers[0].decay_plan
+    assert (plan["backbone.1.weight"].group, plan["backbone.1.weight"].decay) == ("no_decay_epoch_2", 0.0)
+    assert plan["backbone.1.weight"].reason == "norm layer LayerNorm; unfrozen at epoch 2"
+    assert plan["head.weight"].reason == "weight"
+
+
+def test_two_norms_of_equal_values_both_join(tmp_path: Path) -> None:
+    """Lightning's BaseFinetuning compares values: a LayerNorm that equals one it has seen is left out."""
+
+    class Twins(Net):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.head = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 3))
+
+    module = Twins(ADAMW)
+    assert torch.equal(module.backbone[1].weight, module.head[0].weight)
+    trainer = fit(module, tmp_path, wd.MaskedFinetuning(["backbone.1.*"], {0: ["*"]}), max_epochs=1)
+    assert groups(trainer)["no_decay_epoch_0"] == (0.0, ["backbone.1.weight", "backbone.1.bias"])
+    held = [id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in module.parameters())
+
+
+SCHEDULES = {
+    "warmup_cosine": "warmup_cosine",
+    "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, [lambda t: 1 / (1 + t)] * len(o.param_groups)),
+    "OneCycleLR": {"name": "OneCycleLR", "max_lr": 0.01},
+    "CyclicLR": {"name": "CyclicLR", "max_lr": 0.01, "base_lr": 0.001, "cycle_momentum": False},
+    "ReduceLROnPlateau": {
+        "name": "ReduceLROnPlateau",
+        "monitor": "train/loss",
+        "patience": 0,
+        "factor": 0.7,
+        "interval": "step",
+    },
+    "SequentialLR": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o, [torch.optim.lr_scheduler.LinearLR(o, 0.1), torch.optim.lr_scheduler.CosineAnnealingLR(o, 8)], [7]
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_new_groups_follow_the_schedule(schedule: str, tmp_path: Path) -> None:
+    """A tenth of the learning rate by a rule of the mask, at every step after the groups have joined."""
+
+    class Rates(L.Callback):
+        seen: list[dict[str, float]]
+
+        def __init__(self) -> None:
+            self.seen = []
+
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            self.seen.append({g["name"]: g["lr"] for g in trainer.optimizers[0].param_groups})
+
+    rates = Rates()
+    mask = {"rules": [{"name": "backbone.*", "lr": 0.1}]}
+    fit(Net(ADAMW, SCHEDULES[schedule]), tmp_path, finetuning(mask=mask), rates)
+    assert len(rates.seen[-1]) == 6
+    for t, lrs in enumerate(rates.seen):
+        for name, lr in lrs.items():
+            expected = lrs["decay"] * (0.1 if "lr_x0.1" in name else 1.0)
+            assert lr == pytest.approx(expected, rel=1e-9), (t, name)
+    assert schedule == "ReduceLROnPlateau" or len({lrs["decay"] for lrs in rates.seen}) > 5
+
+
+def test_the_configured_mask_is_the_default(tmp_path: Path) -> None:
+    config = {**ADAMW, "mask": {"rules": [{"name": "*.4.weight", "decay": 0.5, "lr": 2.0}]}}
+    trainer = fit(Net(config), tmp_path, finetuning())
+    assert groups(trainer)["decay_x0.5_lr_x2_epoch_1"] == (0.05, ["backbone.4.weight"])
+    assert trainer.optimizers[0].param_groups[3]["base_lr"] == 0.02
+
+
+def test_where_nothing_decayed_yet_the_configured_amount_is_known(tmp_path: Path) -> None:
+    config = {**ADAMW, "mask": {"rules": [{"name": "head.*", "decay": 0}]}}
+    trainer = fit(Net(config), tmp_path, finetuning())
+    assert groups(trainer)["decay_epoch_1"] == (0.1, ["backbone.4.weight"])
+
+
+def test_a_decay_schedule_drives_the_new_groups(tmp_path: Path) -> None:
+    record = DecaysUsed()
+    fit(Net(ADAMW), tmp_path, finetuning(), wd.DecaySchedule("linear", end=0.0), record)
+    assert record.seen[12] == pytest.approx([0.1 * 0.2, 0.0] * 3)
+
+
+def test_an_optimizer_of_torch_gets_plain_groups(tmp_path: Path) -> None:
+    class Own(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1, weight_decay=0.01)
+
+    trainer = fit(Own(), tmp_path, finetuning())
+    found = [(g.get("name"), g["weight_decay"], len(g["params"])) for g in trainer.optimizers[0].param_groups]
+    assert found[1:3] == [("decay_epoch_1", 0.01, 1), ("no_decay_epoch_1", 0.0, 1)]
+    assert "base_lr" not in trainer.optimizers[0].param_groups[1]
+
+
+@pytest.mark.parametrize("at", [5, 7, 10, 12])
+def test_a_resumed_run_has_the_groups_and_what_trains_as_they_were(at: int, tmp_path: Path) -> None:
+    """Lightning's BaseFinetuning freezes everything again (lightning#21901)."""
+    callbacks = lambda: (finetuning(), wd.DecaySchedule("cosine"))  # noqa: E731
+    whole = Net(ADAMW, "warmup_cosine")
+    trainer = fit(whole, tmp_path, *callbacks())
+    with pytest.raises(CrashError):
+        fit(Net(ADAMW, "warmup_cosine"), tmp_path, *callbacks(), CrashAfter(at, tmp_path / "c.ckpt"))
+    resumed, trains = Net(ADAMW, "warmup_cosine"), Trains()
+    again = fit(resumed, tmp_path, *callbacks(), trains, ckpt_path=tmp_path / "c.ckpt")
+    assert groups(again) == groups(trainer)
+    assert all(p.requires_grad for p in resumed.parameters())
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+    assert (
+        torch.load(tmp_path / "c.ckpt", weights_only=True)["callbacks"]["MaskedFinetuning"]["unfrozen"]
+        == [
+            [1, ["backbone.4.weight", "backbone.4.bias"]],
+            [2, ["backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "backbone.1.bias"]],
+        ][: (at >= 6) + (at >= 11)]
+    )
+
+
+def test_a_checkpoint_of_another_finetuning_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CrashError):
+        fit(Net(ADAMW), tmp_path, finetuning(), CrashAfter(7, tmp_path / "c.ckpt"))
+    other = wd.MaskedFinetuning(["backbone.0.*"], {2: ["*"]})
+    with pytest.raises(wd.CheckpointMismatchError, match=r"unfroze parameters at epoch 1 that are not frozen here"):
+        fit(Net(ADAMW), tmp_path, other, ckpt_path=tmp_path / "c.ckpt")
+
+
+def test_what_the_module_froze_itself_stays_frozen(tmp_path: Path) -> None:
+    module = Net(ADAMW)
+    module.backbone[0].weight.requires_grad_(False)
+    fit(module, tmp_path, finetuning())
+    assert [name for name, p in module.named_parameters() if not p.requires_grad] == ["backbone.0.weight"]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "unfreeze", "words"),
+    [
+        (["backbon.*"], {}, r"freeze pattern 'backbon\.\*' matched no parameter.*nearest: 'backbone\.\*'"),
+        (["backbone.*"], {1: ["haed.*"]}, r"unfreeze\[1\] pattern 'haed\.\*' matched no parameter"),
+        (["backbone.*"], {1: ["head.*"]}, r"unfreeze\[1\] pattern 'head\.\*' matches nothing that is frozen by then"),
+        (["backbone.*"], {1: ["*"], 2: ["backbone.0.*"]}, r"unfreeze\[2\] pattern 'backbone\.0\.\*' matches nothing"),
+    ],
+)
+def test_dead_patterns_are_errors(freeze: Any, unfreeze: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(wd.MaskError, match=f"(?s){words}"):
+        fit(Net(ADAMW), tmp_path, wd.MaskedFinetuning(freeze, unfreeze))
+
+
+def test_refusals(tmp_path: Path) -> None:
+    class All(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters())
+
+    with pytest.raises(wd.MaskError, match=r"cannot place what the optimizer already holds.\n  found: 6 frozen param"):
+        fit(All(), tmp_path, finetuning())
+    with pytest.raises(wd.ConfigError, match=r"freeze must be a list of patterns but got 'head\.\*'"):
+        wd.MaskedFinetuning("head.*")  # type: ignore[arg-type]
+    with pytest.raises(wd.ConfigError, match=r"an epoch of MaskedFinetuning unfreeze is 1.5"):
+        wd.MaskedFinetuning(["*"], {1.5: ["*"]})  # type: ignore[dict-item]
+    with pytest.warns(UserWarning, match="unfreezes at epoch 2, counted from 0: a run of 2 epochs does not reach it"):
+        fit(Net(ADAMW), tmp_path, finetuning(), max_epochs=2)
+
+
+DDP_SCRIPT = """
+import sys, torch, lightning as L, lightning_wd as wd
+from small_run import Net, fit
+module = Net({"name": "sgdw", "lr": 0.1, "weight_decay": 0.1})
+fit(module, sys.argv[1], wd.MaskedFinetuning(["backbone.*"], {1: ["backbone.4.*"], 2: ["backbone.*"]}),
+    strategy="ddp", devices=2)
+mine = torch.cat([p.detach().flatten() for p in module.parameters()])
+both = [torch.zeros_like(mine) for _ in range(2)]
+torch.distributed.all_gather(both, mine)
+print("equal" if torch.equal(*both) else "apart", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_under_ddp_the_gradients_of_what_joins_are_averaged(tmp_path: Path) -> None:
+    """DDP reduces what was trainable when it was made: without a new wrapper the ranks drift apart."""
+    script = tmp_path / "run.py"
+    script.write_text(DDP_SCRIPT)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env["PYTHONPATH"] = os.pathsep.join(str(path) for path in (ROOT, ROOT / "recipes", ROOT / "tests"))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal") == 2, done.stdout

@@ -1,0 +1,415 @@
+"""DecayMonitor: its numbers against float64 by hand, against theory, and where training is not plain."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.plugins import MixedPrecision
+from recipe import ROOT
+from small_run import CrashAfter, CrashError, Net, fit
+from torch import Tensor, nn
+
+import lightning_wd as wd
+from lightning_wd.callbacks.measures import Snapshot
+from lightning_wd.run import RunCSVLogger
+
+
+class Copies(L.Callback):
+    """Float64 copies of what each optimizer step had and made, by group."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[dict[str, Any]]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self.before = [[copy(p) for p in g["params"]] for g in optimizer.param_groups]
+        self.grads = [[copy(p.grad) for p in g["params"]] for g in optimizer.param_groups]
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        optimizer = trainer.optimizers[0]
+        self.steps.append(
+            [
+                {
+                    **{k: v for k, v in group.items() if k != "params"},
+                    "old": old,
+                    "g": g,
+                    "new": [copy(p) for p in group["params"]],
+                    "state": [
+                        {k: copy(v) for k, v in optimizer.state[p].items() if isinstance(v, Tensor)}
+                        for p in group["params"]
+                    ],
+                }
+                for group, old, g in zip(optimizer.param_groups, self.before, self.grads, strict=True)
+            ]
+        )
+
+
+def copy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return tensor.detach().double().numpy().copy()
+
+
+def norm(arrays: list[np.ndarray[Any, Any]]) -> float:
+    return math.sqrt(sum(float((a * a).sum()) for a in arrays))
+
+
+def angle(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    unit_a, unit_b = a / norm([a]), b / norm([b])
+    return 2 * math.asin(min(1.0, norm([unit_a - unit_b]) / 2))  # accurate for small angles, where acos is not
+
+
+def logged(tmp_path: Path) -> list[dict[str, float]]:
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row for row in rows if any(key.startswith("wd/") for key in row)]
+
+
+def by_hand(group: dict[str, Any]) -> dict[str, float]:
+    """Every quantity that holds for any optimizer."""
+    moved = [new - old for new, old in zip(group["new"], group["old"], strict=True)]
+    angles = [angle(o, n) for o, n in zip(group["old"], group["new"], strict=True) if o.ndim >= 2]
+    weights = norm(group["new"])
+    return {
+        "weight_norm": weights,
+        "weight_rms": weights / math.sqrt(sum(w.size for w in group["new"])),
+        "grad_norm": norm(group["g"]),
+        "grad_weight_ratio": norm(group["g"]) / weights,
+        "relative_update": norm(moved) / norm(group["old"]),
+        **({"angular_update": sum(angles) / len(angles)} if angles else {}),
+    }
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "adamw", "lr": 0.05, "weight_decay": 0.2, "betas": [0.8, 0.99]},
+        {"name": "adamw", "lr": 0.05, "weight_decay": 0.01, "decay": {"style": "independent"}},
+        {"name": "adamw", "lr": 0.05, "weight_decay": 0.2, "decay": {"style": "corrected"}},
+        {"name": "sgdw", "lr": 0.1, "weight_decay": 0.02, "momentum": 0.9, "decay": {"style": "constant"}},
+        {
+            "name": "sgdw",
+            "lr": 0.1,
+            "weight_decay": 0.2,
+            "momentum": 0.9,
+            "nesterov": True,
+            "decay": {"cautious": True},
+        },
+        {"name": "adam_l2", "lr": 0.05, "weight_decay": 0.1},
+        {"name": "sgd_l2", "lr": 0.1, "weight_decay": 0.1, "momentum": 0.9},
+    ],
+    ids=lambda o: f"{o['name']} {o.get('decay', {})}",
+)
+def test_logged_values_equal_float64_by_hand(optimizer: dict[str, Any], tmp_path: Path) -> None:
+    copies = Copies()
+    schedule = {"name": "warmup_cosine", "warmup_steps": 3}
+    monitor = wd.DecayMonitor(every_n_steps=1)
+    fit(Net(optimizer, schedule), tmp_path, monitor, copies, logger=RunCSVLogger(tmp_path))
+    rows = logged(tmp_path)
+    assert [row["step"] for row in rows] == list(range(15))
+    style = optimizer.get("decay", {}).get("style", "l2" if "l2" in optimizer["name"] else "decoupled")
+    shrink = {"decay": 1.0, "no_decay": 1.0}
+    for t, (row, groups) in enumerate(zip(rows, copies.steps, strict=True)):
+        eta = (t + 1) / 4 if t < 3 else 0.5 * (1 + math.cos(math.pi * (t - 3) / 12))
+        for group in groups[:2]:
+            name, lam, lr0 = group["name"], group["weight_decay"], optimizer["lr"]
+            expected = by_hand(group)
+            rule = {"decoupled": lr0 * eta, "independent": eta, "constant": 1.0, "corrected": lr0 * eta**2}
+            if style != "l2" and not (style == "corrected" and name == "decay_decoupled"):
+                d = expected["d_t"] = rule[style] * lam
+                shrink[name] *= 1 - d
+                expected["shrink"] = shrink[name]
+                if d:
+                    expected.update(timescale_steps=1 / d, timescale_epochs=1 / d / 5, timescale_runs=1 / d / 15)
+            found = {key: row[f"wd/{name}/{key}"] for key in expected}
+            assert found == pytest.approx(expected, rel=2e-4, abs=1e-9), (t, name)
+            assert row[f"wd/{name}/nonfinite_weights"] == row[f"wd/{name}/nonfinite_grads"] == 0
+
+
+def run_recorded(tmp_path: Path, optimizer: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the last measured row and the copies of group `decay` at that step."""
+    copies = Copies()
+    fit(Net(optimizer), tmp_path, wd.DecayMonitor(every_n_steps=1), copies, logger=RunCSVLogger(tmp_path))
+    row = {k.removeprefix("wd/decay/"): v for k, v in logged(tmp_path)[-1].items() if k.startswith("wd/decay/")}
+    return row, copies.steps[-1][0]
+
+
+def test_the_decay_that_adam_with_l2_loses(tmp_path: Path) -> None:
+    row, group = run_recorded(tmp_path, {"name": "adam_l2", "lr": 0.01, "weight_decay": 0.1})
+    v_hat = np.concatenate([s["exp_avg_sq"].ravel() for s in group["state"]]) / (1 - 0.999**15)
+    d = 0.01 * 0.1 / (np.sqrt(v_hat) + 1e-8)
+    p5, p50, p95 = np.quantile(d, [0.05, 0.5, 0.95])
+    assert [row[f"lost_decay_{key}"] for key in ("mean", "p5", "p50", "p95", "spread")] == pytest.approx(
+        [d.mean(), p5, p50, p95, p95 / p5], rel=1e-5
+    )
+    assert row["lost_decay_spread"] > 2
+    assert "d_t" not in row
+
+
+@pytest.mark.parametrize("settings", [{"name": "adamw"}, {"name": "sgdw"}, {"name": "sgdw", "nesterov": True}])
+def test_the_part_that_a_cautious_step_decays(settings: dict[str, Any], tmp_path: Path) -> None:
+    momentum = {} if settings["name"] == "adamw" else {"momentum": 0.9}
+    config = {"lr": 0.01, "weight_decay": 0.1, "decay": {"cautious": True}, **momentum, **settings}
+    row, group = run_recorded(tmp_path, config)
+    agree = total = 0
+    for old, g, state in zip(group["old"], group["g"], group["state"], strict=True):
+        u = state["exp_avg"] if "exp_avg" in state else state["momentum_buffer"]
+        u = g + 0.9 * u if settings.get("nesterov") else u
+        agree, total = agree + int((u * old >= 0).sum()), total + old.size
+    assert row["cautious_fraction"] == pytest.approx(agree / total)
+    assert 0.1 < row["cautious_fraction"] < 0.9
+    assert "weight_rms_predicted" not in row  # the theory is of full decay
+
+
+# Pure noise: theory and what is measured within 5 %.
+
+
+def noise_run(optimizer: torch.optim.Optimizer, steps: int, measured: int) -> dict[str, float]:
+    """Step on gradients of pure noise; return the mean of each quantity over the last steps."""
+    (group,) = optimizer.param_groups
+    generator, rows = torch.Generator().manual_seed(0), []
+    for t in range(steps):
+        for p in group["params"]:
+            p.grad = torch.randn(p.shape, generator=generator)
+        snapshot = Snapshot(optimizer) if t >= steps - measured else None
+        optimizer.step()
+        if snapshot is not None:
+            rows += snapshot.measure(optimizer, [group["lr"] * group["weight_decay"]])
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+@pytest.mark.parametrize(("lr", "lam", "beta1"), [(1e-2, 1.0, 0.9), (3e-2, 1.0, 0.9), (1e-2, 2.0, 0.5)])
+def test_adamw_settles_where_theory_says(lr: float, lam: float, beta1: float) -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(0.05 * torch.randn(64, 64))
+    row = noise_run(wd.AdamW([weight], lr=lr, weight_decay=lam, betas=(beta1, 0.99)), 900, 100)
+    assert row["weight_rms"] == pytest.approx(row["weight_rms_predicted"], rel=0.05)
+    assert row["angular_update"] == pytest.approx(row["angular_update_predicted"], rel=0.05)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("name", ["SGDW", "SGDL2"])
+def test_sgd_on_normalized_layers_settles_where_theory_says(name: str, momentum: float) -> None:
+    """A scale-free loss: the gradient is orthogonal to w and goes as 1 / ||w||."""
+    from lightning_wd.optimizers import SGDL2
+
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(64, 64))
+    cls = wd.SGDW if name == "SGDW" else SGDL2
+    optimizer = cls([weight], lr=0.1, momentum=momentum, weight_decay=0.05 if momentum == 0 else 0.02)
+    rows = []
+    for t in range(3000):
+        noise, w = torch.randn(64, 64), weight.detach()
+        noise -= w * (noise * w).sum() / w.square().sum()
+        weight.grad = noise / w.norm()
+        snapshot = Snapshot(optimizer) if t >= 2900 else None
+        optimizer.step()
+        if snapshot is not None:
+            d = 0.1 * optimizer.param_groups[0]["weight_decay"]
+            rows += snapshot.measure(optimizer, [None if name == "SGDL2" else d])
+    measured, predicted = (
+        sum(row[key] for row in rows) / len(rows) for key in ("grad_weight_ratio", "grad_weight_ratio_predicted")
+    )
+    assert measured == pytest.approx(predicted, rel=0.05)
+
+
+# Where training is not plain.
+
+
+def test_only_measured_steps_are_logged_and_counted_by_optimizer_steps(tmp_path: Path) -> None:
+    logger = RunCSVLogger(tmp_path)
+    settings = {"accumulate_grad_batches": 2, "logger": logger, "max_epochs": 4}
+    trainer = fit(Net({"name": "adamw"}), tmp_path, wd.DecayMonitor(every_n_steps=5), **settings)
+    assert trainer.global_step == 12
+    assert [row["step"] for row in logged(tmp_path)] == [0, 5, 10]
+
+
+def test_clipped_gradients_are_those_the_optimizer_saw(tmp_path: Path) -> None:
+    trainer = fit(Net({"name": "adamw"}), tmp_path, wd.DecayMonitor(1), gradient_clip_val=0.01)
+    norms = [float(trainer.callback_metrics[f"wd/{name}/grad_norm"]) for name in ("decay", "no_decay")]
+    assert math.hypot(*norms) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_step_that_gradscaler_skips_is_neither_measured_nor_counted(tmp_path: Path) -> None:
+    class Overflow(Net):
+        def on_after_backward(self) -> None:
+            if self.trainer.global_step in (0, 2):
+                self.head.weight.grad.fill_(torch.inf)
+
+    for fused in (False, True):
+        folder = tmp_path / str(fused)
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
+        config = {"name": "adamw", "lr": 0.1, "weight_decay": 1.0, "fused": fused}
+        monitor, logger = wd.DecayMonitor(1), RunCSVLogger(folder)
+        fit(Overflow(config), folder, monitor, plugins=[plugin], max_epochs=1, logger=logger)
+        rows = logged(folder)
+        assert [row["step"] for row in rows] == [1, 3, 4]
+        assert [row["wd/decay/shrink"] for row in rows] == pytest.approx([0.9, 0.81, 0.729], rel=1e-5)
+        assert all(row["wd/decay/nonfinite_grads"] == 0 for row in rows)
+
+
+def test_what_is_not_finite_is_counted_not_hidden(tmp_path: Path) -> None:
+    class Poisoned(Net):
+        def on_after_backward(self) -> None:
+            if self.trainer.global_step == 14:
+                self.head.weight.grad[0, :2] = torch.nan
+
+    trainer = fit(Poisoned({"name": "adamw"}), tmp_path, wd.DecayMonitor(1))
+    found = {key: float(trainer.callback_metrics[f"wd/decay/nonfinite_{key}"]) for key in ("grads", "weights")}
+    assert found == {"grads": 2, "weights": 2}
+
+
+def test_decay_that_bfloat16_rounds_away_is_seen() -> None:
+    weight = nn.Parameter(torch.linspace(1.0, 1.99, 100).bfloat16())
+    optimizer = wd.SGDW([weight], lr=1.0, weight_decay=0.003)
+    weight.grad = torch.zeros_like(weight)
+    snapshot = Snapshot(optimizer)
+    optimizer.step()
+    (numbers,) = snapshot.measure(optimizer, [0.003])
+    old = torch.linspace(1.0, 1.99, 100).bfloat16().double()
+    lost = float(((old - 0.003 * old).bfloat16().double() == old).double().mean())
+    assert 0 < lost < 1
+    assert numbers["rounded_away"] == pytest.approx(lost, abs=0.03)  # d * w is rounded first
+    (none,) = Snapshot(optimizer).measure(optimizer, [0.1])
+    assert none["rounded_away"] == 0.0
+
+
+def test_a_large_tensors_update_is_measured_on_rows_of_it() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(3000, 300))
+    optimizer = wd.AdamW([weight], lr=0.01)
+    weight.grad = torch.randn(3000, 300)
+    old = weight.detach().clone()
+    snapshot = Snapshot(optimizer)
+    assert snapshot.old[0][0].numel() <= 2**16
+    optimizer.step()
+    (numbers,) = snapshot.measure(optimizer, [1e-4])
+    assert numbers["relative_update"] == pytest.approx(float((weight.detach() - old).norm() / old.norm()), rel=0.01)
+    assert numbers["weight_norm"] == pytest.approx(float(weight.detach().double().norm()), rel=1e-6)
+
+
+def test_measuring_leaves_weights_bit_equal(tmp_path: Path) -> None:
+    with_it, without = Net({"name": "sgdw", "momentum": 0.9}), Net({"name": "sgdw", "momentum": 0.9})
+    fit(with_it, tmp_path, wd.DecayMonitor(1))
+    fit(without, tmp_path)
+    assert all(map(torch.equal, with_it.parameters(), without.parameters()))
+
+
+def test_the_picture_is_drawn_and_says_which_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    titles = []
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text: titles.append(text))
+    fit(Net({"name": "adamw"}), tmp_path / "plain", wd.DecayMonitor(5))
+    fit(Net({"name": "adam_l2"}), tmp_path / "averaged", wd.DecayMonitor(5), EMAWeightAveraging())
+    assert titles == ["AdamW: weights", "AdamL2: weights in training, not their average"]
+    for folder in ("plain", "averaged"):
+        assert (tmp_path / folder / "wd_monitor.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_resumed_monitor_goes_on_counting(tmp_path: Path) -> None:
+    config = {"name": "adamw", "lr": 0.1, "weight_decay": 0.5}
+    fit(Net(config), tmp_path / "whole", wd.DecayMonitor(4), logger=RunCSVLogger(tmp_path / "whole"))
+    folder = tmp_path / "parts"
+    monitor = wd.DecayMonitor(4)
+    with pytest.raises(CrashError):
+        fit(Net(config), folder, monitor, CrashAfter(7, folder / "c.ckpt"), logger=RunCSVLogger(folder, "", 1))
+    resumed = wd.DecayMonitor(4)
+    fit(Net(config), folder, resumed, ckpt_path=folder / "c.ckpt", logger=RunCSVLogger(folder, "", 1))
+    assert logged(folder) == logged(tmp_path / "whole")
+    assert [row["step"] for row in resumed.state_dict()["history"]] == [0, 4, 8, 12]
+
+
+def test_history_is_thinned_when_it_grows_long(tmp_path: Path) -> None:
+    monitor = wd.DecayMonitor(1)
+    fit(Net({"name": "sgdw"}), tmp_path, monitor, max_epochs=90)
+    steps = [row["step"] for row in monitor.state_dict()["history"]]
+    assert len(steps) <= 400
+    assert steps[:3] == [0, 2, 4]
+    assert steps[-1] == 449
+
+
+def test_two_optimizers_have_names_of_their_own(tmp_path: Path) -> None:
+    class Two(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.nets = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+
+        def configure_optimizers(self) -> Any:
+            return [wd.configure_optimizers(net, "adamw")["optimizer"] for net in self.nets]
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for net, optimizer in zip(self.nets, self.optimizers(), strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(net(batch[0]).square().mean())
+                optimizer.step()
+
+    trainer = fit(Two(), tmp_path, wd.DecayMonitor(1), max_epochs=1)
+    names = {key.split("/")[1] for key in trainer.callback_metrics if key.startswith("wd/")}
+    assert names == {f"optimizer_{i}_{group}" for i in (0, 1) for group in ("decay", "no_decay")}
+
+
+SHARDED = """
+import json, sys, torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+import lightning_wd as wd
+from lightning_wd.callbacks.measures import Snapshot
+sharded = len(sys.argv) > 1
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+if sharded:
+    mesh = init_device_mesh("cpu", (2,))
+    fully_shard(net, mesh=mesh)
+optimizer = wd.configure_optimizers(net, {"name": "adamw", "lr": 0.1, "weight_decay": 0.5})["optimizer"]
+net(torch.ones(4, 6)).square().mean().backward()
+snapshot = Snapshot(optimizer)
+optimizer.step()
+numbers = snapshot.measure(optimizer, [0.05, 0.0])
+if not sharded or torch.distributed.get_rank() == 0:
+    print("numbers:" + json.dumps(numbers), flush=True)
+if sharded:
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="torch 2.6 runs no FSDP2 on CPU")
+def test_sharded_parameters_give_global_numbers(tmp_path: Path) -> None:
+    """FSDP2 on two processes against one process: rows of 5 do not divide by 2, so shards differ in size."""
+    script = tmp_path / "run.py"
+    script.write_text(SHARDED)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    found = []
+    for command in ([str(script)], ["-m", "torch.distributed.run", "--nproc-per-node=2", str(script), "sharded"]):
+        done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(json.loads(done.stdout.partition("numbers:")[2].splitlines()[0]))
+    for whole, shards in zip(*found, strict=True):
+        assert shards == pytest.approx(whole, rel=1e-5)
+    assert found[0][0]["weight_norm"] > 1
+
+
+def test_bad_intervals_are_refused() -> None:
+    with pytest.raises(wd.ConfigError, match="every_n_steps must be a number >= 1 but got 0"):
+        wd.DecayMonitor(0)
+    with pytest.raises(wd.ConfigError, match=r"every_n_steps must be a whole number but got 2\.5"):
+        wd.DecayMonitor(2.5)  # type: ignore[arg-type]
+
+
+def test_no_callback_has_an_attribute_that_lightning_overwrites() -> None:
+    """Lightning puts `log` and `log_dict` on every callback."""
+    for callback in (wd.DecayMonitor(), wd.DecaySchedule(), wd.DecayPlanSummary(), wd.MaskedFinetuning(["*"])):
+        assert {"log", "log_dict"}.isdisjoint([*vars(callback), *vars(type(callback))])

@@ -1,0 +1,160 @@
+"""A real offline W&B run, read back: metrics with axes and summaries, the plan as a table, the config redacted."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from recipe import ROOT, run_folder, train
+from small_run import CrashAfter, CrashError, Net, fit
+
+import lightning_wd as wd
+from lightning_wd.run import RunCSVLogger
+
+wandb = pytest.importorskip("wandb")
+from lightning.pytorch.loggers import WandbLogger  # noqa: E402
+from wandb.proto import wandb_internal_pb2 as pb  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb", "ignore::DeprecationWarning:pydantic")
+
+
+def records(folder: Path) -> Iterator[Any]:
+    """Yield the records of the one offline run in a folder: blocks of 32 KiB of (crc, length, type, payload)."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last fragment
+            record = pb.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def item(entry: Any) -> tuple[str, Any]:
+    return entry.key or ".".join(entry.nested_key), json.loads(entry.value_json)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for one run, which is finished when the test reads it."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    wandb.finish()
+
+
+def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
+    loggers = [WandbLogger(save_dir=run, offline=True), RunCSVLogger(run)]
+    config = {"name": "adamw", "lr": 0.1, "weight_decay": 0.5}
+    trainer = fit(Net(config), run, wd.DecayPlanSummary(), wd.DecayMonitor(5), logger=loggers, log_every_n_steps=5)
+    last = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("wd/")}
+    wandb.finish()
+    history: dict[str, list[tuple[int, Any]]] = {}
+    metrics = []
+    for record in records(run):
+        if record.HasField("history"):
+            row = dict(item(entry) for entry in record.history.item)
+            for key, value in row.items():
+                history.setdefault(key, []).append((row.get("trainer/global_step"), value))
+        if record.HasField("metric"):
+            metrics.append(record.metric)
+    assert [step for step, _ in history["wd/decay/d_t"]] == [0, 5, 10]
+    assert [value for _, value in history["wd/decay/d_t"]] == pytest.approx([0.05] * 3)
+    for key, value in last.items():
+        assert history[key][-1][1] == pytest.approx(value, rel=1e-6), key
+    assert history["decay_plan.nrows"] == [(0, 8)]
+    assert history["wd_monitor._type"][-1][1] == "images/separated"
+    (table,) = run.glob("wandb/offline-run-*/files/media/table/decay_plan*.json")
+    plan = json.loads((run / "decay_plan.json").read_text())["parameters"]
+    logged = json.loads(table.read_text())
+    assert logged["columns"] == ["name", "shape", "numel", "group", "decay", "lr", "style", "reason"]
+    assert [(row[0], row[3], row[7]) for row in logged["data"]] == [
+        (row["name"], row["group"], row["reason"]) for row in plan
+    ]
+    (axis,) = [metric for metric in metrics if metric.glob_name == "wd/*"]
+    assert axis.step_metric == "trainer/global_step"
+    assert (axis.summary.min, axis.summary.last) == (True, True)
+
+
+def test_a_resumed_run_continues_the_same_run_id(run: Path) -> None:
+    """The id and `resume` are WandbLogger's own settings; both halves carry the id."""
+
+    def logger(folder: str) -> WandbLogger:
+        (run / folder).mkdir()
+        return WandbLogger(save_dir=run / folder, offline=True, id="same-run", resume="allow")
+
+    config = {"name": "adamw"}
+    with pytest.raises(CrashError):
+        fit(Net(config), run, wd.DecayMonitor(1), CrashAfter(7, run / "c.ckpt"), logger=logger("first"))
+    wandb.finish()
+    fit(Net(config), run, wd.DecayMonitor(1), logger=logger("second"), ckpt_path=run / "c.ckpt")
+    wandb.finish()
+    steps = []
+    for half in ("first", "second"):
+        for record in records(run / half):
+            if record.HasField("run"):
+                assert record.run.run_id == "same-run"
+            if record.HasField("history"):
+                row = dict(item(entry) for entry in record.history.item)
+                if "wd/decay/d_t" in row:
+                    steps.append(row["trainer/global_step"])
+    assert steps == list(range(15))
+
+
+@pytest.mark.slow
+def test_the_recipe_logs_its_config_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "canary-7f3a9c")
+    done = train(
+        "logger=wandb_offline",
+        "callbacks=decay_monitor",
+        "trainer.max_epochs=1",
+        "+note='${oc.env:MY_API_KEY}'",
+        cwd=tmp_path,
+    )
+    folder = run_folder(done)
+    config: dict[str, Any] = {}
+    names = set()
+    for record in records(folder):
+        if record.HasField("config"):
+            config.update(item(entry) for entry in record.config.update)
+        if record.HasField("run"):
+            config.update(item(entry) for entry in record.run.config.update)
+        if record.HasField("history"):
+            names |= {item(entry)[0] for entry in record.history.item}
+    assert (
+        config["optimizer"]["weight_decay"]
+        == yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["weight_decay"]
+    )
+    assert config["note"] == "${oc.env:MY_API_KEY}"
+    assert {"wd/decay/d_t", "wd/no_decay/weight_norm", "decay_plan.nrows", "train/loss"} <= names
+    written = [path for path in folder.rglob("*") if path.is_file() and b"canary-7f3a9c" in path.read_bytes()]
+    assert written == []
+
+
+def test_the_sweeps_command_is_one_that_the_recipe_understands() -> None:
+    sweep = yaml.safe_load((ROOT / "recipes/wandb_sweep.yaml").read_text())
+    assert sweep["command"] == ["${env}", "python", "${program}", "${args_no_hyphens}"]
+    assert (ROOT / sweep["program"]).is_file()
+    from hydra import compose, initialize_config_dir
+
+    for end in (0, -1):
+        chosen = {
+            k: p["value"] if "value" in p else [*p.get("values", (p.get("min"), p.get("max")))][end]
+            for k, p in sweep["parameters"].items()
+        }
+        with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+            cfg = compose("train", [f"{key}={value}" for key, value in chosen.items()])
+        assert cfg.logger.wandb._target_ == "lightning.pytorch.loggers.WandbLogger"
+        assert cfg.optimizer.lr == chosen["optimizer.lr"]

@@ -1,0 +1,192 @@
+"""The command line: audit and convert, their output, their exit status and the words of their errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_wd.cli import main
+
+MODEL = """
+import torch
+from torch import nn
+
+
+class MyNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.ones(1, 3, 4))
+        self.fc, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def no_weight_decay(self):
+        return {"pos_embed"}
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = Model()
+
+
+class Args(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+
+
+ready = Model()
+number = 3
+
+
+def text():
+    return "model"
+"""
+
+
+@pytest.fixture(autouse=True)
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "audited.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "audited", raising=False)
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    return main(["audit", *arguments])
+
+
+@pytest.mark.parametrize("target", ["audited:Model", "audited:ready"])
+def test_the_plan_is_printed_with_its_totals(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(target) == 0
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["pos_embed", "1 x 3 x 4", "no_decay", "0", "1", "-", "hook Model.no_weight_decay()"],
+        ["fc.weight", "4 x 4", "decay", "1", "1", "-", "weight"],
+        ["fc.bias", "4", "no_decay", "0", "1", "-", "bias"],
+        ["norm.weight", "4", "no_decay", "0", "1", "-", "norm layer BatchNorm1d"],
+        ["norm.bias", "4", "no_decay", "0", "1", "-", "bias"],
+        ["no_decay", "4", "24"],
+        ["decay", "1", "16"],
+        ["all", "5", "40"],
+    ]
+    assert "Tensors by kind: 1 decayed weight, 2 excluded bias, 1 excluded norm, 1 excluded table" in out
+
+
+def test_the_difference_to_another_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("audited:Wrapped", "--against", "timm") == 0
+    assert capsys.readouterr().out.rstrip().splitlines()[-2:] == [
+        "1 parameters are treated differently by timm (this plan / timm):",
+        "  model.pos_embed: no_decay (hook Model.no_weight_decay()) / decay (timm)",
+    ]
+    assert run("audited:Model", "--against", "transformers", "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["against"]["policy"] == "transformers"
+    assert [(d["name"], d["this"]["group"], d["other"]["group"]) for d in data["against"]["differences"]] == [
+        ("pos_embed", "no_decay", "decay"),
+    ]
+
+
+def test_json_is_the_plan_as_plain_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("audited:Model", "--json", "--style", "corrected") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["style"], data["failures"]) == ("corrected", {})
+    assert [(row["name"], row["group"]) for row in data["parameters"]][1] == ("fc.weight", "decay_decoupled")
+
+
+def test_fail_on_is_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("audited:Model", "--fail-on", "decayed:norm", "--fail-on", "decayed:bias") == 0
+    assert run("audited:Model", "--mask", "all", "--fail-on", "decayed:norm", "--fail-on", "excluded:weight") == 1
+    assert capsys.readouterr().err == "--fail-on decayed:norm: 1 parameters: norm.weight\n"
+
+
+def test_masks_come_from_a_mapping_or_a_file(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (package / "mask.yaml").write_text('base: none\nrules:\n  - {name: "*.norm.*", decay: 1e-1}\n')
+    assert run("audited:Model", "--mask", "mask.yaml", "--json") == 0
+    first = json.loads(capsys.readouterr().out)
+    assert run("audited:Model", "--mask", '{base: none, rules: [{name: "*.norm.*", decay: 1e-1}]}', "--json") == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert {row["name"]: row["decay"] for row in first["parameters"] if row["decay"]} == {
+        "norm.weight": 0.1, "norm.bias": 0.1
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["audited"],
+            "model 'audited' is not MODULE:NAME.\n  fix: write my_pkg.module:Model, as in an entry point",
+        ),
+        (["audited:Modle"], "'audited' has no 'Modle'.\n  nearest: 'Model'\n  fix: write audited:Model"),
+        (["audited:number"], "'audited:number' is a int, no model.\n  fix: name a class, a function or a module"),
+        (["audited:text"], "'audited:text' built a str, no torch.nn.Module.\n  fix: return the model itself"),
+        (
+            ["audited:Args"],
+            "'audited:Args' cannot be built without arguments: Args.__init__() missing 1 required positional argument: "
+            "'width'\n  fix: write a function without arguments that returns the model, and name that",
+        ),
+        (
+            ["audited:Model", "--fail-on", "decayed:nrom"],
+            "--fail-on 'decayed:nrom' is not STATE:KIND: 'nrom' is unknown.\n"
+            "  valid: bias, norm, magnitude, state, vector, table, embedding, weight\n"
+            "  nearest: 'norm'\n  fix: write decayed:norm",
+        ),
+        (
+            ["audited:Model", "--against", "tim"],
+            "policy 'tim' is unknown.\n  valid: timm, transformers, ndim\n"
+            "  nearest: 'timm'\n  fix: write timm, or leave it out",
+        ),
+        (
+            ["audited:Model", "--mask", "no.yaml"],
+            "mask file 'no.yaml' does not exist.\n  fix: correct the path, or name a preset",
+        ),
+        (
+            ["audited:Model", "--mask", "{rules: [{name: '*.nrom.*', decay: 0}]}"],
+            "mask pattern '*.nrom.*' matched no parameter.\n  found: 5 trainable parameters, 0 matches\n"
+            "  nearest: '*.norm.*' (2 matches: norm.weight, ...)\n  fix: correct the pattern, or remove the rule",
+        ),
+    ],
+)
+def test_errors_say_what_to_do_and_exit_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err == f"lightning-wd audit: {message}\n"
+
+
+def test_a_module_that_cannot_be_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("no_such_package.models:Model") == 2
+    assert (
+        "module 'no_such_package.models' cannot be imported: No module named 'no_such_package'"
+        in capsys.readouterr().err
+    )
+
+
+def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "5e-4", "--from", "sgd_l2", "--to", "decoupled", "--lr", "0.1", "--momentum", "0.9"]) == 0
+    assert float(capsys.readouterr().out) == pytest.approx(5e-3, rel=1e-12)
+    steps = ["--lr", "1e-3", "--total-steps", "10000"]
+    assert main(["convert", "0.05", "--from", "normalized", "--to", "independent", *steps]) == 0
+    assert float(capsys.readouterr().out) == 0.0005
+    assert main(["convert", "0.05", "--from", "normalised", "--to", "independent", *steps]) == 2
+    assert "nearest: 'normalized'" in capsys.readouterr().err
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from lightning_wd import cli; sys.modules['torch'] = None\ncli.main(['audit', '--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "--fail-on" in done.stdout
+    broken = code.replace("'audit', '--help'", "'audit', 'audited:Model'")  # the proof can fail
+    assert subprocess.run([sys.executable, "-c", broken], capture_output=True, check=False).returncode != 0

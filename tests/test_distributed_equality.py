@@ -1,0 +1,49 @@
+"""One process, DDP, DDP with accumulation and FSDP2 at the same global batch: same plan, coefficients and weights."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS
+from test_distributed import TESTS, TORCHRUN, run
+
+EQUALITY = str(TESTS / "ddp_app" / "equality.py")
+STEPS_PER_EPOCH = ROWS // GLOBAL_BATCH
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("equality")
+    run(folder, [sys.executable, EQUALITY, str(folder), "single"])
+    ways = ["ddp", "ddp_accumulated", "fsdp2"]
+    run(folder, [*TORCHRUN, "--standalone", "--nproc_per_node=2", EQUALITY, str(folder), *ways])
+    return folder
+
+
+def load(results: Path, optimizer: str, way: str, rank: int = 0) -> dict[str, Any]:
+    return torch.load(results / f"{optimizer}-{way}-{rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("way", ["ddp", "ddp_accumulated", "fsdp2"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_two_processes_equal_one(results, optimizer, way):
+    one = load(results, optimizer, "single")
+    for rank in (0, 1):
+        two = load(results, optimizer, way, rank)
+        assert two["steps"] == one["steps"] == EPOCHS * STEPS_PER_EPOCH
+        assert two["groups"] == one["groups"]
+        assert two["plan"] == one["plan"]
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(two["weights"][name], weight, rtol=1e-10, atol=1e-12, msg=f"{name}, rank {rank}")
+
+
+def test_amounts_count_the_optimizer_steps_of_all_processes(results):
+    decays = {name: load(results, name, "ddp")["groups"][0]["weight_decay"] for name in OPTIMIZERS}
+    assert decays["adamw"] == pytest.approx(0.3 / math.sqrt(EPOCHS * STEPS_PER_EPOCH), rel=1e-12)
+    assert decays["sgdw"] == pytest.approx(1 / (0.1 * 5.0 * STEPS_PER_EPOCH), rel=1e-12)
+    assert (decays["adam_l2"], decays["cautious"]) == (0.1, 1.0)

@@ -1,0 +1,243 @@
+"""The Hydra pack: every file says what it is, composes in any app, and gives what its name says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import lightning_wd as wd
+from lightning_wd._hydra import conf_dir
+from lightning_wd.configure.optimizer_config import OPTIMIZERS, TYPICAL
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.glob("**/*.yaml"))
+DECAYS = sorted(path.stem for path in (CONF / "optimizer/decay").glob("*.yaml"))
+PLUGINS = {"lr_wd_optuna": "hydra_optuna_sweeper", "slurm_ddp": "hydra_submitit_launcher"}  # extras of this package
+MASKS = sorted(path.stem for path in (CONF / "optimizer/mask").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _app() -> Iterator[None]:
+    """An app of somebody else's, whose search path ends with the pack."""
+    with initialize_config_dir(str(ROOT / "tests/stranger/conf"), version_base="1.3"):
+        yield
+
+
+def optimizer_of(*overrides: str) -> Any:
+    return compose("app", list(overrides)).optimizer
+
+
+def built(*overrides: str) -> torch.optim.Optimizer:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    config = instantiate(optimizer_of(*overrides))
+    return wd.configure_optimizers(net, config, total_steps=400, steps_per_epoch=10)["optimizer"]
+
+
+def test_an_editable_install_serves_the_repository() -> None:
+    assert conf_dir() == CONF
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_each_file_opens_with_what_it_is_and_its_command(path: Path) -> None:
+    first, second, *rest = (CONF / path).read_text().splitlines()
+    option = f"{path.parent}={path.stem}"
+    assert re.fullmatch(r"# \S.+", first)
+    assert second.startswith("# python")
+    assert option in second.split()
+    assert not any("@package" in line for line in rest), "a package header makes a literal key in a nested group"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_each_file_composes(path: Path) -> None:
+    group = str(path.parent)
+    prefix = "" if group.startswith(("optimizer", "hydra")) else "+"
+    if (plugin := PLUGINS.get(path.stem)) is not None:
+        pytest.importorskip(f"hydra_plugins.{plugin}", reason=f"{path} composes on the plugin {plugin}: not installed")
+    cfg = compose("app", [f"{prefix}{group}={path.stem}"], return_hydra_config=group.startswith("hydra"))
+    assert OmegaConf.select(cfg, group.replace("/", ".")) is not None
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_default_amounts_are_those_of_the_code(decay: str) -> None:
+    node = OmegaConf.load(CONF / f"optimizer/decay/{decay}.yaml")
+    assert node.cautious is False
+    if decay in ("normalized", "timescale"):
+        assert node.typical == {"adam": None, "sgd": None}
+    else:
+        assert node.typical == TYPICAL[node.style]
+
+
+def test_independent_and_decoupled_defaults_are_one_strength_in_two_units() -> None:
+    for name, family in (("adamw", "adam"), ("sgdw", "sgd")):
+        lr = OPTIMIZERS[name][2]
+        converted = wd.convert(TYPICAL["decoupled"][family], from_="decoupled", to="independent", lr=lr)
+        assert TYPICAL["independent"][family] == pytest.approx(converted)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_are_plain_data(mask: str) -> None:
+    assert OmegaConf.load(CONF / f"optimizer/mask/{mask}.yaml") == {"base": mask, "rules": []}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_a_name_alone_means_what_its_file_says(name: str) -> None:
+    """`{"name": ...}` in Python and `optimizer=...` from Hydra are one thing."""
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch < 2.9 has no Muon")
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    alone = wd.configure_optimizers(net, {"name": name})["optimizer"]
+    filed = built(f"optimizer={name}")
+    assert type(alone) is type(filed)
+    assert [{**g, "params": 0} for g in alone.param_groups] == [{**g, "params": 0} for g in filed.param_groups]
+
+
+def test_the_groups_and_their_options() -> None:
+    """The contract's lists: nothing is missing."""
+    options = {str(path.parent): {p.stem for p in FILES if p.parent == path.parent} for path in FILES}
+    assert options["trainer"] == {"default", "cpu", "gpu", "ddp", "ddp_cpu"}
+    assert options["optimizer/mask"] == {"standard", "no_embeddings", "matrices", "all", "none"}
+    assert options["lr_scheduler"] == {"none", "constant", "warmup_cosine", "cosine_restarts", "wsd"}
+    assert options["logger"] == {"csv", "wandb", "wandb_offline", "tensorboard", "none"}
+    assert options["optimizer/decay"] == {
+        *("decoupled", "independent", "normalized", "timescale", "constant", "corrected", "l2", "none")
+    }
+
+
+def test_every_optimizer_of_the_code_has_a_file() -> None:
+    assert sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")) == sorted(OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "lr", "group"),
+    [
+        ("nadamw", "NAdamW", 1e-3, {"betas": (0.9, 0.999), "momentum_decay": 0.004}),
+        ("radamw", "RAdamW", 1e-3, {"betas": (0.9, 0.999)}),
+        ("rmspropw", "RMSpropW", 1e-3, {"alpha": 0.99, "momentum": 0.0}),
+        ("adagradw", "AdagradW", 1e-2, {"eps": 1e-10}),
+        ("adamaxw", "AdamaxW", 2e-3, {"betas": (0.9, 0.999)}),
+        ("adafactor", "AdafactorW", 1e-2, {"beta2_decay": -0.8, "d": 1.0}),
+    ],
+)
+def test_optimizers_made_by_decoupled(name: str, cls: str, lr: float, group: dict[str, Any]) -> None:
+    optimizer = built(f"optimizer={name}", "optimizer/decay=independent", "optimizer.weight_decay=0.25")
+    first = optimizer.param_groups[0]
+    assert (type(optimizer).__name__, first["lr"], first["style"], first["weight_decay"]) == (
+        cls,
+        lr,
+        "independent",
+        0.25,
+    )
+    assert {key: first[key] for key in group} == group
+    weight = first["params"][0]
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), before * 0.75)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgdw", "adam_l2", "sgd_l2"])
+@pytest.mark.parametrize("decay", DECAYS)
+def test_every_optimizer_with_every_decay(name: str, decay: str) -> None:
+    """Each pair is built with the style that it names, or refused with the name of the decoupled twin."""
+    style = OmegaConf.load(CONF / f"optimizer/decay/{decay}.yaml").style
+    if name.endswith("_l2") and style not in ("l2", "none"):
+        twin = {"adam_l2": "adamw", "sgd_l2": "sgdw"}[name]
+        with pytest.raises(HydraException) as caught:
+            built(f"optimizer={name}", f"optimizer/decay={decay}")
+        assert isinstance(caught.value.__cause__, wd.ConfigError)
+        assert f"optimizer={twin} optimizer/decay={style}" in str(caught.value.__cause__)
+        return
+    optimizer = built(f"optimizer={name}", f"optimizer/decay={decay}")
+    adam = name.startswith("adam")
+    # Since torch 2.7 its AdamW is an Adam itself; ours are one in every version where no decay is decoupled.
+    family = (torch.optim.Adam if style == "l2" else torch.optim.AdamW) if adam else torch.optim.SGD
+    assert isinstance(optimizer, family)
+    assert isinstance(optimizer, (wd.AdamW, wd.SGDW)) is (style != "l2")
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert {group["style"] for group in groups.values()} <= {style, "decoupled"}
+    assert groups["no_decay"]["weight_decay"] == 0.0
+    lr = 1e-3 if adam else 5e-2
+    expected = {
+        "normalized": 0.05 / 20,
+        "timescale": 1 / (lr * 20 * 10),
+    }.get(decay, TYPICAL[style]["adam" if adam else "sgd"])
+    assert groups["decay"]["weight_decay"] == pytest.approx(expected)
+
+
+def test_adamw_with_l2_equals_adam_l2() -> None:
+    ours, twin = built("optimizer=adamw", "optimizer/decay=l2"), built("optimizer=adam_l2")
+    assert type(ours) is type(twin)
+    assert [{**g, "params": None} for g in ours.param_groups] == [{**g, "params": None} for g in twin.param_groups]
+
+
+def test_the_amount_is_where_every_user_types_it() -> None:
+    optimizer = built("optimizer=sgdw", "optimizer.weight_decay=0.125", "optimizer.lr=0.5")
+    group = optimizer.param_groups[0]
+    assert (group["name"], group["weight_decay"], group["lr"], group["base_lr"]) == ("decay", 0.125, 0.5, 0.5)
+
+
+def test_rules_from_the_command_line() -> None:
+    optimizer = built("optimizer.mask.rules=[{name: '2.*', decay: 0.1, lr: 10}]")
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    head = groups["decay_x0.1_lr_x10"]
+    assert head["weight_decay"] == pytest.approx(1e-3)
+    assert head["lr"] == pytest.approx(1e-2)
+    assert head["param_names"] == ["2.weight", "2.bias"]
+
+
+def test_nested_in_a_model() -> None:
+    overrides = [
+        "optimizer@model.optimizer=sgdw",
+        "optimizer/decay@model.optimizer.decay=independent",
+        "model.optimizer.lr=0.05",
+    ]
+    node = compose("nested", overrides).model.optimizer
+    assert (node.name, node.decay.style, node.lr, node.weight_decay) == ("sgdw", "independent", 0.05, 2.5e-4)
+
+
+def test_an_app_with_its_own_option_wins(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "app.yaml").write_text("defaults: [{optimizer: sgdw}, _self_]\n")
+    (tmp_path / "optimizer/sgdw.yaml").write_text("mine: true\n")
+    from hydra.core.global_hydra import GlobalHydra
+
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            assert compose("app").optimizer == {"mine": True}
+            assert compose("app", ["optimizer=adamw"]).optimizer.name == "adamw"
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def test_hydra_refuses_unknown_options_and_keys() -> None:
+    with pytest.raises(MissingConfigException, match=r"Could not find 'optimizer/sgdww'[\s\S]*sgdw"):
+        optimizer_of("optimizer=sgdww")
+    with pytest.raises(HydraException, match="weight_decy"):
+        optimizer_of("optimizer.weight_decy=1")
+
+
+@pytest.mark.parametrize("group", ["lr_scheduler", "logger", "callbacks", "trainer"])
+def test_each_node_instantiates_on_its_own(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No interpolation leads out of a node, so a single one can be cut out and used."""
+    monkeypatch.chdir(tmp_path)
+    for path in sorted((CONF / group).glob("*.yaml")):
+        if group == "logger" and path.stem == "wandb":
+            continue  # online: it needs an account
+        if group == "trainer" and path.stem in ("gpu", "ddp"):
+            continue  # they need a GPU
+        node = compose("app", [f"+{group}={path.stem}"])[group]
+        alone = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
+        made = instantiate(alone)
+        assert made is not None

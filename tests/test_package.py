@@ -1,0 +1,148 @@
+"""The package itself: what an import loads, which way imports run, what the wheel brings to a stranger."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = ["errors", "decay", "mask", "optimizers", "schedules", "configure", "callbacks"]
+STRANGER = ROOT / "tests/stranger"
+
+
+def run(python: str | Path, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(python), *args], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=280
+    )
+
+
+HEAVY = "sorted({'torch', 'lightning', 'wandb', 'matplotlib'} & {name.partition('.')[0] for name in sys.modules})"
+
+
+@pytest.mark.parametrize(
+    ("statement", "loaded"),
+    [
+        ("import lightning_wd", []),
+        ("import lightning_wd._hydra", []),
+        ("import lightning_wd as wd; wd.Decay; wd.convert; wd.ConfigError", []),
+        ("import lightning_wd as wd; wd.AdamW; wd.plan_decay", ["torch"]),  # the proof can fail
+    ],
+)
+def test_what_an_import_loads(statement: str, loaded: list[str], tmp_path: Path) -> None:
+    done = run(sys.executable, "-c", f"import sys; {statement}; print({HEAVY})", cwd=tmp_path)
+    assert (done.stderr, done.stdout.strip()) == ("", repr(loaded))
+
+
+def test_every_public_name_is_importable() -> None:
+    import lightning_wd as wd
+
+    assert [name for name in wd.__all__ if getattr(wd, name, None) is None] == []
+    with pytest.raises(AttributeError, match="has no attribute 'AdamWW'"):
+        wd.AdamWW  # noqa: B018
+
+
+def test_imports_run_one_way() -> None:
+    """errors <- decay <- mask <- optimizers <- schedules <- configure <- callbacks, in every spelling of an import."""
+    import lightning_wd as wd
+
+    package = ROOT / "lightning_wd"
+    backwards = []
+    for path in sorted(package.glob("**/*.py")):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        if room not in ORDER:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            for other in imported_rooms(node, path.relative_to(package.parent), wd._HOME):
+                if ORDER.index(other) > ORDER.index(room):
+                    backwards.append(f"{path.name} imports {other}")
+    assert backwards == []
+
+
+def imported_rooms(node: ast.AST, path: Path, homes: dict[str, str]) -> set[str]:
+    """Return the rooms of the package that an import statement in a file reaches."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        base = ".".join(path.with_suffix("").parts[: -node.level]) if node.level else ""
+        module = ".".join(part for part in (base, node.module) if part)
+        names = [f"{module}.{alias.name}" for alias in node.names]
+    else:
+        return set()
+    parts = [name.split(".") for name in names if name.startswith("lightning_wd.")]
+    return {room for part in parts if (room := homes.get(part[1], part[1])) in ORDER}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import lightning_wd.callbacks.monitor",
+        "from lightning_wd import callbacks",
+        "from lightning_wd import DecayMonitor",
+        "from . import callbacks",
+        "from .callbacks import x",
+        "from lightning_wd.callbacks import x",
+    ],
+)
+def test_every_spelling_of_an_import_is_seen(statement: str) -> None:
+    import lightning_wd as wd
+
+    (node,) = ast.parse(statement).body
+    assert imported_rooms(node, Path("lightning_wd/decay.py"), wd._HOME) == {"callbacks"}
+
+
+@pytest.fixture(scope="session")
+def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a clean environment in which only the wheel was installed, with the tested versions."""
+    folder = tmp_path_factory.mktemp("clean")
+    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT), cwd=folder)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = folder.glob("*.whl")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv/bin/python"
+    done = run(python, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return python
+
+
+def stranger(python: str | Path, folder: Path, *overrides: str) -> dict[str, Any]:
+    """Run the stranger's app in a folder far from the repository and return what it printed."""
+    app = folder / "app"
+    if not app.exists():
+        shutil.copytree(STRANGER, app, ignore=shutil.ignore_patterns("__pycache__"))
+    done = run(python, "app.py", *overrides, cwd=app, PYTHONPATH="")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout + done.stderr
+    return dict(json.loads(lines[0].removeprefix("RESULT ")))
+
+
+@pytest.mark.parametrize("install", ["wheel", "editable"])
+def test_a_strangers_app(install: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    wheel = install == "wheel"
+    python = request.getfixturevalue("clean_python") if wheel else sys.executable
+    plain = stranger(python, tmp_path, "optimizer=sgdw")
+    assert (plain["class"], plain["name"], plain["style"], plain["base"]) == ("SGDW", "decay", "decoupled", "standard")
+    assert Path(plain["file"]).is_relative_to(ROOT / "lightning_wd") is not wheel
+
+    nested = stranger(
+        python,
+        tmp_path,
+        "--config-name=nested",
+        "optimizer@model.optimizer=sgdw",
+        "optimizer/decay@model.optimizer.decay=independent",
+        "model.optimizer.lr=0.125",
+    )
+    assert (nested["class"], nested["style"], nested["lr"]) == ("SGDW", "independent", 0.125)
+
+    own = tmp_path / "app/conf/optimizer"
+    own.mkdir()
+    (own / "sgdw.yaml").write_text("defaults: [adamw, _self_]\nlr: 0.5\n")
+    assert stranger(python, tmp_path, "optimizer=sgdw")["lr"] == 0.5

@@ -1,0 +1,117 @@
+"""Every command of the README runs, and its Python is the package's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipe import ROOT, run_folder, train
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+PREFIX = ".venv/bin/python recipes/train.py"
+
+# What no test can run here, and why: this very run, an index that does not have the package yet, installation.
+NOT_RUN = {
+    "make train": "run by .ci/run, which tests a clean checkout",
+    "make test": "this run",
+    "pip install lightning-wd": "needs the package index",
+    "python3 -m venv .venv": "run by make",
+    '.venv/bin/pip install -c constraints.txt -e ".[test]"': "run by make, with the tools of `make check`",
+    ".venv/bin/python -m pytest": "this run",
+}
+
+
+def commands() -> list[str]:
+    lines = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+    shell = [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [*shell, *re.findall(rf"`({re.escape(PREFIX)}[^`]*)`", README)]
+
+
+RUN = (PREFIX, ".venv/bin/torchrun ", ".venv/bin/lightning-wd ")
+RECIPES = sorted({c for c in commands() if c.startswith(RUN)}, key=lambda c: ("ckpt_path" in c, c))
+
+
+def test_every_command_is_run_or_has_a_reason() -> None:
+    assert sorted({command for command in commands() if command not in RECIPES}) == sorted(NOT_RUN)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.mark.xdist_group("readme")
+@pytest.mark.parametrize("command", [c for c in RECIPES if not c.startswith(PREFIX)])
+def test_command_that_starts_otherwise(command: str, folder: Path) -> None:
+    (folder / "recipes").exists() or (folder / "recipes").symlink_to(ROOT / "recipes")
+    program, *arguments = shlex.split(command)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    tool = [str(Path(sys.executable).parent / Path(program).name), *arguments]
+    done = subprocess.run(tool, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.xdist_group("readme")
+@pytest.mark.parametrize("command", [c for c in RECIPES if c.startswith(PREFIX)])
+def test_command(command: str, folder: Path) -> None:
+    """As written, but for one epoch; ``ckpt_path=last`` goes on from a default run made for it."""
+    overrides = shlex.split(command.removeprefix(PREFIX))
+    if not any(word.startswith(("trainer.max", "ckpt_path")) for word in overrides):
+        overrides.append("trainer.max_epochs=1")
+    if "ckpt_path=last" in overrides:
+        overrides.append("trainer.max_epochs=2")
+        train("trainer.max_epochs=1", cwd=folder)
+    done = train(*overrides, cwd=folder)
+    assert (run_folder(done) / "metrics.csv").is_file()
+    assert "Test metric" in done.stdout
+
+
+def test_the_module_of_the_readme_trains_from_the_groups_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python and YAML blocks, run together as the text tells: an app with the groups, and a swapped optimizer."""
+    import hydra
+    import torch
+
+    class_block, model_line, override_line = (block for language, block in BLOCKS if language == "python")
+    app, model_yaml = (block for language, block in BLOCKS if language == "yaml")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "app.yaml").write_text(app)
+    (tmp_path / "nested.yaml").write_text("defaults: [{model: mine}, _self_]\n")
+    (tmp_path / "model/mine.yaml").write_text(model_yaml)
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        cfg = hydra.compose("app", ["optimizer=sgdw"])
+        nested = hydra.compose("nested", ["optimizer@model.optimizer=sgdw"]).model.optimizer
+    assert (cfg.optimizer.name, cfg.lr_scheduler.name, nested.name) == ("sgdw", "warmup_cosine", "sgdw")
+
+    names: dict[str, Any] = {"hydra": hydra, "cfg": cfg}
+    exec(class_block, names)
+    exec(model_line, names)
+    exec(override_line, names)
+    model, trainer = names["model"], names["trainer"]
+    model.net = torch.nn.Linear(2, 1)
+    model.training_step = lambda batch, batch_idx: model.net(batch).sum()
+    monkeypatch.chdir(tmp_path)
+    trainer.fit_loop.max_epochs = 1
+    trainer.fit(model, torch.utils.data.DataLoader(torch.ones(4, 2)))
+    assert type(trainer.optimizers[0]).__name__ == "AdamW"  # by OptimizerOverride; the module's own was SGDW
+    assert type(model.configure_optimizers()["optimizer"]).__name__ == "SGDW"
+
+
+def test_names_in_the_text_exist() -> None:
+    import lightning_wd as wd
+
+    used = set(re.findall(r"wd\.(\w+)", README))
+    assert used - set(wd.__all__) == set()
+
+
+def test_links_lead_somewhere() -> None:
+    local = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if not target.startswith("http")]
+    assert [target for target in local if not (ROOT / target).exists()] == []

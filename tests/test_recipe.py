@@ -1,0 +1,234 @@
+"""recipes/train.py as a user runs it: the default run, its folder, sweeps, and what bad input gets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from recipe import ROOT, TRAIN, run_folder, train
+
+import lightning_wd as wd
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    done = train(cwd=tmp_path_factory.mktemp("default"))
+    return run_folder(done), done.stdout
+
+
+def test_the_default_run_reaches_its_accuracy(default_run: tuple[Path, str]) -> None:
+    folder, printed = default_run
+    with (folder / "metrics.csv").open(newline="") as file:
+        accuracy = [float(row["test/acc"]) for row in csv.DictReader(file) if row.get("test/acc")]
+    assert len(accuracy) == 1
+    assert accuracy[0] >= 0.95
+    assert "test/acc" in printed
+    assert printed.rstrip().endswith(f"run folder: {folder}")
+
+
+def test_the_plan_is_printed_whole(default_run: tuple[Path, str]) -> None:
+    """Names are never cut, though the output is piped and rich would cut it at 80 columns."""
+    _, printed = default_run
+    assert "…" not in printed
+    for word in ("net.0.weight", "net.1.bias", "norm layer LayerNorm", "no_decay"):
+        assert word in printed
+
+
+def test_the_run_folder_holds_what_the_contract_says(default_run: tuple[Path, str]) -> None:
+    folder, _ = default_run
+    assert {"config.yaml", "decay_plan.json", "metrics.csv", "curves.png", "checkpoints", ".hydra"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"best.ckpt", "last.ckpt"}
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["optimizer"]["name"], config["optimizer"]["weight_decay"]) == ("adamw", 0.01)
+    plan = json.loads((folder / "decay_plan.json").read_text())
+    groups = {row["name"]: row["group"] for row in plan["parameters"]}
+    assert {name for name, group in groups.items() if group == "decay"} == {
+        "net.0.weight",
+        "net.4.weight",
+        "net.8.weight",
+    }
+    assert set(groups.values()) == {"decay", "no_decay"}
+
+
+def test_the_checkpoint_loads_without_pickle(default_run: tuple[Path, str]) -> None:
+    folder, _ = default_run
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 10 * 19
+    assert checkpoint["hyper_parameters"]["optimizer"]["name"] == "adamw"
+    group = checkpoint["optimizer_states"][0]["param_groups"][0]
+    assert (group["name"], group["style"], group["base_lr"]) == ("decay", "decoupled", 1e-3)
+    assert group["param_names"] == ["net.0.weight", "net.4.weight", "net.8.weight"]
+
+
+def test_a_sweep_has_one_tree(tmp_path: Path) -> None:
+    train("-m", "optimizer=adamw,sgdw,adam_l2", "trainer.max_epochs=1", "logger=wandb_offline", cwd=tmp_path)
+    jobs = sorted(path.parent for path in tmp_path.glob("multirun/*/*/*/config.yaml"))
+    names = [yaml.safe_load((job / "config.yaml").read_text())["optimizer"]["name"] for job in jobs]
+    assert names == ["adamw", "sgdw", "adam_l2"]
+    assert len({job.parent for job in jobs}) == 1
+    runs = [len(list(job.glob("wandb/offline-run-*/*.wandb"))) for job in jobs]
+    assert runs == [1, 1, 1]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_two_processes_make_one_folder(tmp_path: Path) -> None:
+    done = train("trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb_offline", cwd=tmp_path)
+    folder = run_folder(done)
+    assert len(list(tmp_path.glob("outputs/*/*"))) == 1
+    assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
+    assert done.stdout.count("run folder:") == 1
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(bool(row.get("test/acc")) for row in rows) == 1
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1257 // 128
+
+
+def test_without_a_logger_what_needs_one_is_left_out(tmp_path: Path) -> None:
+    folder = run_folder(train("logger=none", "trainer.max_epochs=1", cwd=tmp_path))
+    assert (folder / "checkpoints/last.ckpt").is_file()
+    assert not (folder / "metrics.csv").exists()
+
+
+# --- bad input ---
+
+
+@pytest.fixture(scope="module")
+def _recipe_config() -> Iterator[None]:
+    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+        yield
+
+
+def configure(*overrides: str) -> Any:
+    """Do what the recipe does up to the optimizer, without a process of its own."""
+    sys.path.insert(0, str(TRAIN.parent)) if str(TRAIN.parent) not in sys.path else None
+    cfg = compose("train", list(overrides))
+    optimizer, schedule = wd.OptimizerConfig.of(cfg.optimizer), wd.LRSchedulerConfig.of(cfg.lr_scheduler)
+    model = instantiate(cfg.model, _partial_=True)(optimizer=optimizer, lr_scheduler=schedule)
+    return model.configure_optimizers()
+
+
+@pytest.mark.usefixtures("_recipe_config")
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+optimizer.weight_decy=1"], ["optimizer.weight_decy", "nearest: 'weight_decay'", "fix: write"]),
+        (["optimizer.lr=abc"], ["optimizer.lr must be a number >= 0 but got 'abc'", "fix: write optimizer.lr="]),
+        (["optimizer.lr=-1"], ["optimizer.lr must be a number >= 0 but got -1"]),
+        (["optimizer.weight_decay=nan"], ["optimizer.weight_decay must be a number >= 0 but got nan"]),
+        (
+            ["optimizer.decay.normalized=0.05"],
+            ["more than one amount", "optimizer.weight_decay=0.01, optimizer.decay.normalized=0.05"],
+        ),
+        (
+            ["optimizer/decay=l2", "optimizer.decay.normalized=0.05"],
+            ["style 'l2' cannot be given by normalized=0.05", "fix: use optimizer/decay=independent"],
+        ),
+        (
+            ["optimizer/decay=timescale", "lr_scheduler=none"],
+            ["optimizer.decay.timescale_epochs needs the number of optimizer steps", "fix: pass them"],
+        ),
+        (
+            ["optimizer=adam_l2", "optimizer/decay=independent"],
+            ["optimizer=adam_l2 is the L2 form", "fix: write optimizer=adamw optimizer/decay=independent"],
+        ),
+        (
+            ["optimizer.mask.rules=[{name: 'net.1O.*', decay: 1}]", "lr_scheduler=none"],
+            ["mask pattern 'net.1O.*' matched no parameter", "0 matches", "fix:"],
+        ),
+    ],
+)
+def test_bad_input_says_what_where_and_how_to_fix(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises((wd.ConfigError, wd.MaskError)) as caught:
+        configure(*overrides)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.usefixtures("_recipe_config")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("optimizer=sgdww", "Could not find 'optimizer/sgdww'"), ("optimizer.weight_decy=1", "weight_decy")],
+)
+def test_hydras_own_refusals_stand(override: str, words: str) -> None:
+    with pytest.raises(HydraException, match=words):
+        compose("train", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+optimizer.weight_decy=1", "ConfigError: optimizer.weight_decy is not a setting of adamw."),
+        ("ckpt_path=nowhere.ckpt", "ConfigError: ckpt_path=nowhere.ckpt is not there."),
+        ("model._target_=os.system", "ConfigError: model._target_ 'os.system' is not a class that a config may name."),
+    ],
+)
+def test_bad_input_ends_with_an_error_code_and_leaves_earlier_runs_alone(
+    override: str, words: str, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "outputs/earlier"
+    earlier.mkdir(parents=True)
+    (earlier / "metrics.csv").write_text("step\n1\n")
+    done = train(override, cwd=tmp_path, ok=False)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert (earlier / "metrics.csv").read_text() == "step\n1\n"
+
+
+def test_no_secret_of_any_kind_is_found_in_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the command line it is refused and wiped; from the environment it trains, and no file holds it."""
+    monkeypatch.setenv("SOME_TOKEN", "canary-env-93f1c7")
+    done = train("+model.api_key=canary-cli-93f1c7", cwd=tmp_path, ok=False)
+    assert "ConfigError: +model.api_key is a secret, and a command line is no place for one." in done.stderr
+    assert "canary-cli" not in files_below(tmp_path)
+    assert "<redacted>" in files_below(tmp_path)  # Hydra had written it
+    train(
+        "+token=${oc.env:SOME_TOKEN}", "logger=wandb_offline", "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path
+    )
+    assert "canary" not in files_below(tmp_path)
+
+
+def files_below(folder: Path) -> str:
+    return "".join(path.read_bytes().decode("latin-1") for path in folder.rglob("*") if path.is_file())
+
+
+# --- every style trains ---
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgdw"])
+@pytest.mark.parametrize(
+    "decay",
+    ["decoupled", "independent", "normalized", "timescale", "constant", "corrected", "l2", "none"],
+)
+@pytest.mark.usefixtures("_recipe_config")
+def test_each_style_keeps_the_model_trainable_at_its_default_amount(name: str, decay: str) -> None:
+    import lightning as L
+
+    L.seed_everything(0, verbose=False)
+    cfg = compose("train", [f"optimizer={name}", f"optimizer/decay={decay}"])
+    model = instantiate(cfg.model, _partial_=True)(
+        optimizer=wd.OptimizerConfig.of(cfg.optimizer), lr_scheduler=wd.LRSchedulerConfig.of(cfg.lr_scheduler)
+    )
+    trainer = L.Trainer(
+        max_epochs=12,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    data = instantiate(cfg.data)
+    trainer.fit(model, data)
+    accuracy = trainer.test(model, data, verbose=False)[0]["test/acc"]
+    assert accuracy >= 0.93

@@ -1,0 +1,160 @@
+"""Ctrl-C and SIGTERM: they act at an optimizer step, leave last.ckpt, and the resumed run equals the unbroken one."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from interrupt import LastCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+from recipe import TRAIN, train
+
+OVERRIDES = ("callbacks=none", "trainer.max_epochs=12", "trainer.accumulate_grad_batches=2", "model.dropout=0.1")
+
+
+def interrupted(folder: Path, number: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Start the recipe, send it a signal once it has trained for an epoch, and wait for its end."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [
+        sys.executable,
+        str(TRAIN),
+        *OVERRIDES,
+        "trainer.max_epochs=100000",
+        f"hydra.run.dir={folder}",
+        *overrides,
+    ]
+    with (folder.parent / "printed.txt").open("w") as printed:
+        process = subprocess.Popen(command, cwd=folder.parent, env=env, stdout=printed, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 120
+        while not (folder / "checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        code = process.wait(timeout=60)
+    return subprocess.CompletedProcess(command, code, (folder.parent / "printed.txt").read_text(), "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_the_last_optimizer_step(number: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = interrupted(folder, number)
+    assert done.returncode != 0
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    step = checkpoint["global_step"]
+    assert f"stopped after optimizer step {step}; to go on: ckpt_path={folder / 'checkpoints/last.ckpt'}" in done.stdout
+    # a signal mid-epoch does not wait for the epoch's end, and never splits an accumulation window
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    epochs, steps = divmod(step, 10)  # of 19 batches, two a step
+    assert batches == 19 * epochs + 2 * steps
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_stopped_and_resumed_equals_unbroken(tmp_path: Path) -> None:
+    """Stopped mid-epoch with dropout on: the same weights bit for bit, and the same metrics in the same file."""
+    whole = tmp_path / "whole"
+    train(*OVERRIDES, f"hydra.run.dir={whole}", cwd=tmp_path)
+    broken = tmp_path / "broken"
+    train(*OVERRIDES, f"hydra.run.dir={broken}", "trainer.max_steps=25", "lr_scheduler=constant", cwd=tmp_path)
+    reference = tmp_path / "reference"
+    train(*OVERRIDES, f"hydra.run.dir={reference}", "lr_scheduler=constant", cwd=tmp_path)
+    train(*OVERRIDES, f"hydra.run.dir={broken}", "ckpt_path=last", "lr_scheduler=constant", cwd=tmp_path)
+    one, two = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (reference, broken))
+    assert one["global_step"] == two["global_step"] == 12 * 10
+    assert [name for name, value in one["state_dict"].items() if not torch.equal(value, two["state_dict"][name])] == []
+    other = torch.load(whole / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert not all(torch.equal(value, other[name]) for name, value in one["state_dict"].items())  # the proof can fail
+    losses = [[(row["step"], row["train/loss"]) for row in rows(f) if row["train/loss"]] for f in (reference, broken)]
+    assert losses[0] == losses[1]
+
+
+class Eventful(BoringModel):
+    """Does something at one training batch, or at the validation of one epoch."""
+
+    def __init__(self, at_batch: int = -1, at_validation: int = -1, event: Any = None) -> None:
+        super().__init__()
+        self.at_batch, self.at_validation, self.event = at_batch, at_validation, event
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.fit_loop.total_batch_idx == self.at_batch:
+            self.event()
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == self.at_validation:
+            self.event()
+        return super().validation_step(batch, batch_idx)
+
+
+def fit(model: BoringModel, folder: Path) -> L.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    last = LastCheckpoint(folder)
+    trainer = L.Trainer(max_epochs=2, limit_train_batches=4, limit_val_batches=1, callbacks=[last], **quiet)
+    trainer.fit(model)
+    return trainer
+
+
+def steps_saved(folder: Path) -> int:
+    return int(torch.load(folder / "last.ckpt", weights_only=True)["global_step"])
+
+
+def test_a_signal_while_validating_for_the_last_time_is_heeded(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        fit(Eventful(at_validation=1, event=lambda: os.kill(os.getpid(), signal.SIGINT)), tmp_path)
+    assert steps_saved(tmp_path) == 8
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_exception_leaves_the_last_step_and_shows_itself(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("of the model's own")
+
+    with pytest.raises(RuntimeError, match="of the model's own"):
+        fit(Eventful(at_batch=6, event=fail), tmp_path)
+    assert steps_saved(tmp_path) == 6
+
+
+def test_a_full_disk_costs_neither_the_last_checkpoint_nor_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        def no_space(*args: Any, **kwargs: Any) -> None:
+            Path(args[1]).write_bytes(b"half a checkpoint")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(L.Trainer, "save_checkpoint", no_space)
+        raise RuntimeError("of the model's own")
+
+    with pytest.raises(RuntimeError, match="of the model's own"):
+        fit(Eventful(at_batch=6, event=fail), tmp_path)
+    assert steps_saved(tmp_path) == 4  # of the first epoch's end
+    assert "stays at step 4: [Errno 28] No space left on device" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Not even a last.ckpt: nothing was trained."""
+    first = tmp_path / "first"
+    train("callbacks=none", "trainer.max_epochs=1", f"hydra.run.dir={first}", cwd=tmp_path)
+    ckpt = f"ckpt_path={first / 'checkpoints/last.ckpt'}"
+    done = train(
+        "optimizer=sgdw", "trainer.max_epochs=2", ckpt, f"hydra.run.dir={tmp_path / 'second'}", cwd=tmp_path, ok=False
+    )
+    assert done.returncode != 0
+    assert "CheckpointMismatchError: the checkpoint does not fit this SGDW" in done.stderr
+    assert not list((tmp_path / "second").glob("checkpoints/*"))

@@ -1,0 +1,190 @@
+"""A run's folder: no secret in config.yaml, metrics.csv continued on resume, a picture; and the list of targets."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from lightning_wd.errors import ConfigError
+from lightning_wd.pictures import curves, read_metrics
+from lightning_wd.run import RunCSVLogger, redact, refuse_secrets, run_dir, save_config
+from lightning_wd.targets import check_targets
+
+CANARY = "canary-93f1c7"
+
+
+def test_no_secret_reaches_config_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", f"{CANARY}-wandb")
+    monkeypatch.setenv("PLAIN_NAME", f"{CANARY}-plain")
+    config = OmegaConf.create(
+        {
+            "lr": 0.1,
+            "keys": 3,
+            "tokenizer": "bpe",
+            "monkey": "kept",
+            "wandb": {"api_key": f"{CANARY}-a", "project": "p"},
+            "hub": {"HF_TOKEN": f"{CANARY}-b", "tokens": ["x"]},
+            "note": "${oc.env:WANDB_API_KEY}",
+            "alias": "${note}",
+            "other": "${oc.env:PLAIN_NAME}",
+            "inside": "https://u:${other}@host",
+            "copied": f"see {CANARY}-wandb",
+            "list": [{"password": f"{CANARY}-c"}],
+        }
+    )
+    save_config(config, tmp_path)
+    text = (tmp_path / "config.yaml").read_text()
+    assert CANARY not in text
+    saved = yaml.safe_load(text)
+    assert (saved["lr"], saved["keys"], saved["tokenizer"], saved["monkey"]) == (0.1, 3, "bpe", "kept")
+    assert saved["wandb"] == {"api_key": "<redacted>", "project": "p"}
+    assert saved["note"] == "${oc.env:WANDB_API_KEY}"
+    assert saved["alias"] == "<redacted>"
+    assert saved["copied"] == "see <redacted>"
+    assert CANARY in str(OmegaConf.to_container(config, resolve=True))  # the proof can fail
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("api_key", 123456789012),
+        ("apiToken", "zzzzzzz"),
+        ("hub.accessKey", "zzzzzzz"),
+        ("auth", "B"),
+        ("wandb.key", "x"),
+        ("db_pwd", "x"),
+        ("secret", ["a", "b"]),
+    ],
+)
+def test_what_counts_as_a_secret(name: str, value: Any, tmp_path: Path) -> None:
+    assert "zzz" not in str(redact({name: value}))
+    assert "<redacted>" in str(redact({name: value}))
+    if not isinstance(value, list):
+        with pytest.raises(ConfigError, match="is a secret, and a command line is no place for one"):
+            refuse_secrets([f"+{name}={value}"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("key_dim", 64), ("eos_token", "</s>"), ("max_token", 5), ("token", 12), ("tokens", "all"), ("api_key", None)],
+)
+def test_what_does_not(name: str, value: Any, tmp_path: Path) -> None:
+    assert redact({name: value}) == {name: value}
+    refuse_secrets([f"model.{name}={'null' if value is None else value}", f"+a.{name}=${{oc.env:X}}"], tmp_path)
+
+
+def test_redact_takes_plain_containers_too() -> None:
+    assert redact({"a": [{"secret": "s"}], "b": ("x", 1)}) == {"a": [{"secret": "<redacted>"}], "b": ["x", 1]}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_second_logger_in_the_same_folder_appends(tmp_path: Path) -> None:
+    first = RunCSVLogger(tmp_path)
+    first.log_metrics({"loss": 1.0}, step=1)
+    first.save()
+    second = RunCSVLogger(tmp_path)
+    second.log_metrics({"loss": 0.5}, step=2)
+    second.save()
+    second.log_metrics({"acc": 0.25}, step=3)  # a new column: the file is written anew
+    second.save()
+    assert rows(tmp_path / "metrics.csv") == [
+        {"acc": "", "loss": "1.0", "step": "1"},
+        {"acc": "", "loss": "0.5", "step": "2"},
+        {"acc": "0.25", "loss": "", "step": "3"},
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv"]
+
+
+def test_a_crash_while_rewriting_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = RunCSVLogger(tmp_path)
+    logger.log_metrics({"loss": 1.0}, step=1)
+    logger.save()
+
+    def full_disk(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", full_disk)
+    logger.log_metrics({"acc": 0.25}, step=2)
+    with pytest.raises(OSError, match="No space left"):
+        logger.save()
+    assert rows(tmp_path / "metrics.csv") == [{"loss": "1.0", "step": "1"}]
+
+
+def test_the_folder_is_the_working_directory_without_hydra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_dir() == tmp_path
+    assert Path(RunCSVLogger().log_dir).resolve() == tmp_path
+
+
+def test_curves_draws_what_was_logged(tmp_path: Path) -> None:
+    assert curves(tmp_path, "empty") is None
+    logger = RunCSVLogger(tmp_path)
+    for step in range(3):
+        logger.log_metrics({"train/loss": 1.0 / (step + 1), "val/acc": 0.5, "lr-AdamW/decay": 0.1}, step=step)
+    logger.log_metrics({"test/acc": 0.75}, step=3)
+    logger.save()
+    assert read_metrics(tmp_path / "metrics.csv")["train/loss"] == [(0, 1.0), (1, 0.5), (2, 1.0 / 3)]
+    picture = curves(tmp_path, "title")
+    assert picture == tmp_path / "curves.png"
+    from matplotlib.image import imread
+
+    height, width, _ = imread(picture).shape
+    assert width > height > 200
+
+
+BAD_TARGETS = [
+    "os.system",
+    "builtins.eval",
+    "builtins.open",
+    "subprocess.run",
+    "pickle.loads",
+    "torch.load",
+    "joblib.load",
+    "numpy.load",
+    "torch.hub.load",
+    "torch.ops.load_library",
+    "torch.utils.cpp_extension.load_inline",
+    "sympy.sympify",
+    "urllib.request.urlretrieve",
+    "wandb.login",
+    "lightning.pytorch.callbacks.LambdaCallback",
+    "lightning.pytorch.Trainer.from_argparse_args",
+]
+
+
+@pytest.mark.parametrize("target", BAD_TARGETS)
+@pytest.mark.parametrize("where", ["x", "list", "deep", "interpolated"])
+def test_targets_off_the_list_are_refused(target: str, where: str) -> None:
+    bad = {"_target_": target}
+    config = {
+        "x": {"x": bad},
+        "list": {"x": [1, bad]},
+        "deep": {"_target_": "lightning.pytorch.Trainer", "callbacks": {"a": [{"b": bad}]}},
+        "interpolated": {"name": target, "x": {"_target_": "${name}"}},
+    }[where]
+    with pytest.raises(ConfigError, match=r"_target_ '[\w.]+' is not a class that a config may name"):
+        check_targets(OmegaConf.create(config))
+
+
+def test_own_targets_are_allowed_by_exact_name_only() -> None:
+    config = {"model": {"_target_": "models.mlp.MLP"}}
+    check_targets(config, own=("models.mlp.MLP",))
+    with pytest.raises(ConfigError, match=r"nearest: 'models\.mlp\.MLP'"):
+        check_targets({"model": {"_target_": "models.mlp.MLPs"}}, own=("models.mlp.MLP",))
+
+
+def test_every_target_on_the_list_exists() -> None:
+    from hydra.utils import get_class
+
+    from lightning_wd.targets import TARGETS
+
+    assert [target for target in sorted(TARGETS) if not isinstance(get_class(target), type)] == []

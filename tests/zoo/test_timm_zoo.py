@@ -1,0 +1,64 @@
+"""Two architectures of every timm family, on the meta device."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from groups import TIMM
+from torch import nn
+from zoo import check_plan, outline
+
+from lightning_wd import Mask, plan_decay
+from lightning_wd.mask import peer_plan
+
+timm = pytest.importorskip("timm", reason="timm is not installed: the zoo needs an environment of its own")
+
+MODELS = [name for family in timm.list_modules() for name in timm.list_models(module=family)[:2]]
+
+
+def build(name: str) -> nn.Module:
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # timm's own deprecations are not what is tested
+        return timm.create_model(name)  # type: ignore[no-any-return]
+
+
+def test_the_zoo_is_large() -> None:
+    assert len(MODELS) >= 100
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_is_placed_rightly(name: str) -> None:
+    model = build(name)
+    plan = check_plan(model)
+    excluded_by_timm = {row.name for row in peer_plan(model, "timm") if not row.decay}
+    assert excluded_by_timm <= {row.name for row in plan if not row.decay}  # timm knows its models: we exempt no less
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_exact_groups(name: str) -> None:
+    plan = plan_decay(nn.ModuleDict({"model": build(name)}))
+    for group, expected in zip(("decay", "no_decay"), TIMM[name], strict=True):
+        assert outline(row.name.removeprefix("model.") for row in plan if row.group == group) == expected
+
+
+@pytest.mark.parametrize("name", MODELS[::2])
+def test_layerwise_rates_are_timms(name: str) -> None:
+    from timm.optim._param_groups import param_groups_layer_decay
+
+    model = build(name)
+    if not hasattr(model, "group_matcher"):
+        pytest.skip("timm falls back to counting parameters: this model has no group_matcher")
+    theirs = {id(p): g["lr_scale"] for g in param_groups_layer_decay(model, layer_decay=0.75) for p in g["params"]}
+    assert {id(row.param): row.lr for row in plan_decay(model, Mask.layerwise(0.75)) if row.group} == theirs
+
+
+@pytest.mark.parametrize("name", MODELS[::4])
+def test_the_policy_called_timm_is_timms(name: str) -> None:
+    from timm.optim import create_optimizer_v2
+
+    model = build(name)
+    groups = create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=0.1).param_groups
+    theirs = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    assert {id(row.param) for row in peer_plan(model, "timm") if row.decay} == theirs
