@@ -7,6 +7,7 @@ train different configs together, silently. Here the other ranks are given one j
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import logging
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 # What a launch writes into the environment of rank 0; the next job of a sweep must find none of it.
 _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 _NOTICE = 15.0  # seconds for rank 0 to notice that another rank has failed
-_JOIN = 5.0  # seconds for the other ranks to end by themselves once rank 0 has failed
+_JOIN = 5.0  # seconds to end by themselves: for the other ranks once rank 0 has failed, for a process group at exit
 
 
 class HydraDDPStrategy(DDPStrategy):
@@ -80,8 +81,10 @@ class HydraDDPStrategy(DDPStrategy):
         super().set_world_ranks()
 
     def setup_environment(self) -> None:
-        """Join the process group, then compare configs."""
+        """Join the process group, to be left before the interpreter ends, then compare configs."""
         super().setup_environment()
+        atexit.unregister(_leave_group_in_time)
+        atexit.register(_leave_group_in_time)
         check_ranks_agree(self.root_device)
 
     def _configure_launcher(self) -> None:
@@ -103,6 +106,21 @@ class HydraDDPStrategy(DDPStrategy):
         self.num_nodes = nodes
         if os.environ["RANK"] == "0":
             log.info(f"torchrun has started {devices} process(es) on each of {nodes} node(s): these are used")
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _leave_group_in_time() -> None:
+    """End gloo's threads while Python still runs: one that comes back to it later aborts a rank that has succeeded.
+
+    After a failure it would wait for a collective that the other ranks never join, so it is given a few seconds.
+    """
+    leaving = threading.Thread(target=_leave_group, daemon=True)
+    leaving.start()
+    leaving.join(_JOIN)
 
 
 def check_ranks_agree(device: torch.device | None = None) -> None:
@@ -290,8 +308,7 @@ class _JobEnd:
         succeeded = job_return.status is JobStatus.COMPLETED
         failed = self._join(None if succeeded else _JOIN)
         self._ended.set()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _leave_group()
         for name, value in self._variables.items():
             os.environ.pop(name, None)
             if value is not None:
