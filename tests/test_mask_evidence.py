@@ -188,6 +188,13 @@ def test_parametrized_layers_are_still_what_they_are() -> None:
     ]
 
 
+def test_gates_named_like_weight_norms_halves_are_matrices() -> None:
+    gates = {"W_q": (4, 4), "W_v": (4, 4), "W_g": (4, 4)}
+    assert kinds(Holder(**gates)) == dict.fromkeys(gates, "weight")
+    for shape in ((4, 1, 1), (1, 1, 3), ()):  # weight_norm over the first dimension, the last, all
+        assert kinds(Holder(weight_g=shape, weight_v=(4, 2, 3))) == {"weight_g": "magnitude", "weight_v": "weight"}
+
+
 def test_bias_parametrization_stays_a_bias() -> None:
     class Double(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -219,6 +226,15 @@ def test_hooks_of_any_submodule_hold_under_its_prefix(collection: Any) -> None:
     plan = plan_decay(net)
     assert {row.name for row in plan if not row.decay and row.name.endswith("weight")} == {"1.proj.weight"}
     assert plan["1.proj.weight"].reason == "hook Hooked.no_weight_decay()"
+
+
+@pytest.mark.parametrize("hook", ["no_weight_decay", "no_weight_decay_keywords"])
+def test_hooks_hung_on_one_module_hold_too(hook: str) -> None:
+    net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    setattr(net["a"], hook, lambda: {"weight"})
+    plan = plan_decay(net)
+    assert {row.name for row in plan if row.decay} == {"b.weight"}
+    assert plan["a.weight"].reason == f"hook Linear.{hook}()"
 
 
 def test_hooks_with_wildcards_and_keywords() -> None:

@@ -106,7 +106,8 @@ def _visit(
             else:
                 _visit(child, name, raw_name, key, tree, above, inner)
         above.remove(id(module))
-    if hooks:
+    own = module.__dict__
+    if hooks or "no_weight_decay" in own or "no_weight_decay_keywords" in own:
         tree.hooked.append((module, prefix, raw, start, len(tree.tensors)))
 
 
