@@ -91,6 +91,28 @@ def test_two_norms_of_equal_values_both_join(tmp_path: Path) -> None:
     assert sorted(held) == sorted(id(p) for p in module.parameters())
 
 
+@pytest.mark.parametrize(
+    ("freeze", "unfreeze"),
+    [(["head.*", "twin.*"], {1: ["twin.*"], 2: ["head.*"]}), (["head.*"], {1: ["twin.weight"], 2: ["head.bias"]})],
+)
+def test_a_tied_tensor_is_one_whichever_name_a_pattern_meets(freeze: Any, unfreeze: Any, tmp_path: Path) -> None:
+    class Tied(Net):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.twin = nn.Linear(8, 3, bias=False)
+            self.twin.weight = self.head.weight
+
+    trainer = fit(Tied(ADAMW), tmp_path, wd.MaskedFinetuning(freeze, unfreeze))
+    assert [groups(trainer)[name] for name in ("decay_epoch_1", "no_decay_epoch_2")] == [
+        (0.1, ["head.weight"]),
+        (0.0, ["head.bias"]),
+    ]
+    with pytest.raises(
+        wd.MaskError, match=r"unfreeze\[2\] pattern 'head\.weight' matches nothing that is frozen by then"
+    ):
+        fit(Tied(ADAMW), tmp_path, wd.MaskedFinetuning(freeze, {1: ["twin.*"], 2: ["head.weight"]}))
+
+
 SCHEDULES = {
     "warmup_cosine": "warmup_cosine",
     "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, [lambda t: 1 / (1 + t)] * len(o.param_groups)),

@@ -165,7 +165,8 @@ class MaskedFinetuning(L.Callback):
             if epoch <= trainer.current_epoch:
                 names = _tensors(pl_module)
                 hits = {n for rule in self.unfreeze[epoch] for n in _matches(rule, names, pl_module, "unfreeze")}
-                due = [name for name in names if name in hits & self._frozen]
+                hits &= self._frozen
+                due = [name for name in names if name in hits]
                 groups = self._unfreeze(trainer, pl_module, epoch, due)
                 rank_zero_info(
                     f"MaskedFinetuning: epoch {epoch}: {len(due)} parameters unfrozen, in groups {', '.join(groups)}."
@@ -270,8 +271,11 @@ def _tensors(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _matches(rule: Rule, names: Mapping[str, nn.Parameter], module: L.LightningModule, what: str) -> list[str]:
-    """Return the names that a pattern matches, or raise a MaskError with the nearest one that does."""
-    hits = [name for name, p in names.items() if rule.matches(name, p, module)]
+    """Return the tensors that a pattern matches, each by its first name, or raise a MaskError with the nearest one."""
+    first: dict[int, str] = {}
+    for name, p in names.items():
+        first.setdefault(id(p), name)
+    hits = list(dict.fromkeys(first[id(p)] for name, p in names.items() if rule.matches(name, p, module)))
     if not hits:
         try:
             check_rules([rule], [0], plan_decay(module).rows, walk(module))
