@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ _STATES = ("decayed", "excluded", "frozen")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return the exit status: 0, 1 where ``--fail-on`` found something, 2 for an error.
+    """Run a subcommand and return the exit status: 0, 1 where ``--fail-on`` found something, 2 for any error.
 
     >>> main(["convert", "0.1", "--from", "decoupled", "--to", "independent", "--lr", "1e-3"])
     0.0001
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except (ConfigError, MaskError) as error:
         print(f"{parser.prog} {options.command}: {error}", file=sys.stderr)
-        return 2
+    except Exception:  # the user's own code failed, whose traceback helps; Python's status for it is --fail-on's
+        traceback.print_exc()
+    return 2
 
 
 def _add_audit(commands: Any) -> None:
@@ -148,12 +151,22 @@ def _mask(text: str) -> Any:
     if not text.endswith((".yaml", ".yml")) and not text.lstrip().startswith("{"):
         return text
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    if text.lstrip().startswith("{"):
-        return OmegaConf.to_container(OmegaConf.create(text))
-    if not Path(text).is_file():
+    typed = text.lstrip().startswith("{")
+    if not typed and not Path(text).is_file():
         raise MaskError(explain(f"mask file {text!r} does not exist.", fix="correct the path, or name a preset"))
-    return OmegaConf.to_container(OmegaConf.load(text), resolve=True)
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text) if typed else OmegaConf.load(text), resolve=True)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise MaskError(
+            explain(
+                f"mask {text!r} cannot be read as YAML.",
+                found=" ".join(str(error).split()),
+                fix="write {base: standard, rules: [{name: '*.head.*', decay: 0.1}]}, or a file that holds this",
+            )
+        ) from error
 
 
 def _model(target: str) -> nn.Module:
@@ -193,6 +206,8 @@ def _model(target: str) -> nn.Module:
         try:
             made = made()
         except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # it was called, and failed inside
             raise ConfigError(
                 explain(
                     f"{target!r} cannot be built without arguments: {error}",

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["plan_table", "totals_table"]
 
@@ -28,13 +29,13 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     table.add_column("reason", overflow="fold")
     for row in plan["parameters"]:
         table.add_row(
-            " = ".join(row["names"]),
+            Text(" = ".join(row["names"])),
             " x ".join(map(str, row["shape"])) or "scalar",
-            row["group"] or "-",
+            Text(row["group"] or "-"),
             f"{row['decay']:g}",
             f"{row['lr']:g}",
             row["style"] or "-",
-            row["reason"],
+            Text(row["reason"]),  # a rule's pattern may hold [brackets]
         )
     return table
 
@@ -51,7 +52,7 @@ def totals_table(plan: Mapping[str, Any]) -> Table:
     table.add_column("parameters", justify="right")
     totals: Iterable[tuple[str, Mapping[str, int]]] = plan["totals"].items()
     for name, total in totals:
-        table.add_row(name, f"{total['tensors']:,}", f"{total['numel']:,}")
+        table.add_row(Text(name), f"{total['tensors']:,}", f"{total['numel']:,}")
     table.add_section()
     every = [plan["totals"][name] for name in plan["totals"]]
     table.add_row("all", f"{sum(t['tensors'] for t in every):,}", f"{sum(t['numel'] for t in every):,}")

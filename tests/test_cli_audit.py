@@ -43,6 +43,18 @@ class Args(nn.Module):
         super().__init__()
 
 
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, "4" + 4)
+
+
+class Bracketed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleDict({"[a]": nn.Linear(2, 2), "[/b]": nn.Linear(2, 2)})
+
+
 ready = Model()
 number = 3
 
@@ -165,6 +177,34 @@ def test_errors_say_what_to_do_and_exit_with_2(
     assert capsys.readouterr().err == f"lightning-wd audit: {message}\n"
 
 
+@pytest.mark.parametrize("mask", ["{base: [none}", "bad.yaml", "{base: '${oc.env:NO_SUCH_VARIABLE}'}"])
+def test_a_mask_that_is_no_yaml(mask: str, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (package / "bad.yaml").write_text("base: [none\n")
+    assert run("audited:Model", "--mask", mask) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"lightning-wd audit: mask {mask!r} cannot be read as YAML.\n  found: ")
+    assert "\n  fix: write {base: standard, rules: [" in err
+    assert "Traceback" not in err
+
+
+def test_a_model_that_fails_shows_where_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's own status for it is 1, which a CI job would read as a finding of --fail-on."""
+    assert run("audited:Broken", "--fail-on", "decayed:norm") == 2
+    err = capsys.readouterr().err
+    assert 'self.fc = nn.Linear(4, "4" + 4)' in err
+    assert "without arguments" not in err
+
+
+def test_brackets_in_names_and_reasons_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    rule = r"{rules: [{name: 'regex:^blocks\.\[[/ab]*\]\.weight', decay: 0.5}]}"
+    assert run("audited:Bracketed", "--mask", rule) == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [(row[0], row[-1]) for row in rows if row and row[0].endswith("weight")] == [
+        ("blocks.[a].weight", r"rule name 'regex:^blocks\\.\\[[/ab]*\\]\\.weight'"),
+        ("blocks.[/b].weight", r"rule name 'regex:^blocks\\.\\[[/ab]*\\]\\.weight'"),
+    ]
+
+
 def test_a_module_that_cannot_be_imported(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("no_such_package.models:Model") == 2
     assert (
@@ -184,7 +224,9 @@ def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys; from lightning_wd import cli; sys.modules['torch'] = None\ncli.main(['audit', '--help'])"
+    code = (
+        "import sys; from lightning_wd import cli; sys.modules['torch'] = None\nsys.exit(cli.main(['audit', '--help']))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "--fail-on" in done.stdout
