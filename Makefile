@@ -30,5 +30,5 @@ studies-smoke: .venv/installed ## every study of docs/studies at toy size, under
 
 .venv-zoo/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-zoo
-	.venv-zoo/bin/python -m pip install torch torchvision timm transformers -e ".[test]"
+	.venv-zoo/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[zoo]"
 	touch $@

@@ -13,7 +13,9 @@ from zoo import check_plan, outline
 from lightning_wd import Mask, plan_decay
 from lightning_wd.mask import peer_plan
 
-timm = pytest.importorskip("timm", reason="timm is not installed: the zoo needs an environment of its own")
+timm = pytest.importorskip(
+    "timm", reason="timm is not installed: make test-zoo runs the zoo in an environment of its own"
+)
 
 MODELS = [name for family in timm.list_modules() for name in timm.list_models(module=family)[:2]]
 

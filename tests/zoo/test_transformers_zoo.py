@@ -16,7 +16,7 @@ from lightning_wd.mask import peer_plan
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip(
-    "transformers", reason="transformers is not installed: the zoo needs an environment of its own"
+    "transformers", reason="transformers is not installed: make test-zoo runs the zoo in an environment of its own"
 )
 
 DEPTHS = (
