@@ -337,6 +337,7 @@ def test_timm_loses_the_hook_in_a_lightning_module_and_under_compile() -> None:
 
 
 def test_transformers_decays_norms_it_does_not_know_and_exempts_debias() -> None:
+    """pytorch_optimizer likewise."""
     net = nn.ModuleDict(
         {
             "n1": named("MyRMSNorm", weight=(4,)), "n2": nn.BatchNorm1d(4), "n3": nn.GroupNorm(1, 4),
