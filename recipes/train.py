@@ -10,15 +10,18 @@ python recipes/train.py ckpt_path=last                             # resume the 
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
 import lightning as L
+from data.download import DataError
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import CompactHydraException, InstantiationException
 from interrupt import LastCheckpoint
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
@@ -51,6 +54,35 @@ OWN_TARGETS = (
 
 
 NEED_A_LOGGER = (DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor)
+FOR_THE_USER = (ConfigError, MaskError, CheckpointMismatchError, DataError)  # whose messages say all there is to say
+
+
+def say_plainly(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
+    """Let Hydra end a job with the message of an error that is the user's to fix, in place of forty lines of traceback.
+
+    ``HYDRA_FULL_ERROR=1`` shows those too.
+    """
+
+    @functools.wraps(job)
+    def wrapped(cfg: DictConfig) -> float | None:
+        try:
+            return job(cfg)
+        except FOR_THE_USER as error:
+            raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+        except RuntimeError as error:
+            first, *differences = str(error).splitlines()
+            if not first.startswith("Error(s) in loading state_dict"):
+                raise
+            more = f" and {len(differences) - 1} more" * (len(differences) > 1)
+            message = explain(
+                f"ckpt_path={cfg.ckpt_path} holds another model.",
+                found=differences[0].strip().rstrip(".") + more,
+                fix="give the model and data settings of the run that wrote it (config.yaml in its folder), or "
+                "ckpt_path=null to start afresh",
+            )
+            raise CompactHydraException(f"CheckpointMismatchError: {message}") from error
+
+    return wrapped
 
 
 def instantiate(node: DictConfig | None, **keywords: Any) -> Any:
@@ -61,7 +93,7 @@ def instantiate(node: DictConfig | None, **keywords: Any) -> Any:
     try:
         return hydra.utils.instantiate(node, _convert_="all", **keywords)
     except InstantiationException as error:
-        if isinstance(error.__cause__, (ConfigError, MaskError, CheckpointMismatchError)):
+        if isinstance(error.__cause__, FOR_THE_USER):
             raise error.__cause__ from None
         raise
 
@@ -88,6 +120,16 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
     )
 
 
+@rank_zero_only
+def print_global_batch(batch_size: int | None, trainer: L.Trainer) -> None:
+    """Say how many rows an optimizer step sees: those of a process, times processes, times accumulated batches."""
+    if batch_size is None:
+        return
+    processes, batches = trainer.world_size, trainer.accumulate_grad_batches
+    rows = batch_size * processes * batches
+    print(f"global batch {rows}: {batch_size} rows x {processes} process(es) x {batches} batch(es)", flush=True)
+
+
 def finish_wandb() -> None:
     """Close the W&B run, so that the next job of a sweep gets one of its own."""
     if "wandb" in sys.modules:
@@ -95,6 +137,7 @@ def finish_wandb() -> None:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@say_plainly
 def main(cfg: DictConfig) -> float | None:
     """Run one job and return its validation loss, which is what a sweeper optimises."""
     folder = run_dir()
@@ -122,6 +165,7 @@ def main(cfg: DictConfig) -> float | None:
         default_root_dir=folder,
     )
     save_config(cfg, folder)
+    print_global_batch(cfg.data.get("batch_size"), trainer)
     for logger in loggers:
         logger.log_hyperparams(redact(cfg))
 

@@ -15,6 +15,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from output_folder import OutputFolder
 from recipe import ROOT, TRAIN, run_folder, train
 
 import lightning_wd as wd
@@ -40,6 +42,7 @@ def test_the_plan_is_printed_whole(default_run: tuple[Path, str]) -> None:
     """Names are never cut, though the output is piped and rich would cut it at 80 columns."""
     _, printed = default_run
     assert "…" not in printed
+    assert "global batch 64: 64 rows x 1 process(es) x 1 batch(es)" in printed.splitlines()
     for word in ("net.0.weight", "net.1.bias", "norm layer LayerNorm", "no_decay"):
         assert word in printed
 
@@ -86,6 +89,7 @@ def test_a_sweep_has_one_tree(tmp_path: Path) -> None:
 def test_two_processes_make_one_folder(tmp_path: Path) -> None:
     done = train("trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb_offline", cwd=tmp_path)
     folder = run_folder(done)
+    assert done.stdout.count("global batch 128: 64 rows x 2 process(es) x 1 batch(es)") == 1
     assert len(list(tmp_path.glob("outputs/*/*"))) == 1
     assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
     assert done.stdout.count("run folder:") == 1
@@ -171,6 +175,10 @@ def test_hydras_own_refusals_stand(override: str, words: str) -> None:
         ("+optimizer.weight_decy=1", "ConfigError: optimizer.weight_decy is not a setting of adamw."),
         ("ckpt_path=nowhere.ckpt", "ConfigError: ckpt_path=nowhere.ckpt is not there."),
         ("model._target_=os.system", "ConfigError: model._target_ 'os.system' is not a class that a config may name."),
+        (
+            "hydra.run.dir=outputs/earlier/metrics.csv/x",
+            "hydra.run.dir=outputs/earlier/metrics.csv/x cannot be written.",
+        ),
     ],
 )
 def test_bad_input_ends_with_an_error_code_and_leaves_earlier_runs_alone(
@@ -180,9 +188,32 @@ def test_bad_input_ends_with_an_error_code_and_leaves_earlier_runs_alone(
     earlier.mkdir(parents=True)
     (earlier / "metrics.csv").write_text("step\n1\n")
     done = train(override, cwd=tmp_path, ok=False)
-    assert done.returncode != 0
+    assert done.returncode == 1
     assert words in done.stderr
+    assert "Traceback" not in done.stderr
     assert (earlier / "metrics.csv").read_text() == "step\n1\n"
+
+
+def test_the_checkpoint_of_another_model_is_refused(default_run: tuple[Path, str], tmp_path: Path) -> None:
+    ckpt = default_run[0] / "checkpoints/last.ckpt"
+    before = ckpt.read_bytes()
+    done = train("model.hidden=[32, 128]", "trainer.max_epochs=11", f"ckpt_path={ckpt}", cwd=tmp_path, ok=False)
+    assert done.returncode == 1
+    assert f"CheckpointMismatchError: ckpt_path={ckpt} holds another model." in done.stderr
+    assert "found: size mismatch for net.0.weight" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ckpt.read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["run", "sweep"])
+def test_an_unwritable_output_folder_is_refused_before_hydra_makes_it(key: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cfg = OmegaConf.create({"hydra": {key: {"dir": str(tmp_path / "file/folder")}}})
+    check = OutputFolder().on_run_start if key == "run" else OutputFolder().on_multirun_start
+    with pytest.raises(SystemExit) as caught:
+        check(cfg)
+    assert f"hydra.{key}.dir={tmp_path}/file/folder cannot be written." in str(caught.value)
+    assert "found: Not a directory" in str(caught.value)
 
 
 def test_no_secret_of_any_kind_is_found_in_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

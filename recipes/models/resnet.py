@@ -33,7 +33,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(self.conv1(x)).relu()
         y = self.norm2(self.conv2(y))
-        # The stride is a slice: oneDNN's strided 1x1 convolution corrupts memory below 8 or 16 channels (its issue 6035).
+        # The stride is a slice: oneDNN's strided 1x1 convolution corrupts memory below 16 channels (its issue 6035).
         return (y + self.shortcut(x[..., :: self.stride, :: self.stride])).relu()
 
 

@@ -45,7 +45,7 @@ class Shortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.relu()
         shifted = nn.functional.pad(x, (-1, 1, -1, 1))
-        # The stride is a slice: oneDNN's strided 1x1 convolution corrupts memory below 8 or 16 channels (its issue 6035).
+        # The stride is a slice: oneDNN's strided 1x1 convolution corrupts memory below 16 channels (its issue 6035).
         x, shifted = (y[..., :: self.stride, :: self.stride] for y in (x, shifted))
         return self.norm(torch.cat([self.conv1(x), self.conv2(shifted)], dim=1))
 

@@ -1,0 +1,44 @@
+"""The output folder, tried before Hydra makes it: where it cannot be written, a message and not a traceback."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from lightning_wd.errors import explain
+
+
+class OutputFolder(Callback):
+    """End the program, before anything is read or trained, unless a file can be made in the output folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        refuse_unwritable("hydra.run.dir", Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        refuse_unwritable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+
+
+def refuse_unwritable(key: str, folder: Path) -> None:
+    """Make a folder and exit with a message where that, or a file in it, is impossible.
+
+    Args:
+        key: the setting that names the folder, for the message.
+        folder: the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:  # an exit, since Hydra turns what its callbacks raise into warnings
+        sys.exit(
+            explain(
+                f"{key}={folder} cannot be written.",
+                found=f"{error.strerror}: {error.filename or folder}",
+                fix=f"start from a folder that you may write to, or give one: {key}=FOLDER",
+            )
+        )
