@@ -164,8 +164,8 @@ class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
 @pytest.mark.parametrize("amount", ["normalized", "timescale_epochs"])
 @pytest.mark.parametrize("case", ["iterable", "max_time", "manual", "accumulation", "no trainer"])
 def test_unknown_steps_ask_for_the_two_arguments(amount: str, case: str, tmp_path: Path) -> None:
-    style = "independent" if amount == "normalized" else "decoupled"
-    config = {"name": "adamw", "lr": 0.01, "decay": {"style": style, amount: 0.05}}
+    style, value = ("independent", 0.05) if amount == "normalized" else ("decoupled", 50.0)
+    config = {"name": "adamw", "lr": 0.01, "decay": {"style": style, amount: value}}
     keywords: dict[str, Any] = {"max_epochs": 2}
     module = Lit(config)
     if case == "iterable":
@@ -185,6 +185,11 @@ def test_unknown_steps_ask_for_the_two_arguments(amount: str, case: str, tmp_pat
         attempt()
     assert f"optimizer.decay.{amount} needs the number of optimizer steps" in str(caught.value)
     assert "total_steps=<optimizer steps of the run>, steps_per_epoch=" in str(caught.value)
+    if case in ("iterable", "max_time"):  # a setting of the trainer helps too: the one that is named
+        setting = "max_steps" if amount == "normalized" else "limit_train_batches"
+        assert f"fix: set trainer.{setting}" in str(caught.value)
+        weight_decay = fit(module, tmp_path, **keywords, **{setting: 4}).optimizers[0].param_groups[0]["weight_decay"]
+        assert weight_decay == pytest.approx(value / 4**0.5 if amount == "normalized" else 1 / (0.01 * value * 4))
 
 
 def test_given_steps_are_taken() -> None:

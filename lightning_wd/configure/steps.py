@@ -35,7 +35,7 @@ class Budget:
             steps = _count(trainer, lambda: trainer.estimated_stepping_batches)
             if not math.isfinite(steps) or steps <= 0:
                 limit = "max_time" if _has_timer(trainer) else "no limit, or data whose length is unknown"
-                raise self._unknown(needed_by, f"the run is bounded by {limit}")
+                raise self._unknown(needed_by, f"the run is bounded by {limit}", "trainer.max_steps")
             self._total_steps = int(steps)
         return self._total_steps
 
@@ -45,7 +45,8 @@ class Budget:
             trainer = self._trainer(needed_by)
             batches = _count(trainer, lambda: _batches(trainer))
             if not math.isfinite(batches) or batches <= 0:
-                raise self._unknown(needed_by, "the length of an epoch is unknown (iterable data)")
+                why = "the length of an epoch is unknown (iterable data)"
+                raise self._unknown(needed_by, why, "trainer.limit_train_batches to a whole number")
             self._steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
         return self._steps_per_epoch
 
@@ -61,12 +62,13 @@ class Budget:
         return trainer
 
     @staticmethod
-    def _unknown(needed_by: str, why: str) -> ConfigError:
+    def _unknown(needed_by: str, why: str, setting: str | None = None) -> ConfigError:
         return ConfigError(
             explain(
                 f"{needed_by} needs the number of optimizer steps, which is not known here.",
                 found=why,
-                fix="pass them: configure_optimizers(self, ..., total_steps=<optimizer steps of the run>, "
+                fix=(f"set {setting}, or " if setting else "")
+                + "pass them: configure_optimizers(self, ..., total_steps=<optimizer steps of the run>, "
                 "steps_per_epoch=<optimizer steps of an epoch>)",
             )
         )
