@@ -46,13 +46,23 @@ def item(entry: Any) -> tuple[str, Any]:
     return entry.key or ".".join(entry.nested_key), json.loads(entry.value_json)
 
 
+def close() -> None:
+    """Finish the run and wait until its file is whole.
+
+    `finish` only sends wandb-core the message to close the file, which on a busy machine happens after it has returned:
+    the last block of records, or all of them, are not there yet. `teardown` waits for wandb-core to end.
+    """
+    wandb.finish()
+    wandb.teardown()
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for one run, which is finished when the test reads it."""
+    """A folder for one run, which is closed when the test is over."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    wandb.finish()
+    close()
 
 
 def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
@@ -60,7 +70,7 @@ def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
     config = {"name": "adamw", "lr": 0.1, "weight_decay": 0.5}
     trainer = fit(Net(config), run, wd.DecayPlanSummary(), wd.DecayMonitor(5), logger=loggers, log_every_n_steps=5)
     last = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("wd/")}
-    wandb.finish()
+    close()
     history: dict[str, list[tuple[int, Any]]] = {}
     metrics = []
     for record in records(run):
@@ -98,9 +108,9 @@ def test_a_resumed_run_continues_the_same_run_id(run: Path) -> None:
     config = {"name": "adamw"}
     with pytest.raises(CrashError):
         fit(Net(config), run, wd.DecayMonitor(1), CrashAfter(7, run / "c.ckpt"), logger=logger("first"))
-    wandb.finish()
+    close()
     fit(Net(config), run, wd.DecayMonitor(1), logger=logger("second"), ckpt_path=run / "c.ckpt")
-    wandb.finish()
+    close()
     steps = []
     for half in ("first", "second"):
         for record in records(run / half):
