@@ -257,6 +257,17 @@ def test_a_step_that_gradscaler_skips_is_neither_measured_nor_counted(tmp_path: 
         assert all(row["wd/decay/nonfinite_grads"] == 0 for row in rows)
 
 
+def test_gradients_kept_for_nesterov_are_without_the_scale_of_gradscaler(tmp_path: Path) -> None:
+    """They are kept from before the step, and a fused step takes the scale off itself."""
+    seen = []
+    for scale in (1.0, 1024.0):
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+        config = {"name": "sgdw", "weight_decay": 0.1, "nesterov": True, "fused": True, "decay": {"cautious": True}}
+        row = fit(Net(config), tmp_path, wd.DecayMonitor(1), plugins=[plugin], max_epochs=1).callback_metrics
+        seen.append([float(row[f"wd/decay/{key}"]) for key in ("grad_norm", "grad_weight_ratio", "cautious_fraction")])
+    assert seen[1] == pytest.approx(seen[0], rel=0.03)  # the scaled gradients are less rounded in float16
+
+
 def test_what_is_not_finite_is_counted_not_hidden(tmp_path: Path) -> None:
     class Poisoned(Net):
         def on_after_backward(self) -> None:
@@ -295,6 +306,18 @@ def test_a_large_tensors_update_is_measured_on_rows_of_it() -> None:
     (numbers,) = snapshot.measure(optimizer, [1e-4])
     assert numbers["relative_update"] == pytest.approx(float((weight.detach() - old).norm() / old.norm()), rel=0.01)
     assert numbers["weight_norm"] == pytest.approx(float(weight.detach().double().norm()), rel=1e-6)
+
+
+def test_no_equilibrium_is_predicted_for_amsgrad() -> None:
+    """Its second moment never falls, so its steps shrink for good."""
+    weight = nn.Parameter(torch.ones(4, 4))
+    for amsgrad in (False, True):
+        optimizer = wd.AdamW([weight], amsgrad=amsgrad)
+        weight.grad = torch.ones(4, 4)
+        snapshot = Snapshot(optimizer)
+        optimizer.step()
+        (numbers,) = snapshot.measure(optimizer, [1e-5])
+        assert ("weight_rms_predicted" in numbers) is not amsgrad
 
 
 def test_measuring_leaves_weights_bit_equal(tmp_path: Path) -> None:
@@ -377,6 +400,12 @@ net(torch.ones(4, 6)).square().mean().backward()
 snapshot = Snapshot(optimizer)
 optimizer.step()
 numbers = snapshot.measure(optimizer, [0.05, 0.0])
+snapshot = Snapshot(optimizer)
+if not sharded or torch.distributed.get_rank() == 1:  # the last rows, which are rank one's
+    for tensor in (net[0].weight.detach(), net[2].weight.grad):
+        (tensor.to_local() if sharded else tensor)[-1, :2] = torch.nan
+poisoned = snapshot.measure(optimizer, [0.05, 0.0])
+numbers += [{key: group[key] for key in ("nonfinite_weights", "nonfinite_grads")} for group in poisoned]
 if not sharded or torch.distributed.get_rank() == 0:
     print("numbers:" + json.dumps(numbers), flush=True)
 if sharded:
@@ -400,6 +429,7 @@ def test_sharded_parameters_give_global_numbers(tmp_path: Path) -> None:
     for whole, shards in zip(*found, strict=True):
         assert shards == pytest.approx(whole, rel=1e-5)
     assert found[0][0]["weight_norm"] > 1
+    assert found[0][2] == {"nonfinite_weights": 2, "nonfinite_grads": 2}
 
 
 def test_bad_intervals_are_refused() -> None:

@@ -50,9 +50,9 @@ class DecayMonitor(L.Callback):
 
     Measured at the first optimizer step and every ``every_n_steps`` after it; what a GradScaler skips is not measured,
     and does not count as decay. Tensors above 65,536 numbers have their update measured on evenly spaced rows; norms
-    are always of the whole. Sharded parameters (FSDP2) give global norms. With weight averaging the numbers are those
-    of the weights in training, not of their average. At the end of the fit ``wd_monitor.png`` is drawn into the
-    trainer's ``default_root_dir``, and logged to W&B.
+    are always of the whole. Sharded parameters (FSDP2) give global norms and counts; fractions and quantiles are of
+    rank zero's part. With weight averaging the numbers are those of the weights in training, not of their average. At
+    the end of the fit ``wd_monitor.png`` is drawn into the trainer's ``default_root_dir``, and logged to W&B.
 
     Args:
         every_n_steps: optimizer steps between two measurements, >= 1.

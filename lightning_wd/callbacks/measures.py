@@ -84,6 +84,9 @@ class Snapshot:
         result = []
         for group, old, kept, d in zip(optimizer.param_groups, self.old, self.grads, fractions, strict=True):
             grads = [p.grad for p in group["params"]] if kept is None else kept
+            scale = getattr(optimizer, "grad_scale", None)  # a fused step undoes GradScaler's scale itself, in p.grad
+            if kept is not None and scale is not None:
+                grads = [None if g is None else g / scale.to(g.device) for g in kept]
             numbers = _norms(group["params"], old, grads)
             numbers.update(_predicted(optimizer, group, d))
             numbers.update(_lost_decay(optimizer, group))
@@ -175,7 +178,14 @@ def _norms(params: list[Tensor], old: list[Tensor], grads: list[Tensor | None]) 
 
 
 def _nonfinite(tensors: list[Any]) -> float:
-    return float(sum((~torch.isfinite(_local(t))).sum().item() for t in tensors if t is not None))
+    """Return how many numbers are inf or nan, over all ranks where the tensors are sharded."""
+    held = [t for t in tensors if t is not None]
+    shared = any(is_sharded(t) for t in held)
+    shares = [_share(t) if shared else 1.0 for t in held]
+    count = sum(share * (~torch.isfinite(_dense(t))).sum() for share, t in zip(shares, held, strict=True))
+    if shared:
+        torch.distributed.all_reduce(count)
+    return float(count)
 
 
 def _predicted(optimizer: Optimizer, group: dict[str, Any], d: float | None) -> dict[str, float]:
@@ -183,7 +193,7 @@ def _predicted(optimizer: Optimizer, group: dict[str, Any], d: float | None) -> 
     lr, style = as_float(group["lr"]), group_style(optimizer, group)
     if not lr or group.get("cautious"):
         return {}
-    if isinstance(optimizer, (Adam, AdamW)) and d and d < 1:
+    if isinstance(optimizer, (Adam, AdamW)) and d and d < 1 and not group["amsgrad"]:  # its v only grows
         beta1 = as_float(group["betas"][0])
         return {
             "weight_rms_predicted": adamw_rms(lr, d, beta1),
