@@ -240,10 +240,15 @@ def _program(task_function: Callable[..., Any]) -> list[str]:
     from hydra.utils import to_absolute_path
 
     main = sys.modules["__main__"]
-    function = unwrap(task_function)
-    source = function.__code__.co_filename
-    if function.__module__ == "__main__" and os.path.abspath(source) != os.path.abspath(getattr(main, "__file__", "")):
-        return [os.path.abspath(source)]  # a launcher's worker process, which unpickled the app's function
+    app = unwrap(task_function).__globals__
+    if app.get("__name__") == "__main__" and app is not vars(main):
+        # a launcher's worker process, into which the app's function came pickled: its globals say where it was, while
+        # cloudpickle >= 3.1.2 has put <dynamic-code> for the code's file
+        source = os.path.abspath(app["__file__"])
+        if app.get("__package__") is None:
+            return [source]
+        stem = os.path.splitext(os.path.basename(source))[0]
+        return ["-m", app["__package__"] if stem == "__main__" else f"{app['__package__']}.{stem}".lstrip(".")]
     if main.__spec__ is not None:
         return ["-m", main.__spec__.name]
     return [to_absolute_path(sys.argv[0])]
