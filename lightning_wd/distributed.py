@@ -1,4 +1,4 @@
-"""Distributed data parallel that is right under Hydra: single runs, ``--multirun`` and every sweeper and launcher.
+"""Distributed training that is right under Hydra: single runs, ``--multirun`` and every sweeper and launcher.
 
 Lightning starts rank 1 and up with rank 0's own command line. Under ``--multirun`` that line is the whole sweep, so
 each rank sweeps for itself: twice the output, and with a sweeper that draws its values (``shuffle``, Optuna) the ranks
@@ -26,14 +26,14 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lightning_wd._hydra import SEED_AT_START
 from lightning_wd.errors import ConfigError, explain
 from lightning_wd.run import redact
 
-__all__ = ["HydraDDPStrategy", "check_ranks_agree"]
+__all__ = ["HydraDDPStrategy", "HydraFSDP2Strategy", "check_ranks_agree"]
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,45 @@ _NOTICE = 15.0  # seconds for rank 0 to notice that another rank has failed
 _JOIN = 5.0  # seconds to end by themselves: for the other ranks once rank 0 has failed, for a process group at exit
 
 
-class HydraDDPStrategy(DDPStrategy):
+class _HydraLaunch(ParallelStrategy):
+    """What both strategies add to Lightning's: one Hydra job on every rank, torchrun's numbers, and the comparison."""
+
+    def set_world_ranks(self) -> None:
+        """Take the number of processes from torchrun, then set the ranks as Lightning does."""
+        if isinstance(self.cluster_environment, TorchElasticEnvironment):
+            self._follow_torchrun()
+        super().set_world_ranks()  # type: ignore[misc]
+
+    def setup_environment(self) -> None:
+        """Join the process group, to be left before the interpreter ends, then compare configs."""
+        super().setup_environment()
+        atexit.unregister(_leave_group_in_time)
+        atexit.register(_leave_group_in_time)
+        check_ranks_agree(self.root_device)
+
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        made = self._launcher
+        if isinstance(made, _SubprocessScriptLauncher):
+            self._launcher = _JobLauncher(made.cluster_environment, made.num_processes, made.num_nodes)
+
+    def _follow_torchrun(self: Any) -> None:
+        devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+        asked = self.parallel_devices or []
+        if (devices, nodes) == (len(asked), self.num_nodes):
+            return
+        if asked and asked[0].type == "cpu":
+            self.parallel_devices = [torch.device("cpu")] * devices
+        elif devices <= len(asked):
+            self.parallel_devices = asked[:devices]
+        else:
+            return  # more processes than devices: Lightning's own error says it best
+        self.num_nodes = nodes
+        if os.environ["RANK"] == "0":
+            log.info(f"torchrun has started {devices} process(es) on each of {nodes} node(s): these are used")
+
+
+class HydraDDPStrategy(_HydraLaunch, DDPStrategy):
     r"""Lightning's DDPStrategy whose other ranks run this Hydra job only, and which stops when ranks' configs differ.
 
     Every rank computes the gradient of its own part of the batch, and all step with the mean
@@ -74,38 +112,34 @@ class HydraDDPStrategy(DDPStrategy):
         https://arxiv.org/abs/2006.15704
     """
 
+
+class HydraFSDP2Strategy(_HydraLaunch, ModelParallelStrategy):
+    """FSDP2 by Lightning's ModelParallelStrategy, launched as :class:`HydraDDPStrategy`.
+
+    As DDP, but each rank keeps its part only of the weights, the gradients and the optimizer's state, and gathers a
+    layer while it computes with it. The module calls ``fully_shard`` in ``configure_model``. A checkpoint is one file
+    with the whole weights, so it resumes on any number of processes, and under ``trainer=default`` too.
+
+    Args:
+        kwargs: the arguments of :class:`lightning.pytorch.strategies.ModelParallelStrategy`. Other defaults than there:
+            ``tensor_parallel_size=1``, ``data_parallel_size`` is then the number of processes, and
+            ``save_distributed_checkpoint=False``.
+
+    Raises:
+        ConfigError: at set-up, when the ranks' configs differ.
+
+    References:
+        Zhao et al., PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel, https://arxiv.org/abs/2304.11277
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"tensor_parallel_size": 1, "save_distributed_checkpoint": False, **kwargs})
+
     def set_world_ranks(self) -> None:
-        """Take the number of processes from torchrun, then set the ranks as Lightning does."""
-        if isinstance(self.cluster_environment, TorchElasticEnvironment):
-            self._follow_torchrun()
+        """Set the ranks; now the number of processes is known, hence the size of the mesh."""
         super().set_world_ranks()
-
-    def setup_environment(self) -> None:
-        """Join the process group, to be left before the interpreter ends, then compare configs."""
-        super().setup_environment()
-        atexit.unregister(_leave_group_in_time)
-        atexit.register(_leave_group_in_time)
-        check_ranks_agree(self.root_device)
-
-    def _configure_launcher(self) -> None:
-        super()._configure_launcher()
-        if self._start_method == "popen" and self.cluster_environment is not None:
-            self._launcher = _JobLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-
-    def _follow_torchrun(self) -> None:
-        devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
-        asked = self.parallel_devices or []
-        if (devices, nodes) == (len(asked), self.num_nodes):
-            return
-        if asked and asked[0].type == "cpu":
-            self.parallel_devices = [torch.device("cpu")] * devices
-        elif devices <= len(asked):
-            self.parallel_devices = asked[:devices]
-        else:
-            return  # more processes than devices: Lightning's own error says it best
-        self.num_nodes = nodes
-        if os.environ["RANK"] == "0":
-            log.info(f"torchrun has started {devices} process(es) on each of {nodes} node(s): these are used")
+        if self._data_parallel_size == "auto" and self._tensor_parallel_size != "auto":
+            self._data_parallel_size = self.world_size // self._tensor_parallel_size
 
 
 def _leave_group() -> None:

@@ -36,6 +36,7 @@ TARGETS = frozenset(
         "lightning_wd.OptimizerOverride",
         "lightning_wd.callbacks.RestartSnapshot",
         "lightning_wd.distributed.HydraDDPStrategy",
+        "lightning_wd.distributed.HydraFSDP2Strategy",
         "lightning_wd.run.RunCSVLogger",
         *(f"{root}.Trainer" for root in ("lightning", "lightning.pytorch")),
         *(f"lightning.pytorch.callbacks.{name}" for name in _CALLBACKS),

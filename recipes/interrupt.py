@@ -1,4 +1,4 @@
-"""``checkpoints/last.ckpt``: the last optimizer step of a run, however it ends."""
+"""``checkpoints/last.ckpt``: the last optimizer step of a run, however it ends; ``previous.ckpt``: the one before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,8 +16,27 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Checkpoint
 
 
+def damage(path: Path) -> str | None:
+    """Say what is wrong with the bytes of a checkpoint, which torch loads without a look at their checksums, or None.
+
+    Args:
+        path: a checkpoint, one file. A folder (a sharded checkpoint) is not looked into.
+    """
+    if path.is_dir():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    # what the bytes of a header may say: no such method, encrypted, an offset outside the file, a name in no encoding
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return f"{path.stat().st_size} bytes; {error}"
+    return f"the checksum of {broken} is wrong" if broken else None
+
+
 class LastCheckpoint(Checkpoint):
     """Save ``last.ckpt`` at the end of each epoch and of the run, and when Ctrl-C or SIGTERM arrives.
+
+    The last.ckpt before it stays as ``previous.ckpt``, to go on from should the disk damage the newer one.
 
     A signal acts at the next optimizer step: the checkpoint is written there, on every rank at the same step, and the
     run ends. A second signal of the same kind ends the process at once.
@@ -28,15 +48,18 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.path = Path(folder) / "last.ckpt"
+        self.previous = self.path.with_name("previous.ckpt")
         self.received: int | None = None
         self.stopping = False
         self.trained = False
         self._handlers: dict[int, Any] = {}
         self._saved_at = -1
+        self._own = False  # whether last.ckpt is of this run: what was not trusted to resume from replaces nothing
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.trained = True
         self._saved_at = trainer.global_step
+        self._own = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.path.resolve()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._receive)
@@ -111,7 +134,13 @@ class LastCheckpoint(Checkpoint):
         written = self.path.with_name("last.ckpt.new")  # first: what interrupts the writing must not cost the old one
         trainer.save_checkpoint(written, weights_only=False)
         if trainer.is_global_zero:
-            if self.path.is_dir():  # a sharded checkpoint is a folder
-                shutil.rmtree(self.path)
-            written.replace(self.path)
-        self._saved_at = trainer.global_step
+            if self._own:
+                _move(self.path, self.previous)
+            _move(written, self.path)
+        self._saved_at, self._own = trainer.global_step, True
+
+
+def _move(path: Path, to: Path) -> None:
+    if to.is_dir():  # a sharded checkpoint is a folder
+        shutil.rmtree(to)
+    path.replace(to)

@@ -22,7 +22,7 @@ import lightning as L
 from data.download import DataError
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
-from interrupt import LastCheckpoint
+from interrupt import LastCheckpoint, damage
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
 from omegaconf import DictConfig
@@ -99,22 +99,37 @@ def instantiate(node: DictConfig | None, **keywords: Any) -> Any:
 
 
 def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
-    """Return the checkpoint to resume from: a path, or for ``last`` this folder's or else the newest of ./outputs."""
+    """Return the checkpoint to resume from: a path; for ``last`` this folder's or else the newest of ./outputs; for
+    ``previous`` the one before that. A damaged one is an error: torch would load some of them as if they were whole.
+    """
     if ckpt_path is None:
         return None
     found = [Path(ckpt_path)]
-    if ckpt_path == "last":
+    if ckpt_path in ("last", "previous"):
         own = folder / "checkpoints" / "last.ckpt"
         newest = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        found = [own, *newest[::-1]]
+        found = [path.with_name(f"{ckpt_path}.ckpt") for path in (own, *newest[::-1])]
     for path in found:
-        if path.is_file():
-            rank_zero_only(print)(f"resuming from {path}", flush=True)
-            return str(path)
+        if not path.exists():
+            continue
+        if wrong := damage(path):
+            before = path.with_name("previous.ckpt")
+            raise ConfigError(
+                explain(
+                    f"the checkpoint {path} is damaged.",
+                    found=wrong,
+                    fix=f"ckpt_path={'previous' if ckpt_path == 'last' else before} goes on from the one before it"
+                    if path.name == "last.ckpt" and before.exists()
+                    else "give the path of another one, or ckpt_path=null to start afresh",
+                )
+            )
+        rank_zero_only(print)(f"resuming from {path}", flush=True)
+        return str(path)
     raise ConfigError(
         explain(
             f"ckpt_path={ckpt_path} is not there.",
-            found=f"no file {found[0]}" + (" and no outputs/**/checkpoints/last.ckpt" if ckpt_path == "last" else ""),
+            found=f"no file {found[0]}"
+            + (f" and no outputs/**/checkpoints/{ckpt_path}.ckpt" if ckpt_path in ("last", "previous") else ""),
             fix="give the path of a .ckpt file, or ckpt_path=null to start afresh",
         )
     )

@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 import lightning_wd as wd
@@ -108,6 +110,13 @@ class GPT(L.LightningModule):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if last else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+    def configure_model(self) -> None:
+        """Under ``trainer=fsdp2``, shard each block by itself, and what is outside the blocks with the root."""
+        if self.device_mesh is None or isinstance(next(self.parameters()), DTensor):
+            return
+        for module in (*self.blocks, self):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits of the next token, shape (B, T, vocab_size), for tokens of shape (B, T)."""
