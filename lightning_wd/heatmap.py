@@ -1,6 +1,7 @@
 """The picture of a sweep: error over learning rate and weight decay, one panel for each optimizer, from its folders.
 
-A cell is read from its ``config.yaml`` (or ``.hydra/config.yaml``, in an app that writes no other) and ``metrics.csv``.
+A cell is read from its ``config.yaml`` (or ``.hydra/config.yaml``, in an app that writes no other) and ``metrics.csv``,
+which may lie deeper (``csv/version_0/metrics.csv``). The optimizer is the config's ``optimizer`` or ``model.optimizer``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ __all__ = ["Cell", "Grid", "draw", "grids", "read_cells", "write_heatmap"]
 
 METRICS = ("test/acc", "test/loss", "val/acc", "val/loss")  # the first that a sweep has is drawn
 _UNITS = ("normalized", "timescale_epochs")
+_AMOUNT = {  # what the amount means in each style
+    "l2": "weight decay lam, in the gradient: g + lam * w",
+    "decoupled": "weight decay lam, removed each step: lr_t * lam * w",
+    "independent": "weight decay lam, removed each step: eta_t * lam * w",
+    "constant": "weight decay lam, removed each step: lam * w",
+    "corrected": "weight decay lam, removed each step: lr_t^2 / lr0 * lam * w",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Grid:
 
     Args:
         title: the optimizer and its style.
+        style: the style alone.
         unit: what the amount is: ``weight_decay``, ``normalized`` or ``timescale_epochs``.
         lr: learning rates, ascending.
         amount: amounts of decay, ascending.
@@ -53,6 +62,7 @@ class Grid:
     """
 
     title: str
+    style: str
     unit: str
     lr: Any
     amount: Any
@@ -92,7 +102,7 @@ def read_cells(folder: str | Path, metric: str | None = None) -> tuple[list[Cell
     """
     runs = {}
     for path in sorted(Path(folder).glob("**/metrics.csv")):
-        config = _config(path.parent)
+        config = _config(path.parent, Path(folder))
         if config is not None:
             runs[path.parent] = (config, {name: points[-1][1] for name, points in read_metrics(path).items()})
     names = sorted({name for _, values in runs.values() for name in values})
@@ -101,7 +111,8 @@ def read_cells(folder: str | Path, metric: str | None = None) -> tuple[list[Cell
         raise ConfigError(
             explain(
                 f"{folder} has no run with a value of {metric or ' or '.join(METRICS)}.",
-                found=f"{len(runs)} runs (config.yaml beside metrics.csv)" + f" with {', '.join(names)}" * bool(names),
+                found=f"{len(runs)} runs (a metrics.csv, and a config.yaml with an optimizer beside or above it)"
+                + f" with {', '.join(names)}" * bool(names),
                 nearest=nearest(metric, names) if metric else None,
                 fix="give the folder of a sweep whose runs have logger=csv, or another --metric",
             )
@@ -127,15 +138,20 @@ def read_cells(folder: str | Path, metric: str | None = None) -> tuple[list[Cell
     return cells, metric, len(runs) - len(cells)
 
 
-def _config(run: Path) -> dict[str, Any] | None:
+def _config(run: Path, top: Path) -> dict[str, Any] | None:
+    """Return the optimizer and the seed of the nearest config at or above a run's metrics."""
     from omegaconf import OmegaConf
 
-    for path in (run / "config.yaml", run / ".hydra/config.yaml"):
-        if path.is_file():
-            config = OmegaConf.load(path)
-            optimizer, seed = OmegaConf.select(config, "optimizer"), OmegaConf.select(config, "seed")
-            if OmegaConf.is_dict(optimizer):
-                return {"optimizer": OmegaConf.to_container(optimizer, resolve=True), "seed": seed or 0}
+    for place in [run, *(parent for parent in run.parents if parent.is_relative_to(top))]:
+        for path in (place / "config.yaml", place / ".hydra/config.yaml"):
+            config = OmegaConf.load(path) if path.is_file() else None
+            for where in ("optimizer", "model.optimizer"):
+                optimizer = OmegaConf.select(config, where) if OmegaConf.is_dict(config) else None
+                if OmegaConf.is_dict(optimizer) and "lr" in optimizer:
+                    return {
+                        "optimizer": OmegaConf.to_container(optimizer, resolve=True),
+                        "seed": OmegaConf.select(config, "seed") or 0,
+                    }
     return None
 
 
@@ -147,8 +163,9 @@ def _cell(run: Path, config: dict[str, Any], value: float, *, accuracy: bool) ->
     style = str(decay.get("style", "")) + " cautious" * bool(decay.get("cautious"))
     error = 100.0 * (1.0 - value) if accuracy else value
     error = math.inf if math.isnan(error) else error  # diverged
+    name = optimizer.get("name") or str(optimizer.get("_target_", "optimizer")).rpartition(".")[2]
     return Cell(
-        str(optimizer.get("name")), style, unit, float(optimizer["lr"]), float(amount or 0.0), int(config["seed"]),
+        str(name), style, unit, float(optimizer["lr"]), float(amount or 0.0), int(config["seed"]),
         error, run,
     )  # fmt: skip
 
@@ -164,7 +181,7 @@ def grids(cells: Iterable[Cell]) -> list[Grid]:
         errors = np.full((len(seeds), len(lr), len(amount)), np.nan)
         for c in members:
             errors[seeds.index(c.seed), lr.index(c.lr), amount.index(c.amount)] = c.error
-        made.append(Grid(f"{optimizer}, {style}".rstrip(", "), unit, np.array(lr), np.array(amount), errors))
+        made.append(Grid(f"{optimizer}, {style}".rstrip(", "), style, unit, np.array(lr), np.array(amount), errors))
     return made
 
 
@@ -241,17 +258,19 @@ def draw(made: Sequence[Grid], label: str) -> Any:
     for unused in axes[len(made) :]:
         unused.remove()
     for panel, grid in zip(axes, made, strict=False):
-        image = _panel(panel, grid, low, max(high, low + 1e-9))
-    figure.colorbar(image, ax=list(axes[: len(made)]), label=label, extend="max" if values.max() > high else "neither")
+        image = _panel(panel, grid, low, max(high, low + 1e-9), " %" if "%" in label else "")
+    above = (values > high).any()
+    figure.colorbar(image, ax=list(axes[: len(made)]), label=label, extend="max" if above else "neither")
     figure.supxlabel(
-        "red frame: best cell; dots: best amount at each learning rate near it; white line: 5 % above the best cell\n"
+        "red frame: best cell; white line: 5 % above it; dots: best amount at each learning rate, between cells by a "
+        "parabola\n"
         "separability: octaves by which the best amount moves for each octave of lr (0 separable, 1 the diagonal)",
         fontsize="small",
     )
     return figure
 
 
-def _panel(axes: Any, grid: Grid, low: float, high: float) -> Any:
+def _panel(axes: Any, grid: Grid, low: float, high: float, unit: str) -> Any:
     from matplotlib.patches import Rectangle
 
     x, y, mean = _positions(grid.amount), _positions(grid.lr), grid.mean
@@ -271,14 +290,15 @@ def _panel(axes: Any, grid: Grid, low: float, high: float) -> Any:
     rows, usable = near_rows(mean), grid.amount > 0
     if usable.sum() > 1:
         optima, _ = row_optima(mean[np.ix_(rows, usable)], x[usable])
-        axes.plot(optima, y[rows], "o-", color="black", markerfacecolor="white", markersize=5, linewidth=0.8)
+        axes.plot(optima, y[rows], "o-", color="black", markerfacecolor="white", markersize=5, linewidth=0.8, zorder=6)
     left, bottom = _edges(x)[j], _edges(y)[i]
     width, height = _edges(x)[j + 1] - left, _edges(y)[i + 1] - bottom
     axes.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor="red", linewidth=2.2, zorder=5))
     s = grid.separability
     moved = "too few rows" if math.isnan(s.drift) else f"{s.figure:.2f} [{s.interval[0]:.2f}, {s.interval[1]:.2f}]"
-    axes.set_title(f"{grid.title}: best {mean[i, j]:.4g}\nseparability {moved}", fontsize=9)
-    axes.set_xlabel({"weight_decay": "weight decay"}.get(grid.unit, grid.unit))
+    axes.set_title(f"{grid.title}: best {mean[i, j]:.4g}{unit}\nseparability {moved}", fontsize=9)
+    amount = _AMOUNT.get(grid.style.removesuffix(" cautious"), "weight decay")
+    axes.set_xlabel(amount if grid.unit == "weight_decay" else f"{grid.unit} decay", fontsize="small")
     axes.set_ylabel("learning rate")
     axes.set_xticks(x, [_name(value) for value in grid.amount])
     axes.set_yticks(y, [_name(value) for value in grid.lr])

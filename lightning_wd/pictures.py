@@ -10,10 +10,13 @@ __all__ = ["curves", "read_metrics"]
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return each metric of a ``metrics.csv`` as (step, value) pairs, in the order of the file."""
+    """Return each metric of a ``metrics.csv`` as (step, value) pairs, in the order of the file.
+
+    A last line without its end is left out: a kill cut it, or the run is just writing it.
+    """
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        for row in csv.DictReader(line for line in file if line.endswith("\n")):
             for name, value in row.items():
                 if value and name not in ("step", "epoch"):
                     series[name].append((int(row["step"]), float(value)))

@@ -57,8 +57,7 @@ def finished(folder: str | Path) -> dict[str, float] | None:
         folder: the cell's folder.
     """
     path = Path(folder) / "metrics.csv"
-    # a row without its line end was cut while it was written
-    if not path.is_file() or not path.read_bytes().endswith(b"\n"):
+    if not path.is_file():
         return None
     values = {name: points[-1][1] for name, points in read_metrics(path).items()}
     return values if any(name.startswith(_TEST) for name in values) else None
@@ -150,7 +149,8 @@ class SweepProgress(Callback):
             return
         left, ran = max(0, note["cells"] - done), done - note["finished"]
         seconds = left * (time.time() - note["started"]) / max(1, ran)
-        about = f", about {seconds / 60:.0f} min" if ran and left else ""
+        rest = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        about = f", about {rest}" if ran and left else ""
         print(f"sweep: {done} of {note['cells']} cells done, {left} left{about}", flush=True)
 
     @staticmethod

@@ -96,10 +96,14 @@ def test_the_picture_says_what_it_shows(sweep: Path) -> None:
     panels, bar = figure.axes[:2], figure.axes[2]
     assert figure.get_suptitle() == "Test error (%) over learning rate and weight decay, 1 seed"
     assert [axes.get_title().splitlines()[0] for axes in panels] == [
-        "adam_l2, l2: best 15",
-        "adamw, independent: best 15.1",
+        "adam_l2, l2: best 15 %",
+        "adamw, independent: best 15.1 %",
     ]
-    assert all((a.get_xlabel(), a.get_ylabel()) == ("weight decay", "learning rate") for a in panels)
+    assert [axes.get_xlabel() for axes in panels] == [
+        "weight decay lam, in the gradient: g + lam * w",
+        "weight decay lam, removed each step: eta_t * lam * w",
+    ]
+    assert {axes.get_ylabel() for axes in panels} == {"learning rate"}
     assert bar.get_ylabel() == "test error (%)"
     for axes in panels:
         assert [label.get_text() for label in axes.get_yticklabels()] == [f"$2^{{{k}}}$" for k in range(-10, -4)]
@@ -149,6 +153,47 @@ def test_a_diverged_cell_and_an_amount_of_zero_are_drawn(tmp_path: Path) -> None
     assert math.isinf(grid.mean[2, 2])
     assert grid.best == (0, 0)
     assert "<!-- 0 -->" in (tmp_path / "heatmap.svg").read_text()
+
+
+def test_a_row_that_a_kill_has_cut_is_no_value(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``0.8`` may have been 0.845, and a cut before the step has no step at all."""
+    for lr, cut in ((LR[2], b"0,9,,1.5\n1,10,0.8"), (LR[3], b"0,9,,1.5\n1")):
+        path = sweep / f"adamw_{lr}_{AMOUNT[2]}" / "metrics.csv"
+        path.write_bytes(b"epoch,step,test/acc,train/loss\n" + cut)
+    late = sweep / f"adamw_{LR[4]}_{AMOUNT[2]}" / "metrics.csv"
+    late.write_text("epoch,lr-AdamW,step,test/acc\n1,0.1")
+    assert main(["heatmap", str(sweep)]) == 0
+    printed = capsys.readouterr().out
+    assert "3 runs have no value of test/acc yet" in printed
+    assert "  3 cells are missing" in printed
+
+
+def test_every_cell_has_diverged(tmp_path: Path) -> None:
+    for lr in LR[:3]:
+        for amount in AMOUNT[:3]:
+            optimizer = {"name": "sgd_l2", "lr": lr, "weight_decay": amount, "decay": {"style": "l2"}}
+            run_folder(tmp_path / f"{lr}_{amount}", optimizer, **{"test/loss": math.nan})
+    (grid,), _, _ = write_heatmap(tmp_path)
+    assert np.isinf(grid.mean).all()
+    assert math.isnan(grid.separability.drift)
+
+
+def test_a_cell_as_lightning_hydra_template_lays_it_out(tmp_path: Path) -> None:
+    """The metrics under ``csv/version_0``, Hydra's config above, the optimizer written inline below the model."""
+    for number, lr in enumerate(("0.1", "0.2")):
+        run = tmp_path / str(number)
+        run_folder(run / "csv/version_0", {}, **{"val/acc": 0.75}).joinpath("config.yaml").unlink()
+        (run / ".hydra").mkdir()
+        (run / ".hydra/config.yaml").write_text(
+            f"model: {{optimizer: {{_target_: torch.optim.AdamW, lr: {lr}, weight_decay: 0.5}}}}\nseed: null\n"
+        )
+    cells, metric, _ = read_cells(tmp_path)
+    assert metric == "val/acc"
+    assert [(c.optimizer, c.style, c.lr, c.amount, c.seed, c.error) for c in cells] == [
+        ("AdamW", "", 0.1, 0.5, 0, 25.0),
+        ("AdamW", "", 0.2, 0.5, 0, 25.0),
+    ]
+    assert grids(cells)[0].title == "AdamW"
 
 
 def test_an_app_with_only_hydras_own_config(tmp_path: Path) -> None:
