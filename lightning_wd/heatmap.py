@@ -284,8 +284,8 @@ def _panel(axes: Any, grid: Grid, low: float, high: float, unit: str) -> Any:
         if np.isfinite(value) and mean.size <= 144:
             color = "white" if value < low + 0.6 * (high - low) else "black"
             axes.annotate(
-                f"{value:.3g}", (x[column], y[row]), (0, -9), textcoords="offset points", color=color,
-                ha="center", va="center", fontsize=7,
+                f"{value:#.3g}", (x[column], y[row]), (0, -9), textcoords="offset points", color=color,
+                ha="center", va="center", fontsize=7, zorder=7,
             )  # fmt: skip
     rows, usable = near_rows(mean), grid.amount > 0
     if usable.sum() > 1:

@@ -5,12 +5,39 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from data.fashion_small import FashionSmall
+from models.conv_net import ConvNet
 from studies import budgets, lost_decay, runs, schedules
 
 import lightning_wd as wd
+
+REAL = Path(__file__).parents[2] / "shared/data/fashion_mnist"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no folder ../shared/data with the official files")
+def test_the_cells_of_a_sweep_share_images_that_stay_on_the_device() -> None:
+    """On the GPU where there is one, where a batch must not be pinned."""
+    sets = []
+    for _ in range(2):
+        trainer = L.Trainer(
+            devices=1,
+            max_steps=2,
+            limit_val_batches=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        data = FashionSmall(str(REAL))
+        trainer.fit(ConvNet(optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 1e-2}), data)
+        assert data.train.device.type == trainer.strategy.root_device.type
+        assert (len(data.train), len(data.val)) == (1000, 5000)
+        sets.append(data.read(REAL, train=True)[0])
+    assert sets[0].data_ptr() == sets[1].data_ptr()
 
 
 def test_schedules_compare_the_common_and_the_best_cells(tmp_path: Path) -> None:
@@ -23,6 +50,8 @@ def test_schedules_compare_the_common_and_the_best_cells(tmp_path: Path) -> None
         "sgdw": {(0.3, 1.0): 1.0},
     }.items():
         rows += [f"{name},x,weight_decay,{lr},{lam},0,{error},test/acc" for (lr, lam), error in cells.items()]
+    # another seed of the grid, by which other cells would win
+    rows += ["adamw,x,weight_decay,0.1,2.0,1,1.0,test/acc", "adam_l2,x,weight_decay,0.1,2.0,1,1.0,test/acc"]
     (tmp_path / "heatmaps/heatmap.csv").write_text("\n".join(rows) + "\n")
     assert schedules.settings(tmp_path / "schedules") == {
         "common": {"adamw": (0.2, 2.0), "adam_l2": (0.2, 1.0)},

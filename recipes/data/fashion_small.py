@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import torch
 from data.fashion_mnist import FashionMNIST
 from data.loader import Tensors, eval_loader
 from torch import Tensor
@@ -17,7 +18,8 @@ from lightning_wd.errors import ConfigError, explain
 class FashionSmall(FashionMNIST):
     """Fashion-MNIST at half the resolution, the first images of the training split only, not augmented.
 
-    The files are read once in a process, so the cells of a sweep share them.
+    The files are read once in a process, and on a GPU the images stay in its memory (without loader processes, which
+    cannot read there), so the cells of a sweep share them.
 
     Args:
         root: folder of the official files; those that are absent are downloaded into it, all are checked.
@@ -41,7 +43,9 @@ class FashionSmall(FashionMNIST):
         self.save_hyperparameters(logger=False)
 
     def read(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
-        return _read_halved(root, train)
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        on_gpu = device.type == "cuda" and not self.hparams.num_workers
+        return _read_halved(root, train, device if on_gpu else torch.device("cpu"))
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -70,6 +74,6 @@ class FashionSmall(FashionMNIST):
 
 
 @functools.cache
-def _read_halved(root: Path, train: bool) -> tuple[Tensor, Tensor]:
+def _read_halved(root: Path, train: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     images, labels = FashionMNIST.read(FashionMNIST(str(root)), root, train)
-    return avg_pool2d(images.float(), 2).round_().byte(), labels
+    return avg_pool2d(images.float(), 2).round_().byte().to(device), labels.to(device)

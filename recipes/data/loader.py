@@ -27,6 +27,11 @@ class Tensors(Dataset[tuple[Tensor, ...]]):
     def __init__(self, *tensors: Tensor) -> None:
         self.tensors = tensors
 
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.tensors[0].device
+
     def __len__(self) -> int:
         return len(self.tensors[0])
 
@@ -149,19 +154,20 @@ def train_loader(
         )
     if data.trainer is not None:  # workers fetch ahead, before Lightning sets the epoch
         sampler.epoch = data.trainer.fit_loop.epoch_progress.current.processed
-    return StatefulDataLoader(rows, sampler=sampler, **_settings(data))
+    return StatefulDataLoader(rows, sampler=sampler, **_settings(data, rows))
 
 
 def eval_loader(data: L.LightningDataModule, rows: Dataset[Any], length: int) -> DataLoader[Any]:
     """Return a validation or test loader: every row once, over all processes together."""
-    return DataLoader(rows, sampler=ShareSampler(length, *_place(data)), **_settings(data))
+    return DataLoader(rows, sampler=ShareSampler(length, *_place(data)), **_settings(data, rows))
 
 
 def _place(data: L.LightningDataModule) -> tuple[int, int]:
     return (0, 1) if data.trainer is None else (data.trainer.global_rank, data.trainer.world_size)
 
 
-def _settings(data: L.LightningDataModule) -> dict[str, Any]:
+def _settings(data: L.LightningDataModule, rows: Dataset[Any]) -> dict[str, Any]:
+    on_host = not isinstance(rows, Tensors) or rows.device.type == "cpu"  # only host memory can be pinned
     # The rows are in memory and read by the batch: there is nothing for worker processes to speed up.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 on torch 2.13
@@ -169,7 +175,7 @@ def _settings(data: L.LightningDataModule) -> dict[str, Any]:
         "batch_size": data.hparams.batch_size,
         "num_workers": data.hparams.num_workers,
         "collate_fn": _whole,
-        "pin_memory": torch.cuda.is_available(),
+        "pin_memory": torch.cuda.is_available() and on_host,
     }
 
 

@@ -22,7 +22,8 @@ def settings(out: Path) -> dict[str, dict[str, tuple[float, float]]]:
     errors: dict[str, dict[tuple[float, float], float]] = defaultdict(dict)
     with (out.parent / "heatmaps/heatmap.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            errors[row["optimizer"]][float(row["lr"]), float(row["amount"])] = float(row["error"])
+            if row["seed"] == "0":  # the seeds that are compared must not choose
+                errors[row["optimizer"]][float(row["lr"]), float(row["amount"])] = float(row["error"])
     best = {name: min(errors[name], key=errors[name].__getitem__) for name in STYLE}
     rows = {  # the best cell at each learning rate
         name: {lr: min((e, lam) for (x, lam), e in errors[name].items() if x == lr) for lr, _ in errors[name]}
