@@ -1,7 +1,7 @@
 """The picture of a sweep: error over learning rate and weight decay, one panel for each optimizer, from its folders.
 
 A cell is read from its ``config.yaml`` (or ``.hydra/config.yaml``, in an app that writes no other) and ``metrics.csv``,
-which may lie deeper (``csv/version_0/metrics.csv``). The optimizer is the config's ``optimizer`` or ``model.optimizer``.
+which may lie deeper (``csv/version_0/metrics.csv``). The optimizer is ``optimizer`` or ``model.optimizer`` there.
 """
 
 from __future__ import annotations
