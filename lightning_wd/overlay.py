@@ -11,6 +11,8 @@ from lightning_wd.pictures import read_metrics
 
 __all__ = ["overlay"]
 
+_ENDINGS = (".png", ".svg", ".pdf")
+
 
 def overlay(folders: Sequence[str | Path], out: str | Path, metrics: Sequence[str] | None = None) -> Path:
     """Draw the metrics of runs over each other.
@@ -24,8 +26,12 @@ def overlay(folders: Sequence[str | Path], out: str | Path, metrics: Sequence[st
         The picture's path.
 
     Raises:
-        ConfigError: no run with a ``metrics.csv``, or none that has a metric.
+        ConfigError: no run with a ``metrics.csv``, none that has a metric, or an ending that is no picture's.
     """
+    if Path(out).suffix not in _ENDINGS:
+        raise ConfigError(
+            explain(f"{out} has no ending of a picture.", valid=_ENDINGS, fix=f"write --out {Path(out).stem}.png")
+        )
     paths = sorted({path for folder in folders for path in Path(folder).glob("**/metrics.csv")})
     runs = {path.parent: read_metrics(path) for path in paths}
     names = sorted({name for series in runs.values() for name in series})
@@ -72,7 +78,8 @@ def _draw(runs: dict[Path, dict[str, list[tuple[int, float]]]], wanted: Sequence
                 line.set_linestyle(("-", "--", ":", "-.")[number // 10 % 4])
                 line.set_marker("." if len(steps) < 50 else "")
         axes.set(title=metric, xlabel="optimizer step", ylabel=metric.rpartition("/")[2])
-        if metric.endswith("loss") and all(v > 0 for series in runs.values() for _, v in series.get(metric, [])):
+        values = [v for series in runs.values() for _, v in series.get(metric, [])]
+        if metric.endswith("loss") and max(values) > 10 * min(values) > 0:  # else its ticks are hard to read
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
     handles = {h.get_label(): h for axes in grid[: len(wanted)] for h in axes.get_lines()}

@@ -305,5 +305,7 @@ def test_curves_draws_runs_over_each_other(sweep: Path, capsys: pytest.CaptureFi
 def test_curves_refuses_what_is_not_there(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no run has the metric 'val/los'\.\n.*\n  nearest: 'val/loss'"):
         overlay([sweep], tmp_path / "x.png", ["val/los"])
+    with pytest.raises(ConfigError, match=r"x\.foo has no ending of a picture\.\n  valid: \.png, \.svg, \.pdf\n"):
+        overlay([sweep], tmp_path / "x.foo")
     with pytest.raises(ConfigError, match="there is no run in"):
         overlay([tmp_path / "nowhere"], tmp_path / "x.png")
