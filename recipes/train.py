@@ -11,6 +11,7 @@ python recipes/train.py ckpt_path=last                             # resume the 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -37,6 +38,11 @@ from lightning_wd.targets import check_targets
 
 # Lightning 2.6 calls what torch 2.13 deprecates
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+# submitit unpickles a job in a Python that was not started from this folder, where the modules imported above lie.
+_HERE = str(Path(__file__).resolve().parent)
+if _HERE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH")]))
 
 # The classes of this app that a config may name, besides those of the pack: add your own here.
 OWN_TARGETS = (

@@ -86,6 +86,13 @@ def test_a_sweep_has_one_tree(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_job_that_submitit_pickles_finds_the_recipe(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    train("-m", "hydra/launcher=submitit_local", "trainer.max_epochs=1", cwd=tmp_path)
+    (job,) = tmp_path.glob("multirun/*/*/0")
+    assert (job / "checkpoints/last.ckpt").is_file()
+
+
 def test_two_processes_make_one_folder(tmp_path: Path) -> None:
     done = train("trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb_offline", cwd=tmp_path)
     folder = run_folder(done)
