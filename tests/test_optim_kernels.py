@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 import lightning_wd as wd
-from lightning_wd.optimizers import SGDL2, AdamL2
+from lightning_wd.optimizers import SGDL2, AdamL2, kernels
 from lightning_wd.optimizers.kernels import misfits
 
 OPTIMIZERS = [
@@ -75,8 +75,9 @@ def test_every_layout_steps_right(cls: Any, settings: dict[str, Any]) -> None:
 
 @inductor
 @pytest.mark.parametrize(("cls", "settings"), OPTIMIZERS)
-def test_compiled_steps_equal_eager_ones(cls: Any, settings: dict[str, Any]) -> None:
+def test_compiled_steps_equal_eager_ones(cls: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(kernels, "MIN_NUMEL", 2**14)
     big = [torch.randn(*shape) for shape in [(130, 140), (2**14,), (64, 3, 10, 10), (130, 140)] + [(128, 129)] * 6]
     big[2] = big[2].to(memory_format=torch.channels_last)
     weights = [*big, torch.randn(200, 100).t(), torch.randn(3, 3), torch.randn(())]
@@ -94,7 +95,7 @@ def test_compiled_steps_equal_eager_ones(cls: Any, settings: dict[str, Any]) -> 
 @pytest.mark.parametrize("cls", [wd.AdamW, wd.SGDW])
 def test_nothing_compiles_again(cls: Any) -> None:
     """Another learning rate, decay, set of gradients or size of tensor is no new graph."""
-    params = [torch.nn.Parameter(torch.randn(2**14 + 8 * i)) for i in range(9)]
+    params = [torch.nn.Parameter(torch.randn(kernels.MIN_NUMEL + 8 * i)) for i in range(9)]
     extra = {"momentum": 0.9} if cls is wd.SGDW else {}
     optimizer = cls(params, lr=0.1, weight_decay=1e-3, style="independent", compile=True, **extra)
     seen = []
@@ -233,6 +234,51 @@ def test_fused_sgd_on_low_precision_cpu_weights(dtype: torch.dtype) -> None:
     p.grad = torch.ones_like(p)
     with pytest.raises(wd.ConfigError, match=r"fused=True is wrong for parameter 0 of group 0: on a CPU torch's fused"):
         wd.SGDW([p], lr=0.1, fused=True).step()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_decay_around_a_fused_kernel_is_the_loops_bit_for_bit(mixed: bool) -> None:
+    """On a CPU it is done by the fused SGD kernel, which is wrong on 16-bit weights: those must go another way."""
+    dtypes = [torch.float32, torch.float64, torch.bfloat16] if mixed else [torch.float32]
+    weights = [torch.randn(shape, dtype=dtype) for shape in [(7, 5), (33,), ()] for dtype in dtypes]
+    runs = []
+    for mode in ("fused", "single"):
+        params = [w.clone() for w in weights]
+        kernels.shrink(params, params, 0.01, mode)
+        runs.append(params)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert not any(torch.equal(a, w) for a, w in zip(runs[0], weights, strict=True))
+
+
+@pytest.fixture
+def mesh() -> Any:
+    """A mesh of this process alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield torch.distributed.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("flags", [{}, {"fused": True}])
+@pytest.mark.parametrize("settings", [{"style": "constant"}, {"cautious": True}, {}], ids=str)
+@pytest.mark.parametrize("cls", [wd.AdamW, wd.SGDW])
+def test_shards_of_fsdp2(cls: Any, settings: dict[str, Any], flags: dict[str, Any], mesh: Any) -> None:
+    """torch has no fused SGD for DTensors, which is also the kernel of the decay around a fused step."""
+    if cls is wd.SGDW and flags:
+        pytest.skip("torch refuses it in its own words")
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    results = []
+    for shard in (False, True):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 24).reshape(4, 6))
+        p = torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) if shard else p
+        optimizer = cls([p], lr=0.1, weight_decay=0.01, **settings, **flags)
+        for t in range(3):
+            g = torch.cos(torch.arange(24.0) + t).reshape(4, 6)
+            p.grad = distribute_tensor(g, mesh, [Shard(0)]) if shard else g
+            optimizer.step()
+        results.append(p.full_tensor().detach() if shard else p.detach())
+    torch.testing.assert_close(*results)
 
 
 # --- AMP ------------------------------------------------------------------------------------------------------------

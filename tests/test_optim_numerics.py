@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightning_wd as wd
-from lightning_wd.optimizers import SGDL2, AdamL2
+from lightning_wd.optimizers import SGDL2, AdamL2, kernels
 from tests import reference
 
 torch.set_num_threads(1)
@@ -205,7 +205,8 @@ def _error(make: Any, twin: Any, lrs: list[float]) -> float:
     "ignore:Skipping serialization of skipfiles_inline_module_allowlist:UserWarning",
 )
 @pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
-def test_float32_drift_over_1000_steps(schedule: str) -> None:
+def test_float32_drift_over_1000_steps(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "MIN_NUMEL", 2**14)
     lrs = _schedules(1000)[schedule]
     w0 = np.random.default_rng(1).normal(size=2**14).astype(np.float32).astype(np.float64)
 

@@ -18,7 +18,7 @@ from lightning_wd.errors import ConfigError, explain
 
 __all__ = ["MIN_NUMEL", "adam_pass", "check_compiler", "run_pass", "sgd_pass"]
 
-MIN_NUMEL = 2**14  # below, a call costs more than the bytes it saves
+MIN_NUMEL = 2**18  # below, a call costs more than the bytes it saves
 _CHUNK = 8  # tensors of one graph: more are slower to compile, fewer cost calls
 _VARIANTS = 64  # graphs that one process may hold: two list lengths, by dtype, by combination of flags
 
@@ -146,18 +146,19 @@ def run_pass(
     by_kind: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, p in enumerate(columns[0]):
         by_kind.setdefault((p.device, p.dtype), []).append(i)
-    for (device, dtype), indices in by_kind.items():
-        op = torch.float64 if dtype == torch.float64 else torch.float32
-        scalars = torch.stack([torch.as_tensor(n, dtype=op, device=device) for n in numbers])
-        rows = per_tensor.to(device=device, dtype=op)
-        whole = len(indices) - len(indices) % _CHUNK
-        chunks = [indices[i : i + _CHUNK] for i in range(0, whole, _CHUNK)] + [[i] for i in indices[whole:]]
-        for chunk in chunks:
-            # Flat views: the tensors are dense, so memory order is an order of elements, the same one in every column.
-            flat = [[c[i].as_strided((c[i].numel(),), (1,)) for i in chunk] for c in columns if c]
-            with _no_shape_guards():
+    step = _compiled(function)
+    with _no_shape_guards():  # once a step: entering it takes as long as a call
+        for (device, dtype), indices in by_kind.items():
+            op = torch.float64 if dtype == torch.float64 else torch.float32
+            scalars = torch.stack([torch.as_tensor(n, dtype=op, device=device) for n in numbers])
+            rows = per_tensor.to(device=device, dtype=op)
+            whole = len(indices) - len(indices) % _CHUNK
+            chunks = [indices[i : i + _CHUNK] for i in range(0, whole, _CHUNK)] + [[i] for i in indices[whole:]]
+            for chunk in chunks:
+                # Flat views: the tensors are dense, so memory order is an order of elements, the same in every column.
+                flat = [[c[i].as_strided((c[i].numel(),), (1,)) for i in chunk] for c in columns if c]
                 try:
-                    _compiled(function)(flat, rows[chunk], scalars, **flags)
+                    step(flat, rows[chunk], scalars, **flags)
                 except Exception as error:
                     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                         raise _no_compiler(error) from error

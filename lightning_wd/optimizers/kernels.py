@@ -9,6 +9,7 @@ and no cache that a later ``model.to(memory_format=...)`` could make stale.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -50,8 +51,15 @@ def prefers_fused(group: dict[str, Any], params: Sequence[Tensor]) -> bool:
     """Whether the fused kernel is what a group runs on, layouts aside: asked for, or left to us and supported."""
     if group["fused"] is not None or group["foreach"] is not None or torch.compiler.is_compiling():
         return bool(group["fused"])
-    fused, _ = _default_to_fused_or_foreach(list(params), group["differentiable"], use_fused=True)
-    return fused and all(p.device.type in _FUSED_DEVICES for p in params)
+    kinds = _kinds(params)
+    fused, _ = _default_to_fused_or_foreach(kinds, group["differentiable"], use_fused=True)
+    return fused and all(p.device.type in _FUSED_DEVICES for p in kinds)
+
+
+def _kinds(params: Sequence[Tensor]) -> list[Tensor]:
+    """Return one tensor of each class, device and dtype: asking every one of 1,000 small tensors shows in a step."""
+    keys = zip(map(type, params), map(attrgetter("device"), params), map(attrgetter("dtype"), params), strict=True)
+    return list(dict(zip(keys, params, strict=True)).values())
 
 
 def choose_kernels(
@@ -62,7 +70,7 @@ def choose_kernels(
     where: str,
     sparse: bool = False,
     compile: bool = False,
-    flawed: Sequence[int] = (),
+    flawed: Callable[[Tensor], bool] = lambda p: False,
 ) -> list[Part]:
     """Choose the kernel of a group's step; tensors that the fused kernel would get wrong get another one.
 
@@ -73,20 +81,23 @@ def choose_kernels(
         where: the group's name, for the error.
         sparse: whether a gradient is sparse, which no fused kernel takes.
         compile: whether large tensors go to the compiled pass, which needs the same layouts.
-        flawed: indices of parameters that the fused kernel gets wrong in any layout.
+        flawed: whether the fused kernel gets parameters of this one's class, device and dtype wrong in any layout.
 
     Raises:
         ConfigError: ``fused=True`` was asked for and would be wrong.
     """
-    if not prefers_fused(group, params) or (sparse and not group["fused"]):
+    kinds = params if torch.compiler.is_compiling() else _kinds(params)
+    if not prefers_fused(group, kinds) or (sparse and not group["fused"]):
         return [Part(None, group["fused"], group["foreach"])]
     bad = [] if sparse else misfits(params, columns)
-    if not bad and not compile and not flawed:
+    wrong = [i for i, p in enumerate(params) if flawed(p)] if any(map(flawed, kinds)) else []
+    if not bad and not compile and not wrong:
         return [Part(None, True, False)]
-    if group["fused"]:
-        _refuse_fused(group, params, columns, bad[0] if bad else flawed[0], where=where, layout=bool(bad))
-    large = {i for i in range(len(params)) if compile and i not in bad and params[i].numel() >= MIN_NUMEL}
-    plain = {*bad, *flawed} - large
+    if group["fused"] and (bad or wrong):
+        _refuse_fused(group, params, columns, bad[0] if bad else wrong[0], where=where, layout=bool(bad))
+    unfit = set(bad)
+    large = {i for i, p in enumerate(params) if compile and i not in unfit and p.numel() >= MIN_NUMEL}
+    plain = {*unfit, *wrong} - large
     fused = [i for i in range(len(params)) if i not in large and i not in plain]
     parts = [Part(sorted(large), None, None, compiled=True), Part(fused, True, False), Part(sorted(plain), None, None)]
     return [part for part in parts if part.indices]
@@ -217,21 +228,33 @@ def shrink(
         for p, w in zip(params, old, strict=True):
             p.sub_(w * fraction)
         return
-    if mode == "fused" and params[0].is_cpu:
+    kinds = _kinds(params) if mode == "fused" else []
+    if any(type(p).__name__ == "DTensor" for p in kinds):  # FSDP2's shards have no fused SGD, their local parts have
+        params, old = ([getattr(t, "to_local", lambda t=t: t)() for t in column] for column in (params, old))
+    if any(p.is_cpu for p in kinds):
         if found_inf is not None and found_inf.item():
             return
-        mode = "foreach"
+        found_inf = None
+        # torch's fused SGD is wrong on 16-bit weights of a CPU. On the others it does foreach's arithmetic in one call,
+        # where foreach on a CPU is a loop of calls.
+        if any(p.dtype not in (torch.float32, torch.float64) for p in kinds):
+            mode = "foreach"
     if mode == "fused":
         # A fused SGD step with w_old for a gradient and d for a learning rate: the only stock kernel that also takes
         # found_inf and a learning rate on the device, so nothing waits and a CUDA graph can hold it.
-        for (device, _), ((ps, olds), _) in Optimizer._group_tensors_by_device_and_dtype([params, old]).items():  # type: ignore[list-item]
+        grouped: list[Any] = [[params, old]]
+        if len(kinds) > 1:
+            pairs = Optimizer._group_tensors_by_device_and_dtype([params, old])  # type: ignore[list-item]
+            grouped = [lists for lists, _ in pairs.values()]
+        for ps, olds in grouped:
+            device = ps[0].device
             torch._fused_sgd_(
-                ps,  # type: ignore[arg-type]
-                olds,  # type: ignore[arg-type]
+                ps,
+                olds,
                 [],
                 weight_decay=0.0,
                 momentum=0.0,
-                lr=fraction.to(device) if isinstance(fraction, Tensor) else fraction,  # type: ignore[arg-type]
+                lr=fraction.to(device) if isinstance(fraction, Tensor) else fraction,
                 dampening=0.0,
                 nesterov=False,
                 maximize=False,

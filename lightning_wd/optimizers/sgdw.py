@@ -54,10 +54,6 @@ class SGDStep(DecayGroups):
         sparse = self._init_group(group, params, grads, buffers)
         # A buffer that does not exist yet will take its gradient's layout.
         held = [g if b is None else b for b, g in zip(buffers, grads, strict=True)] if buffers else []
-        # torch's fused SGD (2.13, CPU) does nothing to these beyond the last few elements.
-        flawed = [i for i, p in enumerate(params) if p.is_cpu and p.dtype in (torch.float16, torch.bfloat16)]
-        if not group["fused"]:  # FSDP2 shards: torch has no fused SGD for them, and says so where it is asked for
-            flawed += [i for i, p in enumerate(params) if i not in flawed and type(p).__name__ == "DTensor"]
         parts = choose_kernels(
             group,
             params,
@@ -65,7 +61,7 @@ class SGDStep(DecayGroups):
             where=group_label(group, index),
             sparse=sparse,
             compile=self._compile,
-            flawed=flawed,
+            flawed=_unfused if not group["fused"] else _skipped,
         )
         return group, [params, grads, buffers], sparse, _split_first_steps(parts, buffers)
 
@@ -108,6 +104,7 @@ class SGDStep(DecayGroups):
         # torch's foreach kernel writes Nesterov's u over the gradients; a fused one only takes GradScaler's scale off.
         seen = [g.clone() for g in grads] if group["cautious"] and group["nesterov"] and not part.fused else grads
         momentum, sign = group["momentum"], -1 if group["maximize"] else 1
+        new = [i for i, buffer in enumerate(buffers) if buffer is None]  # the kernel makes them
 
         def kernel(targets: list[Tensor]) -> None:
             sgd(
@@ -144,8 +141,8 @@ class SGDStep(DecayGroups):
             found_inf=found_inf,
             residuals=[self.state[p]["kahan"] for p in params] if group["kahan"] else None,
         )
-        for p, buffer in zip(params, buffers, strict=False):  # no buffers without momentum
-            self.state[p]["momentum_buffer"] = buffer
+        for i in new:
+            self.state[params[i]]["momentum_buffer"] = buffers[i]
 
     def _update_compiled(self, group: dict[str, Any], columns: list[list[Any]]) -> None:
         """Run the compiled pass on some tensors of a group that have their momentum buffers."""
@@ -162,6 +159,16 @@ class SGDStep(DecayGroups):
             penalty=penalty,
             cautious=group["cautious"],
         )
+
+
+def _skipped(p: Tensor) -> bool:
+    """Whether torch's fused SGD (2.13, CPU) leaves such weights as they are, the last few elements apart."""
+    return p.dtype in (torch.float16, torch.bfloat16) and p.is_cpu
+
+
+def _unfused(p: Tensor) -> bool:
+    """Whether such weights take another kernel: FSDP2's shards have no fused SGD; torch says so where it is asked."""
+    return _skipped(p) or type(p).__name__ == "DTensor"
 
 
 def _split_first_steps(parts: list[Part], buffers: list[Tensor | None]) -> list[Part]:
