@@ -2,20 +2,25 @@
 
     python benchmarks/optimizers.py                        # GPT-2 small, ResNet-18, 1,000 small tensors; 11 rounds
     python benchmarks/optimizers.py --sets gpt2 --rounds 21 --out benchmarks/results/optimizers.md
+    python benchmarks/optimizers.py --sets tiny            # does it run? a minute
 
-Every round runs every optimizer once, so that a busy machine slows all alike. A row is the median over rounds of the
-time divided by torch's fused optimizer of the same family in the same round, with the quartiles of that ratio; the
-row `null` is torch's fused optimizer against itself, and shows what noise alone does. Share is what a step must move
-(AdamW 28 bytes a parameter in float32, SGD with momentum 20) over its time, against the bandwidth of an in-place
-`x.add_(y)`. Packages that are not installed are named and left out.
+Every round runs every optimizer once, in an order of its own, so that a busy machine slows all alike; sets of less than
+20 million parameters get five times the rounds. `ratio` is the median over rounds of the time divided by torch's fused
+optimizer of the same family in the same round, `interval` the quartiles of that ratio; the row `null` is torch's fused
+optimizer against itself, and shows what noise alone does. `share` is what a step must move (AdamW 28 bytes a parameter
+in float32, SGD with momentum 20) over its time, against the bandwidth of an in-place `x.add_(y)` on 64 MiB or more,
+timed in the same round; again a median. `built` is the constructor's time, `state` what the optimizer keeps, in bytes a
+parameter. Packages that are not installed are named and left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -38,6 +43,8 @@ def shapes(name: str) -> list[tuple[int, ...]]:
     """Return the shapes of a set of parameters."""
     if name == "small":
         return [(32, 32)] * 1000
+    if name == "tiny":
+        return [(520, 520), (64,)] * 2
     if name == "gpt2":
         block = [
             (768,),
@@ -102,7 +109,8 @@ def peers(family: str) -> dict[str, Callable[[Any], Any]]:
             return module.DecoupledAdamW(p, lr=1e-3, weight_decay=1e-5)
         return module.DecoupledSGDW(p, lr=1e-3, momentum=0.9, weight_decay=1e-5)
 
-    return {"timm": timm, "pytorch_optimizer": pytorch_optimizer, "torch-optimi": optimi, "Composer": composer}
+    kozistr = "pytorch_optimizer" + (" (StableAdamW: it has no plain one)" if family == "adamw" else "")
+    return {"timm": timm, kozistr: pytorch_optimizer, "torch-optimi": optimi, "Composer": composer}
 
 
 def contestants(family: str) -> dict[str, Callable[[Any], Any]]:
@@ -143,56 +151,83 @@ def clock(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def bandwidth(device: str, numel: int) -> float:
-    """Return bytes per second of an in-place ``x.add_(y)``: two reads and a write of four bytes."""
-    x, y = torch.ones(numel, device=device), torch.ones(numel, device=device)
-    return 12 * numel / min(clock(lambda: x.add_(y), device) for _ in range(9))
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of all tensors that an optimizer keeps."""
+    held = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    return sum(v.numel() * v.element_size() for v in held)
+
+
+def progress(text: str) -> None:
+    """Show what is being done, on stderr: in one line of a terminal, in lines of a log."""
+    print(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, end="" if sys.stderr.isatty() else "\n", file=sys.stderr)
+
+
+def build(
+    family: str, name: str, params: list[torch.nn.Parameter], device: str
+) -> tuple[dict[str, torch.optim.Optimizer], dict[str, list[str]], list[str]]:
+    """Make every optimizer and step it twice; return them, their columns `built` and `state`, and what is absent."""
+    numel = sum(p.numel() for p in params)
+    optimizers, columns, absent = {}, {}, []
+    for label, make in contestants(family).items():
+        progress(f"{family}, {name}: {label}")
+        try:
+            built = min(clock(lambda make=make: make(params), device) for _ in range(5))
+            optimizer = make(params)
+            assert state_bytes(optimizer) == 0 or label in peers(family), f"{label} makes state before it steps"
+            for _ in range(2):  # state, then compiled code
+                optimizer.step()
+        except Exception as error:
+            # A package that is missing or broken here is reported, as is a missing compiler; our own faults are fatal.
+            if label not in peers(family) and not isinstance(error, wd.ConfigError):
+                raise
+            absent.append(f"{label} ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})")
+            continue
+        optimizers[label] = optimizer
+        columns[label] = [f"{built * 1e3:.2f}", f"{state_bytes(optimizer) / numel:.2f}"]
+    return optimizers, columns, absent
 
 
 def measure(family: str, name: str, device: str, rounds: int) -> tuple[list[list[str]], list[str]]:
     """Time a family on a set; return the rows of its table and what was left out."""
     draw = torch.Generator().manual_seed(0)
-    weights = [torch.randn(s, generator=draw).mul_(0.02).to(device) for s in shapes(name)]
-    params = [torch.nn.Parameter(w) for w in weights]
+    params = [torch.nn.Parameter(torch.randn(s, generator=draw).mul_(0.02).to(device)) for s in shapes(name)]
     for p in params:
         p.grad = torch.randn_like(p) * 0.01
-    runners, absent = {}, []
-    for label, make in contestants(family).items():
-        try:
-            optimizer = make(params)
-            for _ in range(2):  # state, then compiled code
-                optimizer.step()
-        except Exception as error:  # a package that is missing or broken here is reported, not fatal
-            absent.append(f"{label} ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})")
-            continue
-        runners[label] = optimizer.step
-    times: dict[str, list[float]] = {label: [] for label in runners}
-    for _ in range(rounds):
-        for label, step in runners.items():
-            times[label].append(clock(step, device))
     numel = sum(p.numel() for p in params)
-    peak = bandwidth(device, max(numel, 2**24))
+    optimizers, columns, absent = build(family, name, params, device)
+    x, y = (torch.ones(max(numel, 2**24), device=device) for _ in range(2))
+    times: dict[str, list[float]] = {label: [] for label in optimizers}
+    bandwidths = []
+    for number in range(rounds):
+        progress(f"{family}, {name}: round {number + 1} of {rounds}")
+        for label in random.Random(number).sample(list(optimizers), len(optimizers)):
+            times[label].append(clock(optimizers[label].step, device))
+        # x is read and written, y is read: three times four bytes.
+        bandwidths.append(12 * x.numel() / min(clock(lambda: x.add_(y), device) for _ in range(3)))
+    progress("")
     rows = []
     for label, seconds in times.items():
-        ratios = [a / b for a, b in zip(seconds, times["torch fused"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        median = statistics.median(seconds)
-        share = BYTES[family] * numel / median / peak
-        rows.append([label, f"{median * 1e3:.2f}", f"{middle:.2f}", f"{low:.2f} - {high:.2f}", f"{share:.2f}"])
+        low, middle, high = statistics.quantiles(
+            [a / b for a, b in zip(seconds, times["torch fused"], strict=True)], n=4, method="inclusive"
+        )
+        share = statistics.median(BYTES[family] * numel / s / b for s, b in zip(seconds, bandwidths, strict=True))
+        median = f"{statistics.median(seconds) * 1e3:.2f}"
+        rows.append([label, median, f"{middle:.2f}", f"{low:.2f} - {high:.2f}", f"{share:.2f}", *columns[label]])
     return rows, absent
 
 
 def main() -> None:
     """Run the benchmark and print (or write) its tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--sets", nargs="+", default=["gpt2", "resnet18", "small"], choices=["gpt2", "resnet18", "small"]
-    )
+    sets = ["gpt2", "resnet18", "small"]
+    parser.add_argument("--sets", nargs="+", default=sets, choices=[*sets, "tiny"])
     parser.add_argument("--families", nargs="+", default=["adamw", "sgdw"], choices=["adamw", "sgdw"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path, help="a Markdown file to write instead of the terminal")
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error("--rounds must be at least 2: one round has no quartiles")
     warnings.simplefilter("ignore")
     info = Path("/proc/cpuinfo")
     cpu = info.read_text() if info.exists() else ""
@@ -202,22 +237,32 @@ def main() -> None:
         "# One optimizer step",
         "",
         f"{datetime.date.today()}, {machine}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch "
-        f"{torch.__version__}, float32, {args.rounds} rounds, load average {os.getloadavg()[0]:.1f} at the start.",
+        f"{torch.__version__}, float32.",
         "Ratio: median over rounds against `torch fused` in the same round; interval: its quartiles. Share: bytes that",
-        "a step must move, over its median time, against the bandwidth of an in-place `x.add_(y)` on this machine.",
+        "a step must move, over its time, against the bandwidth of an in-place `x.add_(y)` in the same round. Built:",
+        "the constructor, in ms. State: bytes a parameter that the optimizer keeps.",
     ]
     for name in args.sets:
+        numel = sum(math.prod(s) for s in shapes(name))
+        rounds = args.rounds * (5 if numel < 20_000_000 else 1)
         for family in args.families:
-            rows, absent = measure(family, name, args.device, args.rounds)
-            count = len(shapes(name))
-            lines += ["", f"## {family}, {name} ({count} tensors), {BYTES[family]} bytes a parameter", ""]
-            lines += ["| optimizer | ms | ratio | interval | share |", "|---|---|---|---|---|"]
-            lines += ["| " + " | ".join(row) + " |" for row in rows]
-            if absent:
-                lines += ["", "Not measured: " + "; ".join(absent) + "."]
-            print("\n".join(lines[-len(rows) - 4 :]), flush=True)
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+            load = os.getloadavg()[0]
+            rows, absent = measure(family, name, args.device, rounds)
+            table = [
+                "",
+                f"## {family}, {name} ({len(shapes(name))} tensors, {numel:,} parameters), {BYTES[family]} bytes each",
+                "",
+                f"{rounds} rounds; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after.",
+                "",
+                "| optimizer | ms | ratio | interval | share | built | state |",
+                "|---|---|---|---|---|---|---|",
+                *("| " + " | ".join(row) + " |" for row in rows),
+                *(["", "Not measured: " + "; ".join(absent) + "."] if absent else []),
+            ]
+            print("\n".join(table), flush=True)
+            lines += table
+            if args.out:  # after each table, so that an interrupted run keeps what it has
+                args.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
