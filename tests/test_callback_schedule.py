@@ -83,6 +83,19 @@ def test_restarts_recompute_the_normalized_amount_in_each_cycle(tmp_path: Path) 
     assert decays == pytest.approx([first] * 5 + [second] * 10, rel=1e-12)
 
 
+def test_restarts_follow_the_cycles_whatever_total_steps_the_module_resolved_its_amount_for(tmp_path: Path) -> None:
+    class Own(Net):
+        def configure_optimizers(self) -> Any:
+            return wd.configure_optimizers(self, *self.wanted, total_steps=60)
+
+    record = DecaysUsed()
+    optimizer = {"name": "adamw", "decay": {"style": "decoupled", "normalized": 0.05}}
+    schedule = {"name": "cosine_restarts", "first_cycle_epochs": 1}
+    fit(Own(optimizer, schedule), tmp_path, wd.DecaySchedule("restarts"), record)
+    cycles = [5] * 5 + [10] * 10
+    assert [decay for decay, _ in record.seen] == pytest.approx([0.05 / math.sqrt(n) / 1e-3 for n in cycles], rel=1e-12)
+
+
 def test_accumulation_counts_optimizer_steps_not_batches(tmp_path: Path) -> None:
     decays = [decay for decay, _ in used(tmp_path, wd.DecaySchedule("linear", end=0.0), accumulate_grad_batches=2)]
     assert decays == pytest.approx([0.04 * (1 - t / 9) for t in range(9)])  # 3 epochs of ceil(5 / 2) steps
@@ -260,6 +273,7 @@ def test_a_schedule_that_joins_a_run_starts_at_its_step(tmp_path: Path) -> None:
         ({"shape": "wsd", "decay": 2}, "decay is a part of the run but got 2"),
         ({"shape": "follow_lr", "end": 3.0}, "end has no meaning with shape 'follow_lr'"),
         ({"shape": "restarts", "start": 3.0}, "start has no meaning with shape 'restarts'"),
+        ({"shape": "restarts", "total_steps": 9}, "total_steps has no meaning with shape 'restarts'"),
         ({"total_steps": 0}, "total_steps must be a number >= 1 but got 0"),
     ],
 )

@@ -62,8 +62,9 @@ class DecaySchedule(L.Callback):
     step            from ``start`` to ``end`` by equal factors, one at each of ``milestones``
     wsd             ``start`` until the last ``decay`` of the run, then a line to ``end``
     follow_lr       ``start * lr_t / lr0``
-    restarts        ``sqrt(T / T_i)``, with T_i the steps of the current cycle of ``lr_scheduler=cosine_restarts``:
-                    ``normalized`` is ``lam_norm / sqrt(T_i)`` in each cycle, as in 1711.05101, App. B
+    restarts        ``sqrt(T / T_i)``, with T_i the steps of the current cycle of ``lr_scheduler=cosine_restarts`` and
+                    T those that ``normalized`` was resolved for: ``lam_norm / sqrt(T_i)`` in each cycle, as in
+                    1711.05101, App. B
     a function      ``f(p)``, p in [0, 1)
     =============== =================================================================================================
 
@@ -148,6 +149,8 @@ class DecaySchedule(L.Callback):
             raise ConfigError(explain(f"end has no meaning with shape {self._name!r}.", fix="remove end"))
         if (callable(self.shape) or self.shape == "restarts") and self.start != 1.0:
             raise ConfigError(explain(f"start has no meaning with shape {self._name!r}.", fix="remove start"))
+        if self.shape == "restarts" and self.total_steps is not None:
+            raise ConfigError(explain("total_steps has no meaning with shape 'restarts'.", fix="remove total_steps"))
 
     @property
     def _name(self) -> str:
@@ -196,7 +199,8 @@ class DecaySchedule(L.Callback):
         self._loaded = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._total = self.total_steps or _total_steps(trainer)
+        restarts = self.shape == "restarts"  # its cycles are those of the learning-rate schedule
+        self._total = 1 if restarts else self.total_steps or _total_steps(trainer)
         self._steps = [trainer.global_step if pl_module.automatic_optimization else 0 for _ in trainer.optimizers]
         self._bases = [[] for _ in trainer.optimizers]
         if self._loaded is not None:
@@ -271,10 +275,13 @@ class DecaySchedule(L.Callback):
         bases = self._bases[index]
         for group in optimizer.param_groups[len(bases) :]:  # the first time, and groups that were added since
             base = group.get("base_weight_decay", group.get("weight_decay"))
-            bases.append(None if base is None else as_float(base))
+            unit = (
+                math.sqrt(_resolved_steps(optimizer)) if self.shape == "restarts" else 1.0
+            )  # to lam_norm, or as it is
+            bases.append(None if base is None else as_float(base) * unit)
         progress = min(1.0, self._steps[index] / self._total)
         if self.shape == "restarts":
-            common = math.sqrt(self._total / _cycle_steps(trainer, optimizer))
+            common = 1.0 / math.sqrt(_cycle_steps(trainer, optimizer))
         else:
             common = self.start if self.shape == "follow_lr" else self.multiplier(progress)
         for group, base in zip(optimizer.param_groups, bases, strict=True):
@@ -307,11 +314,11 @@ def _total_steps(trainer: L.Trainer) -> int:
     return total
 
 
-def _cycle_steps(trainer: L.Trainer, optimizer: Optimizer) -> float:
-    """Return the optimizer steps of the current cycle of warm restarts.
+def _resolved_steps(optimizer: Optimizer) -> int:
+    """Return the optimizer steps that a normalized amount was resolved for, which a module may have given itself.
 
     Raises:
-        ConfigError: the optimizer has no such schedule, or its amount is not a normalized one.
+        ConfigError: the optimizer's amount is not a normalized one.
     """
     config = getattr(optimizer, "decay_config", None)
     if config is None or config.decay.normalized is None:
@@ -322,6 +329,16 @@ def _cycle_steps(trainer: L.Trainer, optimizer: Optimizer) -> float:
                 fix="write optimizer/decay=normalized (optimizer.decay.normalized=0.05)",
             )
         )
+    resolved = as_float(optimizer.defaults["weight_decay"])
+    return round((config.decay.coefficient(config["lr"], 1) / resolved) ** 2) if resolved else 1
+
+
+def _cycle_steps(trainer: L.Trainer, optimizer: Optimizer) -> float:
+    """Return the optimizer steps of the current cycle of warm restarts.
+
+    Raises:
+        ConfigError: the optimizer has no such schedule.
+    """
     for entry in trainer.lr_scheduler_configs:
         schedule = entry.scheduler
         if isinstance(schedule, LRSchedule) and schedule.optimizer is optimizer and schedule.shape == "cosine_restarts":
