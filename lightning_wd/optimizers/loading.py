@@ -7,6 +7,7 @@ their decay, and lets a checkpoint's decay replace the configured one, all witho
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = ["fit_checkpoint"]
 _VERSIONED = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 _OURS = {"style", "base_lr", "cautious", "kahan", "base_weight_decay", "weight_decay"}
 _PLAIN = {True: "decoupled", False: "l2"}  # the style of plain torch states, by their decoupled_weight_decay
+_NOT_NEGATIVE = {"lr", "weight_decay", "base_lr", "base_weight_decay", "initial_lr", "max_lr", "eps", "momentum"}
 _KINDS = {"l2": "an L2 penalty", "decoupled": "decoupled decay"}
 
 
@@ -46,10 +48,12 @@ def fit_checkpoint(
         CheckpointMismatchError: another optimizer, style, group or parameter; or a difference under "error".
     """
     own = optimizer.param_groups
-    saved = state_dict["param_groups"]
     owner = type(optimizer).__name__
+    _check_structure(owner, state_dict)
+    saved = state_dict["param_groups"]
     _check_family(owner, optimizer, state_dict, state_keys)
     _check_members(owner, own, saved)
+    _check_values(owner, own, saved)
     plain_l2 = [
         _check_style(owner, index, mine, theirs, plain_style) for index, (mine, theirs) in enumerate(_pairs(own, saved))
     ]
@@ -90,6 +94,27 @@ def _refuse(owner: str, problem: str, *, found: str, valid: str, fix: str) -> No
     raise CheckpointMismatchError(
         explain(f"the checkpoint does not fit this {owner}: {problem}", found=found, valid=valid, fix=fix)
     )
+
+
+def _check_structure(owner: str, state_dict: dict[str, Any]) -> None:
+    """Refuse what is no state of an optimizer at all."""
+    groups = state_dict.get("param_groups")
+    whole = isinstance(state_dict.get("state"), dict) and isinstance(groups, list) and all(map(_is_group, groups))
+    if not whole:
+        _refuse(
+            owner,
+            "it is no state of an optimizer.",
+            found=", ".join(f"{key}: {type(value).__name__}" for key, value in state_dict.items()) or "nothing",
+            valid="state (a dict) and param_groups (a list of dicts, each with lists of params and of their names)",
+            fix="the checkpoint is damaged or was edited: load another one",
+        )
+
+
+def _is_group(group: Any) -> bool:
+    if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+        return False
+    names = group.get("param_names", [])
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _check_family(
@@ -169,6 +194,38 @@ def _check_members(owner: str, own: list[dict[str, Any]], saved: list[dict[str, 
                 valid=_outline(own),
                 fix=fix,
             )
+
+
+def _check_values(owner: str, own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """Refuse settings that no optimizer saves: torch loads them, and fails or blows up at its next step."""
+    for index, (mine, theirs) in enumerate(_pairs(own, saved)):
+        for key, value in theirs.items():
+            like = mine.get(key, 0.0 if key in _NOT_NEGATIVE else None)
+            if key not in ("params", "name", "param_names") and not _is_like(key, value, like):
+                _refuse(
+                    owner,
+                    f"{key} of {_label(mine, index)} has a value that no optimizer saves.",
+                    found=f"{key}={value!r}",
+                    valid=f"what can stand for {like!r}",
+                    fix="the checkpoint is damaged or was edited: load another one",
+                )
+
+
+def _is_like(key: str, value: Any, like: Any) -> bool:
+    """Whether a saved setting is of the kind of the optimizer's own, and in the range that any optimizer takes."""
+    if key in _VERSIONED:
+        return isinstance(value, bool) or (value is None and key in ("foreach", "fused"))
+    if isinstance(like, (bool, str)):
+        return isinstance(value, type(like))
+    if isinstance(like, (tuple, list)):
+        same_length = isinstance(value, (tuple, list)) and len(value) == len(like)
+        return same_length and all(_is_like(key, one, other) for one, other in zip(value, like, strict=True))
+    if isinstance(like, (int, float, Tensor)):
+        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            return False
+        return 0 <= number < 1 if key == "betas" else number >= 0 or key not in _NOT_NEGATIVE
+    return True
 
 
 def _check_style(owner: str, index: int, mine: dict[str, Any], theirs: dict[str, Any], plain_style: str | None) -> bool:
