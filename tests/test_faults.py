@@ -1,0 +1,176 @@
+"""Faults, for real: killed ranks and runs, a full disk, a folder that turns read-only, a checkpoint that is damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from interrupt import LastCheckpoint, damage
+from recipe import TRAIN, train
+from test_recipe_interrupt import Eventful, fit, steps_saved
+from train import find_checkpoint
+
+from lightning_wd.errors import ConfigError
+
+DDP = ["trainer=ddp_cpu", "callbacks=none", "lr_scheduler=constant", "model.dropout=0.1", "data.batch_size=128"]
+QUIET = ["trainer.enable_progress_bar=false", "trainer.max_epochs=100000"]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def kill_at_random(folder: Path, rank: int, *overrides: str) -> str:
+    """Start a run of two ranks, kill one a random time after its first checkpoint; return what the run printed."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(TRAIN), *DDP, *QUIET, f"hydra.run.dir={folder}", *overrides]
+    last, begun, printed = folder / "checkpoints/last.ckpt", time.time(), folder.parent / "printed.txt"
+    with printed.open("w") as out:
+        process = subprocess.Popen(command, cwd=folder.parent, env=env, stdout=out, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 200
+        while not (last.is_file() and last.stat().st_mtime > begun):
+            assert process.poll() is None, printed.read_text()
+            assert time.monotonic() < deadline, printed.read_text()
+            time.sleep(0.02)
+        time.sleep(random.Random(rank).uniform(0.0, 1.5))
+        ranks = [process.pid, *children(process.pid)]
+        assert len(ranks) == 2, ranks
+        os.kill(ranks[rank], signal.SIGKILL)
+        killed = time.monotonic()
+        code = process.wait(timeout=60)
+        while any(map(alive, ranks)):  # the other rank goes too, whichever was killed
+            assert time.monotonic() - killed < 60
+            time.sleep(0.1)
+        seconds = time.monotonic() - killed
+    assert code != 0
+    assert seconds < 30, printed.read_text()
+    return printed.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the other rank in /proc")
+def test_a_rank_and_then_the_run_are_killed_and_the_resumed_run_equals_the_unbroken_one(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    output = kill_at_random(broken, 1)
+    assert "local rank 1 ended with exit code -9" in output
+    kill_at_random(broken, 0, "ckpt_path=last")
+    last = broken / "checkpoints/last.ckpt"
+    assert damage(last) is None
+    steps = torch.load(last, weights_only=True)["global_step"] + 9
+    end = [*DDP, *QUIET, f"trainer.max_steps={steps}"]
+    train(*end, f"hydra.run.dir={broken}", "ckpt_path=last", cwd=tmp_path)
+    train(*end, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
+    one, two = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (tmp_path / "whole", broken))
+    assert one["global_step"] == two["global_step"] == steps
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    assert [name for name, value in one["state_dict"].items() if not torch.equal(value, two["state_dict"][name])] == []
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk takes root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    with contextlib.suppress(OSError), (folder / "ballast").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+
+
+def test_a_full_disk_ends_the_run_in_words_and_the_last_checkpoint_stays(
+    disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        fit(Eventful(at_batch=6, event=lambda: fill(disk)), disk / "checkpoints")
+    assert steps_saved(disk / "checkpoints") == 4
+    assert damage(disk / "checkpoints/last.ckpt") is None
+    assert "last.ckpt stays at step 4: [Errno 28] No space left on device" in capsys.readouterr().out
+
+
+def test_a_folder_that_turns_read_only_does_too(disk: Path) -> None:
+    def remount() -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+    with pytest.raises(OSError, match="Read-only file system"):
+        fit(Eventful(at_batch=6, event=remount), disk / "checkpoints")
+    assert steps_saved(disk / "checkpoints") == 4
+
+
+def test_a_run_cannot_begin_in_a_read_only_folder(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    done = train(f"hydra.run.dir={disk / 'run'}", cwd=disk.parent, ok=False)
+    assert done.returncode != 0
+    assert f"Read-only file system: '{disk / 'run'}" in done.stderr
+
+
+def test_the_checkpoint_before_the_last_is_kept_and_taken_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "outputs/day/run"
+    last, previous = run / "checkpoints/last.ckpt", run / "checkpoints/previous.ckpt"
+    fit(Eventful(), run / "checkpoints")
+    assert [torch.load(path, weights_only=True)["global_step"] for path in (previous, last)] == [4, 8]
+    assert find_checkpoint("last", run) == str(last)
+
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])  # as a crash of the machine may leave it
+    with pytest.raises(ConfigError, match=r"last\.ckpt is damaged\.\n  found: \d+ bytes.*\n  fix: ckpt_path=previous "):
+        find_checkpoint("last", run)
+    with pytest.raises(ConfigError, match=r"fix: ckpt_path=\S+/previous\.ckpt goes on from the one before it"):
+        find_checkpoint(str(last), tmp_path)
+    for here in (run, tmp_path / "outputs/day/another"):
+        assert find_checkpoint("previous", here) in (str(previous), str(previous.relative_to(tmp_path)))
+
+    last.write_bytes(whole)
+    weight = torch.load(last, weights_only=True)["state_dict"]["layer.weight"].numpy().tobytes()
+    at = whole.index(weight) + 3
+    last.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])  # a bit of a weight: torch would load it
+    with pytest.raises(ConfigError, match=r"last\.ckpt is damaged"):
+        find_checkpoint("last", run)
+
+    previous.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"previous\.ckpt is damaged\.\n  found: 0 bytes.*\n  fix: give the path of"):
+        find_checkpoint("previous", run)
+
+
+def test_a_damaged_checkpoint_does_not_push_out_the_one_resumed_from(tmp_path: Path) -> None:
+    import lightning as L
+
+    fit(Eventful(), tmp_path)
+    (tmp_path / "last.ckpt").write_bytes(b"damaged")
+    trainer = L.Trainer(
+        max_epochs=3,
+        limit_train_batches=4,
+        limit_val_batches=0,
+        callbacks=[LastCheckpoint(tmp_path)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Eventful(), ckpt_path=tmp_path / "previous.ckpt")
+    saved = [torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("previous", "last")]
+    assert saved == [8, 12]
