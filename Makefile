@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-zoo check studies-smoke
+.PHONY: train test test-zoo check soak studies-smoke
 
 train: .venv/installed ## the default run; more on the command line: make train ARGS="optimizer=sgdw"
 	$(BIN)/python recipes/train.py $(ARGS)
@@ -17,6 +17,9 @@ check: .venv/installed ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+soak: .venv/installed ## kill a sweep of distributed jobs 20 times and start it again; each cell is there once at the end
+	$(BIN)/python tests/soak.py $(ARGS)
 
 studies-smoke: .venv/installed ## every study of docs/studies at toy size, under three minutes
 	$(BIN)/python recipes/studies/run.py --smoke $(ARGS)
