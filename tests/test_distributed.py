@@ -15,10 +15,18 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import OmegaConf
 
-from lightning_wd.distributed import HydraDDPStrategy, _differences, _outlives_the_sweep, _quoted, _Settings
+from lightning_wd.distributed import (
+    HydraDDPStrategy,
+    HydraFSDP2Strategy,
+    _differences,
+    _outlives_the_sweep,
+    _program,
+    _quoted,
+    _Settings,
+)
 
 TESTS = Path(__file__).parent
 APP = TESTS / "ddp_app" / "app.py"
@@ -202,7 +210,7 @@ def test_nothing_is_added_to_a_step(hook):
     assert getattr(HydraDDPStrategy, hook) is getattr(DDPStrategy, hook)
 
 
-@pytest.mark.parametrize("name", ["default", "cpu", "ddp", "ddp_cpu"])
+@pytest.mark.parametrize("name", ["default", "cpu", "ddp", "ddp_cpu", "fsdp2", "fsdp2_cpu"])
 def test_each_trainer_config_instantiates_on_its_own(name):
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
@@ -212,8 +220,10 @@ def test_each_trainer_config_instantiates_on_its_own(name):
     assert {"max_steps", "max_epochs", "devices"} <= set(node)
     trainer = instantiate(node, logger=False)
     assert isinstance(trainer, Trainer)
-    assert isinstance(trainer.strategy, HydraDDPStrategy) is name.startswith("ddp")
-    assert trainer.world_size == (2 if name == "ddp_cpu" else max(1, torch.cuda.device_count() * (name == "ddp")))
+    strategies = {"ddp": HydraDDPStrategy, "fsdp": HydraFSDP2Strategy}
+    assert isinstance(trainer.strategy, strategies.get(name[:4].rstrip("_"), SingleDeviceStrategy))
+    everywhere = max(1, torch.cuda.device_count() * (name in ("ddp", "fsdp2")))
+    assert trainer.world_size == (2 if name.endswith("_cpu") else everywhere)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +248,21 @@ def test_each_trainer_config_instantiates_on_its_own(name):
 )
 def test_which_hydra_overrides_reach_the_other_ranks(override, outlives):
     assert _outlives_the_sweep(override) is outlives
+
+
+@pytest.mark.parametrize(
+    ("package", "file", "arguments"),
+    [
+        (None, "/apps/app.py", ["/apps/app.py"]),
+        ("", "/apps/app.py", ["-m", "app"]),
+        ("pkg.sub", "/apps/pkg/sub/app.py", ["-m", "pkg.sub.app"]),
+        ("pkg", "/apps/pkg/__main__.py", ["-m", "pkg"]),
+    ],
+)
+def test_a_worker_starts_the_app_from_which_its_function_was_pickled(package, file, arguments):
+    app = {"__name__": "__main__", "__package__": package, "__file__": file}
+    exec(compile("def main(cfg): ...", "<dynamic-code>", "exec"), app)  # as cloudpickle >= 3.1.2 leaves it
+    assert _program(app["main"]) == arguments
 
 
 @pytest.mark.parametrize("value", ["plain", "a b", "a=b,c", "it's", 'say "x"', "{[(:)]}"])

@@ -52,13 +52,13 @@ def kill_at_random(folder: Path, rank: int, *overrides: str) -> str:
         assert len(ranks) == 2, ranks
         os.kill(ranks[rank], signal.SIGKILL)
         killed = time.monotonic()
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=90)
         while any(map(alive, ranks)):  # the other rank goes too, whichever was killed
-            assert time.monotonic() - killed < 60
+            assert time.monotonic() - killed < 90
             time.sleep(0.1)
         seconds = time.monotonic() - killed
     assert code != 0
-    assert seconds < 30, printed.read_text()
+    assert seconds < 60, f"{seconds} s\n{printed.read_text()}"
     return printed.read_text()
 
 

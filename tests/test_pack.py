@@ -104,7 +104,7 @@ def test_a_name_alone_means_what_its_file_says(name: str) -> None:
 def test_the_groups_and_their_options() -> None:
     """The contract's lists: nothing is missing."""
     options = {str(path.parent): {p.stem for p in FILES if p.parent == path.parent} for path in FILES}
-    assert options["trainer"] == {"default", "cpu", "gpu", "ddp", "ddp_cpu"}
+    assert options["trainer"] == {"default", "cpu", "gpu", "ddp", "ddp_cpu", "fsdp2", "fsdp2_cpu"}
     assert options["optimizer/mask"] == {"standard", "no_embeddings", "matrices", "all", "none"}
     assert options["lr_scheduler"] == {"none", "constant", "warmup_cosine", "cosine_restarts", "wsd"}
     assert options["logger"] == {"csv", "wandb", "wandb_offline", "tensorboard", "none"}
