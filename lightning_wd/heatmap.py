@@ -140,14 +140,16 @@ def read_cells(folder: str | Path, metric: str | None = None) -> tuple[list[Cell
 
 def _config(run: Path, top: Path) -> dict[str, Any] | None:
     """Return the optimizer and the seed of the nearest config at or above a run's metrics."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     for place in [run, *(parent for parent in run.parents if parent.is_relative_to(top))]:
         for path in (place / "config.yaml", place / ".hydra/config.yaml"):
             config = OmegaConf.load(path) if path.is_file() else None
+            if not isinstance(config, DictConfig):
+                continue
             for where in ("optimizer", "model.optimizer"):
-                optimizer = OmegaConf.select(config, where) if OmegaConf.is_dict(config) else None
-                if OmegaConf.is_dict(optimizer) and "lr" in optimizer:
+                optimizer = OmegaConf.select(config, where)
+                if isinstance(optimizer, DictConfig) and "lr" in optimizer:
                     return {
                         "optimizer": OmegaConf.to_container(optimizer, resolve=True),
                         "seed": OmegaConf.select(config, "seed") or 0,

@@ -78,8 +78,8 @@ def _draw(runs: dict[Path, dict[str, list[tuple[int, float]]]], wanted: Sequence
                 line.set_linestyle(("-", "--", ":", "-.")[number // 10 % 4])
                 line.set_marker("." if len(steps) < 50 else "")
         axes.set(title=metric, xlabel="optimizer step", ylabel=metric.rpartition("/")[2])
-        values = [v for series in runs.values() for _, v in series.get(metric, [])]
-        if metric.endswith("loss") and max(values) > 10 * min(values) > 0:  # else its ticks are hard to read
+        drawn = [v for series in runs.values() for _, v in series.get(metric, [])]
+        if metric.endswith("loss") and max(drawn) > 10 * min(drawn) > 0:  # else its ticks are hard to read
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
     handles = {h.get_label(): h for axes in grid[: len(wanted)] for h in axes.get_lines()}
