@@ -110,6 +110,32 @@ def test_only_what_the_module_trains_itself_is_trained(tmp_path: Path) -> None:
     assert (row.group, row.reason) == (None, "not trained by the SGD that is replaced")
 
 
+@pytest.mark.parametrize("added", [False, True])
+def test_parameters_that_the_module_unfreezes_are_missed_aloud(added: bool, tmp_path: Path) -> None:
+    class Unfreezes(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone.requires_grad_(False)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)  # it holds what is frozen, and trains it later
+
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.backbone.requires_grad_(True)
+                if added:
+                    self.optimizers().optimizer.add_param_group({"params": [*self.backbone.named_parameters()]})
+
+    override = wd.OptimizerOverride({"name": "adamw", "fused": False})
+    if added:
+        fit(Unfreezes(), tmp_path, override)  # warnings are errors here
+        return
+    words = r"no optimizer trains.*\n  found: backbone\.0\.weight, backbone\.0\.bias, .*, and 3 more\n  fix: let Masked"
+    with pytest.warns(UserWarning, match=words) as caught:
+        fit(Unfreezes(), tmp_path, override)
+    assert len([one for one in caught if "no optimizer trains" in str(one.message)]) == 1
+
+
 def test_an_interrupted_run_goes_on_with_the_override(tmp_path: Path) -> None:
     whole = BoringNet()
     fit(whole, tmp_path, wd.OptimizerOverride(ADAMW, "warmup_cosine"))

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
+from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.configure import OptimizerConfig, configure_optimizers
@@ -22,8 +23,8 @@ class OptimizerOverride(L.Callback):
     """Replace the optimizer and the learning-rate schedule that a module configures, and say so.
 
     The module's own ``configure_optimizers`` still runs, to learn which parameters it trains: the new optimizer gets
-    the same ones, split by the mask. The module's own schedule of that optimizer is replaced by ``lr_scheduler``, or
-    by none.
+    the same ones, split by the mask, except those that are frozen: a warning says where the module unfreezes them
+    later. The module's own schedule of that optimizer is replaced by ``lr_scheduler``, or by none.
 
     Args:
         optimizer: what :func:`lightning_wd.configure_optimizers` takes.
@@ -51,6 +52,7 @@ class OptimizerOverride(L.Callback):
         ScheduleRequest.of(lr_scheduler)  # refuse now what cannot be built later
         self.lr_scheduler = lr_scheduler
         self.index = None if index is None else int(check_number("index", index))
+        self._frozen: dict[str, Tensor] = {}  # what the replaced optimizer holds, and ours does not
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Stand in for the module's ``configure_optimizers`` until the strategy has called it, once."""
@@ -63,8 +65,31 @@ class OptimizerOverride(L.Callback):
         self._module, self._earlier, self._own = pl_module, earlier, pl_module.configure_optimizers
         pl_module.configure_optimizers = self._configure  # type: ignore[method-assign]
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Warn of parameters that the module has unfrozen and no optimizer trains."""
+        unfrozen = {name: p for name, p in self._frozen.items() if p.requires_grad}
+        if not unfrozen:
+            return
+        trained = {
+            id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
+        }
+        lost = [name for name, p in unfrozen.items() if id(p) not in trained]
+        self._frozen = {} if lost else {name: p for name, p in self._frozen.items() if name not in unfrozen}
+        if lost:
+            rank_zero_warn(
+                explain(
+                    f"{type(pl_module).__name__} has unfrozen parameters that no optimizer trains: they were frozen "
+                    "when OptimizerOverride made its optimizer.",
+                    found=f"{', '.join(lost[:3])}{f', and {len(lost) - 3} more' if len(lost) > 3 else ''}",
+                    fix="let MaskedFinetuning(freeze=[...], unfreeze={epoch: [...]}) freeze and unfreeze them",
+                )
+            )
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore(pl_module)
+        self._frozen = {}
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore(pl_module)
@@ -84,6 +109,8 @@ class OptimizerOverride(L.Callback):
         optimizers, schedules = _read(own())
         index = self._index(module, optimizers)
         replaced = optimizers[index]
+        held = {id(p) for group in replaced.param_groups for p in group["params"]}
+        self._frozen = {n: p for n, p in module.named_parameters() if id(p) in held and not p.requires_grad}
         with _only(module, replaced) as hidden:
             built = configure_optimizers(module, self.optimizer, self.lr_scheduler)
         for row in built["optimizer"].decay_plan:
