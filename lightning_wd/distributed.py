@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # What a launch writes into the environment of rank 0; the next job of a sweep must find none of it.
 _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+_RANK_ZERO = "LIGHTNING_WD_RANK_ZERO"  # in the other ranks' environment: the process that has started them
 _NOTICE = 15.0  # seconds for rank 0 to notice that another rank has failed
 _JOIN = 5.0  # seconds to end by themselves: for the other ranks once rank 0 has failed, for a process group at exit
 
@@ -54,6 +55,9 @@ class _HydraLaunch(ParallelStrategy):
 
     def setup_environment(self) -> None:
         """Join the process group, to be left before the interpreter ends, then compare configs."""
+        if _RANK_ZERO in os.environ:
+            arguments = (int(os.environ[_RANK_ZERO]), _NOTICE)
+            threading.Thread(target=_end_with, args=arguments, daemon=True, name="rank-zero-watch").start()
         super().setup_environment()
         atexit.unregister(_leave_group_in_time)
         atexit.register(_leave_group_in_time)
@@ -140,6 +144,14 @@ class HydraFSDP2Strategy(_HydraLaunch, ModelParallelStrategy):
         super().set_world_ranks()
         if self._data_parallel_size == "auto" and self._tensor_parallel_size != "auto":
             self._data_parallel_size = self.world_size // self._tensor_parallel_size
+
+
+def _end_with(parent: int, notice: float) -> None:
+    """End this rank when rank 0 was killed and this one, waiting for it to come, would do so for half an hour."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    time.sleep(notice)  # in a collective it has noticed, and ends by itself
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _leave_group() -> None:
@@ -324,7 +336,7 @@ class _JobLauncher(_SubprocessScriptLauncher):
         os.environ["LOCAL_RANK"] = str(environment.local_rank())
         os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
         for local_rank in range(1, self.num_processes):
-            variables = {**os.environ, "LOCAL_RANK": str(local_rank)}
+            variables = {**os.environ, "LOCAL_RANK": str(local_rank), _RANK_ZERO: str(os.getpid())}
             self.procs.append(subprocess.Popen(command, env=variables, cwd=get_original_cwd()))
 
 
