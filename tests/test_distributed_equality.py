@@ -47,3 +47,11 @@ def test_amounts_count_the_optimizer_steps_of_all_processes(results):
     assert decays["adamw"] == pytest.approx(0.3 / math.sqrt(EPOCHS * STEPS_PER_EPOCH), rel=1e-12)
     assert decays["sgdw"] == pytest.approx(1 / (0.1 * 5.0 * STEPS_PER_EPOCH), rel=1e-12)
     assert (decays["adam_l2"], decays["cautious"]) == (0.1, 1.0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_monitor_gives_every_rank_the_same_metrics(results, optimizer):
+    """An EarlyStopping that watches one of them must stop all ranks at the same step."""
+    first, second = (load(results, optimizer, "ddp", rank)["metrics"] for rank in (0, 1))
+    assert "wd/decay/weight_norm" in first
+    assert first == second

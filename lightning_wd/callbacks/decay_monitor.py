@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.callbacks.groups import group_names, group_style, peak_lr
-from lightning_wd.callbacks.measures import Snapshot, is_sharded
+from lightning_wd.callbacks.measures import Snapshot
 from lightning_wd.callbacks.monitor_picture import draw_monitor
 from lightning_wd.callbacks.steps import run_steps
 from lightning_wd.decay import check_number, step_fraction
@@ -109,7 +109,6 @@ class DecayMonitor(L.Callback):
         self._shrink += [[] for _ in range(missing)]
         total, per_epoch = run_steps(trainer)
         self._budget = {"timescale_epochs": per_epoch, "timescale_runs": total}
-        self._measures = trainer.is_global_zero or any(is_sharded(p) for p in pl_module.parameters())
         for index, optimizer in enumerate(trainer.optimizers):
 
             def after(stepped: Optimizer, args: Any, kwargs: Any, index: int = index) -> None:
@@ -122,7 +121,7 @@ class DecayMonitor(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         index = next(i for i, own in enumerate(trainer.optimizers) if own is optimizer)
-        if self._measures and self._steps[index] % self.every_n_steps == 0:
+        if self._steps[index] % self.every_n_steps == 0:  # on every rank: what watches callback_metrics must agree
             self._snapshots[index] = Snapshot(optimizer)
 
     def on_train_batch_end(

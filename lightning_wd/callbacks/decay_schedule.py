@@ -275,10 +275,8 @@ class DecaySchedule(L.Callback):
         bases = self._bases[index]
         for group in optimizer.param_groups[len(bases) :]:  # the first time, and groups that were added since
             base = group.get("base_weight_decay", group.get("weight_decay"))
-            unit = (
-                math.sqrt(_resolved_steps(optimizer)) if self.shape == "restarts" else 1.0
-            )  # to lam_norm, or as it is
-            bases.append(None if base is None else as_float(base) * unit)
+            to_lam_norm = math.sqrt(_resolved_steps(optimizer)) if self.shape == "restarts" else 1.0
+            bases.append(None if base is None else as_float(base) * to_lam_norm)
         progress = min(1.0, self._steps[index] / self._total)
         if self.shape == "restarts":
             common = 1.0 / math.sqrt(_cycle_steps(trainer, optimizer))

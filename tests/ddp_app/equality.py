@@ -66,6 +66,7 @@ def train(optimizer: str, way: str) -> dict[str, Any]:
         max_epochs=EPOCHS,
         accumulate_grad_batches=accumulated,
         use_distributed_sampler=False,
+        callbacks=[wd.DecayMonitor(4)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -82,7 +83,8 @@ def train(optimizer: str, way: str) -> dict[str, Any]:
     groups = [{key: group[key] for key in ("name", "lr", "weight_decay", "style")} for group in made.param_groups]
     plan = [(row.name, row.decay, row.lr, row.style, row.group, row.reason) for row in wd.plan_decay(module)]
     weights = {name: value.detach().clone() for name, value in weights.items()}
-    return {"weights": weights, "groups": groups, "plan": plan, "steps": trainer.global_step}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {"weights": weights, "groups": groups, "plan": plan, "steps": trainer.global_step, "metrics": metrics}
 
 
 def main(folder: Path, ways: list[str]) -> None:
