@@ -1,0 +1,70 @@
+"""What a checkpoint may not do: run code, be it by its pickle or by the names among its hyperparameters."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from interrupt import LastCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+from test_recipe_interrupt import fit
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.canary), "w")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> dict[str, Any]:
+    fit(BoringModel(), tmp_path / "good")
+    return dict(torch.load(tmp_path / "good/last.ckpt", weights_only=True))
+
+
+def resume(path: Path, folder: Path) -> None:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(max_epochs=3, limit_train_batches=1, callbacks=[LastCheckpoint(folder)], **quiet)
+    trainer.fit(BoringModel(), ckpt_path=path)
+
+
+def test_a_pickle_in_a_checkpoint_does_not_run(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "evil.ckpt"
+    checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] = Evil(canary)
+    torch.save(checkpoint, path)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        resume(path, tmp_path / "new")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        BoringModel.load_from_checkpoint(path)
+    assert not canary.exists()
+    torch.load(path, weights_only=False)["optimizer_states"][0]["param_groups"][0]["lr"].close()
+    assert canary.exists()  # the proof can fail
+
+
+def test_a_class_named_by_a_checkpoint_is_not_imported(
+    checkpoint: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "evil.ckpt"
+    (tmp_path / "evil_module.py").write_text(f"open({str(canary)!r}, 'w').close()\ndef build(*a, **k): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint |= {
+        "hyper_parameters": {"_instantiator": "evil_module.build", "optimizer": {"_target_": "evil_module.build"}},
+        "hparams_name": "kwargs",
+    }
+    torch.save(checkpoint, path)
+    with pytest.raises(
+        ValueError, match=r"The instantiator .evil_module\.build. from the checkpoint is not in the allowlist"
+    ):
+        BoringModel.load_from_checkpoint(path)
+    resume(path, tmp_path / "new")  # it needs no hyperparameters
+    assert not canary.exists()
+    __import__("evil_module")
+    assert canary.exists()  # the proof can fail
