@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "recipes/train.py"
 
 
-def train(*overrides: str, cwd: Path, ok: bool = True, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+def train(*overrides: str, cwd: Path, ok: bool = True, timeout: int = 560) -> subprocess.CompletedProcess[str]:
     """Run the recipe in ``cwd`` and return what it printed; unless ``ok`` is False it must succeed."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

@@ -273,7 +273,7 @@ def test_under_ddp_the_gradients_of_what_joins_are_averaged(tmp_path: Path) -> N
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     env["PYTHONPATH"] = os.pathsep.join(str(path) for path in (ROOT, ROOT / "recipes", ROOT / "tests"))
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=env, capture_output=True, text=True, timeout=200
+        [sys.executable, str(script), str(tmp_path)], env=env, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("equal") == 2, done.stdout

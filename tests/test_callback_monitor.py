@@ -423,7 +423,7 @@ def test_sharded_parameters_give_global_numbers(tmp_path: Path) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     found = []
     for command in ([str(script)], ["-m", "torch.distributed.run", "--nproc-per-node=2", str(script), "sharded"]):
-        done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=200)
+        done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(json.loads(done.stdout.partition("numbers:")[2].splitlines()[0]))
     for whole, shards in zip(*found, strict=True):

@@ -43,7 +43,7 @@ def run(folder: Path, command: list[str], expected: int = 0, **environment: str)
     variables = {k: v for k, v in os.environ.items() if k not in (*LAUNCH_VARIABLES, "PL_GLOBAL_SEED")}
     variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent), **environment}
     done = subprocess.run(
-        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280
+        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=560
     )
     assert done.returncode == expected, done.stdout
     return done.stdout

@@ -12,7 +12,7 @@ import torch
 from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS
 from test_distributed import TESTS, TORCHRUN, run
 
-EQUALITY = str(TESTS / "ddp_app" / "equality.py")
+EQUALITY, UNUSED = (str(TESTS / "ddp_app" / name) for name in ("equality.py", "unused.py"))
 STEPS_PER_EPOCH = ROWS // GLOBAL_BATCH
 
 
@@ -55,3 +55,11 @@ def test_the_monitor_gives_every_rank_the_same_metrics(results, optimizer):
     first, second = (load(results, optimizer, "ddp", rank)["metrics"] for rank in (0, 1))
     assert "wd/decay/weight_norm" in first
     assert first == second
+
+
+def test_what_no_rank_uses_does_not_decay_and_what_one_rank_uses_does_on_all(tmp_path):
+    run(tmp_path, [*TORCHRUN, "--standalone", "--nproc_per_node=2", UNUSED, str(tmp_path)])
+    first, second = (torch.load(tmp_path / f"unused-{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, weight in first["after"].items():
+        assert torch.equal(weight, second["after"][name]), name
+        assert torch.equal(weight, first["before"][name]) == name.startswith("parts.none."), name

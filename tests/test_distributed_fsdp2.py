@@ -19,7 +19,6 @@ GPT = [
 
 @needs_real_data
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_fsdp2_resumed_equals_ddp_and_its_checkpoint_fits_one_process(tmp_path: Path) -> None:
     def run(folder: str, trainer: str, steps: int, *more: str) -> dict[str, torch.Tensor]:
         here = tmp_path / folder

@@ -41,7 +41,7 @@ def test_torchrun_on_two_nodes(tmp_path):
     command = [str(RECIPES / "launch" / "torchrun.sh"), *SHORT, "trainer.max_steps=5", "trainer.log_every_n_steps=1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     nodes = [subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) for _ in range(2)]
-    outputs = [node.communicate(timeout=200)[0] for node in nodes]
+    outputs = [node.communicate(timeout=500)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     assert "torchrun has started 1 process(es) on each of 2 node(s)" in "".join(outputs)
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["two"]

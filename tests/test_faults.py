@@ -52,7 +52,7 @@ def kill_at_random(folder: Path, rank: int, *overrides: str) -> str:
         assert len(ranks) == 2, ranks
         os.kill(ranks[rank], signal.SIGKILL)
         killed = time.monotonic()
-        code = process.wait(timeout=90)
+        code = process.wait(timeout=180)
         while any(map(alive, ranks)):  # the other rank goes too, whichever was killed
             assert time.monotonic() - killed < 90
             time.sleep(0.1)

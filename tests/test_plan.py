@@ -309,7 +309,7 @@ def test_fsdp1_makes_every_parameter_flat(tmp_path: Path) -> None:
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    done = [process.communicate(timeout=200) for process in ranks]
+    done = [process.communicate(timeout=500) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], [err[-2000:] for _, err in done]
     assert done[0][0].splitlines() == ["found: 2.weight, 2.bias [1, 1]", "found: 2._flat_param [1]"]
     assert done[1][0].splitlines() == ["found: 2.weight [1, 1]", "found: 2._flat_param [1]"]  # its bias is whole

@@ -54,7 +54,7 @@ def test_command_that_starts_otherwise(command: str, folder: Path) -> None:
     program, *arguments = shlex.split(command)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     tool = [str(Path(sys.executable).parent / Path(program).name), *arguments]
-    done = subprocess.run(tool, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(tool, cwd=folder, env=env, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

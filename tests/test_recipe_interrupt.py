@@ -34,11 +34,11 @@ def interrupted(folder: Path, number: int, *overrides: str) -> subprocess.Comple
     ]
     with (folder.parent / "printed.txt").open("w") as printed:
         process = subprocess.Popen(command, cwd=folder.parent, env=env, stdout=printed, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (folder / "checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(number)
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=180)
     return subprocess.CompletedProcess(command, code, (folder.parent / "printed.txt").read_text(), "")
 
 
