@@ -15,6 +15,8 @@ from test_distributed import TESTS, TORCHRUN, run
 EQUALITY, UNUSED = (str(TESTS / "ddp_app" / name) for name in ("equality.py", "unused.py"))
 STEPS_PER_EPOCH = ROWS // GLOBAL_BATCH
 
+pytestmark = pytest.mark.xdist_group("equality")  # one worker makes the results, not each
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
