@@ -52,6 +52,7 @@ def check(folder: Path, before: dict[str, float]) -> dict[str, float]:
 
 def soak(kills: int, seed: int, folder: Path) -> None:
     """Kill the sweep at random times, the whole group or rank 0 alone, and let it end after the last kill."""
+    folder.mkdir(parents=True, exist_ok=True)
     draw, done = random.Random(seed), cells_done(folder)
     for kill in range(kills):
         moments = ["start-up", "start-up", "in a cell", "in a cell"]
