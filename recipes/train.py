@@ -76,9 +76,9 @@ def say_plainly(job: Callable[[DictConfig], float | None]) -> Callable[[DictConf
         except FOR_THE_USER as error:
             raise CompactHydraException(f"{type(error).__name__}: {error}") from error
         except RuntimeError as error:
-            first, *differences = str(error).splitlines()
-            if not first.startswith("Error(s) in loading state_dict"):
+            if not str(error).startswith("Error(s) in loading state_dict"):
                 raise
+            differences = str(error).splitlines()[1:]
             more = f" and {len(differences) - 1} more" * (len(differences) > 1)
             message = explain(
                 f"ckpt_path={cfg.ckpt_path} holds another model.",

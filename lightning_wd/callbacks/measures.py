@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_wd.callbacks.groups import as_float, group_style
 
-__all__ = ["Snapshot", "adamw_angle", "adamw_rms", "is_sharded", "sgd_ratio"]
+__all__ = ["Snapshot", "adamw_angle", "adamw_rms", "sgd_ratio"]
 
 _WHOLE = 2**16  # numbers of a tensor up to which its update is measured whole; evenly spaced rows of it above
 _QUANTILES = 2**20  # numbers of a group from which the quantiles of the lost decay are taken

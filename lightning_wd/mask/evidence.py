@@ -77,9 +77,8 @@ def classify(found: Found) -> str:
     vector = len(shape) < 2 or len(shape) - shape.count(1) - shape.count(0) < 2
     if found.part == "original0" and _is_weight_norm(found):
         return "magnitude"
-    if (
-        vector and name[-2:] == "_g" and f"{name[:-2]}_v" in found.module._parameters
-    ):  # of gates W_g and W_v, both decay
+    # A vector only: gates called W_g and W_v both decay.
+    if vector and name[-2:] == "_g" and f"{name[:-2]}_v" in found.module._parameters:
         return "magnitude"
     return _classify(type(found.module), name, attribute, vector)  # type: ignore[arg-type]  # classes are hashable
 
