@@ -117,9 +117,10 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def test_a_tampered_optimizer_state_is_refused_or_harmless(name: str, data: st.DataObject) -> None:
     """Refused with one of our errors and nothing changed, or loaded and able to step."""
     state = saved(name)
-    groups = [path for path in places(state["param_groups"]) if "params" not in path]
-    path = data.draw(st.sampled_from(groups), label="path")
-    parent: Any = state["param_groups"]
+    settings_ = [("param_groups", *path) for path in places(state["param_groups"]) if "params" not in path]
+    tensors = [("state", *path) for path in places(state["state"])]
+    path = data.draw(st.sampled_from(settings_ + tensors), label="path")
+    parent: Any = state
     for key in path[:-1]:
         parent = parent[key]
     if isinstance(parent, tuple):

@@ -57,7 +57,7 @@ def fit_checkpoint(
     plain_l2 = [
         _check_style(owner, index, mine, theirs, plain_style) for index, (mine, theirs) in enumerate(_pairs(own, saved))
     ]
-    _check_shapes(owner, own, saved, state_dict["state"], state_keys)
+    _check_states(owner, own, saved, state_dict["state"], state_keys)
 
     groups, differences = [], []
     for index, (mine, theirs) in enumerate(_pairs(own, saved)):
@@ -260,27 +260,55 @@ def _check_style(owner: str, index: int, mine: dict[str, Any], theirs: dict[str,
     return False
 
 
-def _check_shapes(
+def _check_states(
     owner: str,
     own: list[dict[str, Any]],
     saved: list[dict[str, Any]],
     state: dict[Any, Any],
     state_keys: frozenset[str] | None,
 ) -> None:
-    """Refuse state tensors of another shape than their parameter, which torch would load and then fail to use."""
-    for index, (mine, theirs) in enumerate(_pairs(own, saved)) if state_keys is not None else ():
+    """Refuse states that are not whole or of another shape: torch would load them and then fail to use them."""
+    if state_keys is None:
+        return
+    for index, (mine, theirs) in enumerate(_pairs(own, saved)):
         names = mine.get("param_names")
         for position, (p, key) in enumerate(zip(mine["params"], theirs["params"], strict=True)):
-            for name, value in state.get(key, {}).items():
+            held = state.get(key, {})
+            where = f"parameter {names[position] if names else position!r} in {_label(mine, index)}"
+            wrong = _missing(held, theirs) if isinstance(held, dict) else "no dict"
+            wrong = wrong or next(
+                (f"{name}={value!r}" for name, value in held.items() if not _is_state(name, value)), ""
+            )
+            if wrong:
+                _refuse(
+                    owner,
+                    f"the state of {where} is none that an optimizer saves.",
+                    found=wrong,
+                    valid=", ".join(sorted(state_keys)),
+                    fix="the checkpoint is damaged or was edited: load another one",
+                )
+            for name, value in held.items():
                 if isinstance(value, Tensor) and name != "step" and value.shape != p.shape:
                     _refuse(
                         owner,
-                        f"{name} of parameter {names[position] if names else position!r} in {_label(mine, index)} has "
-                        "another shape.",
+                        f"{name} of {where} has another shape.",
                         found=str(tuple(value.shape)),
                         valid=str(tuple(p.shape)),
                         fix="build the model as it was when the checkpoint was saved",
                     )
+
+
+def _missing(held: dict[str, Any], group: dict[str, Any]) -> str:
+    """Return what a state that is there lacks, for the settings of its group; a state may be absent as a whole."""
+    needed = ["step", "exp_avg", "exp_avg_sq"] if {"exp_avg", "exp_avg_sq"} & set(held) else []
+    needed += ["max_exp_avg_sq"] if held and group.get("amsgrad") else []
+    return ", ".join(f"no {name}" for name in needed if name not in held)
+
+
+def _is_state(name: str, value: Any) -> bool:
+    if name == "step":  # a number before torch 1.12
+        return _is_like(name, value, 0.0) and value >= 0
+    return isinstance(value, Tensor) or (name == "momentum_buffer" and value is None)
 
 
 def _differences(mine: dict[str, Any], saved: dict[str, Any], label: str) -> list[str]:
