@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 import lightning_wd as wd
-from lightning_wd.optimizers import SGDL2, AdamL2, kernels
+from lightning_wd.optimizers import SGDL2, AdamL2, compiled, kernels
 from lightning_wd.optimizers.kernels import misfits
 
 OPTIMIZERS = [
@@ -89,6 +89,14 @@ def test_compiled_steps_equal_eager_ones(cls: Any, settings: dict[str, Any], mon
     assert counters["stats"]["unique_graphs"] > before or settings == {"weight_decay": 0.01, "style": "constant"}
     for a, b in zip(compiled, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=3e-5)  # where m cancels, m / sqrt(v) shows its rounding
+
+
+def test_chunks_hold_every_tensor_once_in_three_lengths() -> None:
+    for count in range(80):
+        chunks = list(compiled._chunks(list(range(count))))
+        assert [i for chunk in chunks for i in chunk] == list(range(count))
+        assert {len(chunk) for chunk in chunks} <= {24, 6, 1}
+        assert sum(len(chunk) == 1 for chunk in chunks) < 6
 
 
 @inductor

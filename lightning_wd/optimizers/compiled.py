@@ -1,14 +1,15 @@
 """The whole step in one compiled pass: every byte of weight, gradient and state is read once and written once.
 
-Weights are passed as flat views of any length, in lists of a fixed number, and every number as a tensor. So one small
-graph, compiled in seconds, serves all tensors of a dtype, and neither a learning rate nor a parameter that has no
-gradient this time compiles anything again. Small tensors stay on the eager kernels: their second pass hits the cache.
+Weights are passed as flat views of any length, in lists of three fixed numbers, and every number as a tensor. So three
+graphs, compiled in half a minute and then read from Inductor's cache on disk, serve all tensors of a dtype, and neither
+a learning rate nor a parameter that has no gradient this time compiles anything again. Small tensors stay on the eager
+kernels: their second pass hits the cache.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from lightning_wd.errors import ConfigError, explain
 __all__ = ["MIN_NUMEL", "adam_pass", "check_compiler", "run_pass", "sgd_pass"]
 
 MIN_NUMEL = 2**18  # below, a call costs more than the bytes it saves
-_CHUNK = 8  # tensors of one graph: more are slower to compile, fewer cost calls
-_VARIANTS = 64  # graphs that one process may hold: two list lengths, by dtype, by combination of flags
+_CHUNKS = (24, 6, 1)  # tensors of one graph: more of them take longer to compile (24: 20 s), fewer cost more calls
+_VARIANTS = 64  # graphs that one process may hold: three list lengths, by dtype, by combination of flags
 
 
 def check_compiler(device_types: set[str]) -> None:
@@ -152,9 +153,7 @@ def run_pass(
             op = torch.float64 if dtype == torch.float64 else torch.float32
             scalars = torch.stack([torch.as_tensor(n, dtype=op, device=device) for n in numbers])
             rows = per_tensor.to(device=device, dtype=op)
-            whole = len(indices) - len(indices) % _CHUNK
-            chunks = [indices[i : i + _CHUNK] for i in range(0, whole, _CHUNK)] + [[i] for i in indices[whole:]]
-            for chunk in chunks:
+            for chunk in _chunks(indices):
                 # Flat views: the tensors are dense, so memory order is an order of elements, the same in every column.
                 flat = [[c[i].as_strided((c[i].numel(),), (1,)) for i in chunk] for c in columns if c]
                 try:
@@ -163,6 +162,15 @@ def run_pass(
                     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                         raise _no_compiler(error) from error
                     raise
+
+
+def _chunks(indices: list[int]) -> Iterator[list[int]]:
+    """Cut a list into pieces of the lengths that graphs are made for, the longest first."""
+    start = 0
+    for length in _CHUNKS:
+        while len(indices) - start >= length:
+            yield indices[start : start + length]
+            start += length
 
 
 @functools.cache
