@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_wd as wd
 from lightning_wd.distributed import HydraDDPStrategy
 
-STEPS, WARM_UP, ROUNDS, BATCH, WIDTH = 80, 10, 9, 64, 512
+STEPS, WARM_UP, ROUNDS, BATCH, WIDTH = 40, 5, 41, 64, 512
 
 
 def network() -> nn.Module:
@@ -114,8 +115,11 @@ def lightning(data: DataLoader[Any], strategy: type[DDPStrategy], ours: bool) ->
 
 
 def ratio(seconds: list[tuple[float, float]], base: list[tuple[float, float]]) -> str:
-    """The median over rounds of the ratio of CPU times."""
-    return f"{statistics.median(a / b for (_, a), (_, b) in zip(seconds, base, strict=True)):.3f}"
+    """The median over rounds of the ratio of CPU times, with its 95 % interval by the bootstrap."""
+    ratios = [a / b for (_, a), (_, b) in zip(seconds, base, strict=True)]
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(1000))
+    return f"{statistics.median(ratios):.3f} [{medians[25]:.3f}, {medians[974]:.3f}]"
 
 
 def worker() -> None:
@@ -129,13 +133,14 @@ def worker() -> None:
     variants: dict[str, Callable[[], tuple[float, float]]] = {
         "raw torch DDP": lambda: raw(data),
         "Lightning, DDPStrategy, torch's AdamW": lambda: lightning(data, DDPStrategy, ours=False),
+        "null: the same again": lambda: lightning(data, DDPStrategy, ours=False),
         "Lightning, HydraDDPStrategy, torch's AdamW": lambda: lightning(data, HydraDDPStrategy, ours=False),
         "Lightning, HydraDDPStrategy, our AdamW": lambda: lightning(data, HydraDDPStrategy, ours=True),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    for _ in range(ROUNDS):
-        for name, variant in variants.items():
-            times[name].append(variant())
+    for number in range(ROUNDS):
+        for name in random.Random(number).sample(list(variants), len(variants)):  # all ranks draw the same order
+            times[name].append(variants[name]())
     if dist.get_rank() == 0:
         base, plain = times["raw torch DDP"], times["Lightning, DDPStrategy, torch's AdamW"]
         for name, seconds in times.items():

@@ -1,4 +1,4 @@
-"""Sweeps that can be killed: finished cells are known by their files, and progress is counted from them.
+"""Sweeps that can be killed: finished cells are known by their files, and progress is told.
 
 A cell is one job of a Hydra sweep in a folder that its settings name (``hydra.sweep.subdir``), so a sweep that is
 started again finds it. It is finished when its ``metrics.csv`` holds a whole row of the test.
@@ -20,7 +20,7 @@ from lightning_wd.pictures import read_metrics
 __all__ = ["SweepProgress", "count_jobs", "finished", "octaves", "skip_finished"]
 
 _TEST = "test/"
-_FILE = "sweep.json"
+_FILE = "sweep.jsonl"
 
 
 def octaves(exponents: Sequence[float]) -> str:
@@ -127,32 +127,39 @@ def count_jobs(config: Any) -> int | None:
 class SweepProgress(Callback):
     """Print ``sweep: 7 of 36 cells done, 29 left, about 4 min`` after each cell.
 
-    What is done is counted from the cells' files, so it is right after a restart and with cells in several processes.
+    Each cell that is done adds a line to ``sweep.jsonl`` in the sweep's folder, from whichever process it ran in; cells
+    that were finished already are done at once, and the time that is left is told from the others.
     """
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
-        """Note how many cells there are, how many are finished already, and the time."""
+        """Note how many cells there are, and the time."""
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        note = {"cells": count_jobs(config), "finished": self._done(folder), "started": time.time()}
-        (folder / _FILE).write_text(json.dumps(note), encoding="utf-8")
-        if note["finished"]:
-            print(f"sweep: {note['finished']} cells in {folder} are finished already", flush=True)
+        note = {"cells": count_jobs(config), "started": time.time()}
+        (folder / _FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+        there = sum(finished(path.parent) is not None for path in folder.glob("**/metrics.csv"))
+        if there:
+            print(f"sweep: {there} cells in {folder} are finished already", flush=True)
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Print the line."""
-        folder = Path(config.hydra.sweep.dir)
-        note = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-        done = self._done(folder)
+        folder, cell = Path(config.hydra.sweep.dir), Path(config.hydra.runtime.output_dir)
+        metrics = cell / "metrics.csv"
+        with (folder / _FILE).open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            note = json.loads(file.readline())
+            if finished(cell) is not None:
+                ran = metrics.stat().st_mtime >= note["started"]
+                file.write(json.dumps({"cell": cell.name, "ran": ran}) + "\n")
+                file.flush()
+            file.seek(0)
+            cells = [json.loads(line) for line in file.readlines()[1:]]
+        done, ran = len(cells), sum(cell["ran"] for cell in cells)
         if note["cells"] is None:
             print(f"sweep: {done} cells done", flush=True)
             return
-        left, ran = max(0, note["cells"] - done), done - note["finished"]
+        left = note["cells"] - done
         seconds = left * (time.time() - note["started"]) / max(1, ran)
         rest = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         about = f", about {rest}" if ran and left else ""
         print(f"sweep: {done} of {note['cells']} cells done, {left} left{about}", flush=True)
-
-    @staticmethod
-    def _done(folder: Path) -> int:
-        return sum(finished(path.parent) is not None for path in folder.glob("**/metrics.csv"))

@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 import lightning_wd as wd
 from lightning_wd.optimizers import SGDL2, AdamL2, compiled, kernels
 from lightning_wd.optimizers.kernels import misfits
+from lightning_wd.optimizers.native import _library
 
 OPTIMIZERS = [
     pytest.param(wd.AdamW, {"weight_decay": 0.1}, id="AdamW"),
@@ -73,11 +74,21 @@ def test_every_layout_steps_right(cls: Any, settings: dict[str, Any]) -> None:
         torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def through_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled steps go the way of other devices and dtypes, on the CPU's float32."""
+    monkeypatch.setattr(compiled, "is_native", lambda p: False)
+    monkeypatch.setattr(compiled, "MIN_NUMEL", 2**14)
+
+
 @inductor
+@pytest.mark.parametrize("native", [True, False], ids=["native", "graphs"])
 @pytest.mark.parametrize(("cls", "settings"), OPTIMIZERS)
-def test_compiled_steps_equal_eager_ones(cls: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_steps_equal_eager_ones(
+    cls: Any, settings: dict[str, Any], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(kernels, "MIN_NUMEL", 2**14)
+    if not native:
+        through_graphs(monkeypatch)
     big = [torch.randn(*shape) for shape in [(130, 140), (2**14,), (64, 3, 10, 10), (130, 140)] + [(128, 129)] * 6]
     big[2] = big[2].to(memory_format=torch.channels_last)
     weights = [*big, torch.randn(200, 100).t(), torch.randn(3, 3), torch.randn(())]
@@ -85,9 +96,10 @@ def test_compiled_steps_equal_eager_ones(cls: Any, settings: dict[str, Any], mon
     places[2] = lambda g: g.to(memory_format=torch.channels_last)
     eager = run(cls, settings, weights, places)
     before = counters["stats"]["unique_graphs"]
-    compiled = run(cls, {**settings, "compile": True}, weights, places)
-    assert counters["stats"]["unique_graphs"] > before or settings == {"weight_decay": 0.01, "style": "constant"}
-    for a, b in zip(compiled, eager, strict=True):
+    steps = run(cls, {**settings, "compile": True}, weights, places)
+    graphs = counters["stats"]["unique_graphs"] - before
+    assert graphs == 0 if native else graphs > 0 or settings == {"weight_decay": 0.01, "style": "constant"}
+    for a, b in zip(steps, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=3e-5)  # where m cancels, m / sqrt(v) shows its rounding
 
 
@@ -100,10 +112,13 @@ def test_chunks_hold_every_tensor_once_in_three_lengths() -> None:
 
 
 @inductor
+@pytest.mark.parametrize("native", [True, False], ids=["native", "graphs"])
 @pytest.mark.parametrize("cls", [wd.AdamW, wd.SGDW])
-def test_nothing_compiles_again(cls: Any) -> None:
-    """Another learning rate, decay, set of gradients or size of tensor is no new graph."""
-    params = [torch.nn.Parameter(torch.randn(kernels.MIN_NUMEL + 8 * i)) for i in range(9)]
+def test_nothing_compiles_again(cls: Any, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another learning rate, decay, set of gradients or size of tensor is no new graph and no new library."""
+    if not native:
+        through_graphs(monkeypatch)
+    params = [torch.nn.Parameter(torch.randn(2**14 + 8 * i)) for i in range(9)]
     extra = {"momentum": 0.9} if cls is wd.SGDW else {}
     optimizer = cls(params, lr=0.1, weight_decay=1e-3, style="independent", compile=True, **extra)
     seen = []
@@ -115,9 +130,30 @@ def test_nothing_compiles_again(cls: Any) -> None:
         if t > 4:
             params[t - 4].grad = None
         optimizer.step()
-        seen.append(counters["stats"]["unique_graphs"])
+        seen.append(counters["stats"]["unique_graphs"] + _library.cache_info().misses)
     assert seen[1] - seen[0] <= 2
     assert seen[1:] == [seen[1]] * 7
+
+
+def test_a_graph_from_before_a_native_step_does_not_go_backward() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = wd.SGDW([p], lr=0.1, compile=True)
+    loss = p.square().sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_native_step_reads_and_writes_nothing_but_its_tensors() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = wd.AdamW([p], compile=True)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    for state in (torch.zeros(2), torch.zeros(3, dtype=torch.float64), torch.zeros(3, device="meta")):
+        optimizer.state[p]["exp_avg"] = state
+        with pytest.raises(RuntimeError, match="a gradient or state is not of its weight's dtype, device and size"):
+            optimizer.step()
 
 
 @pytest.mark.parametrize(("cls", "settings"), OPTIMIZERS)
@@ -125,11 +161,11 @@ def test_a_step_that_the_user_compiles(cls: Any, settings: dict[str, Any]) -> No
     """torch.compile(optimizer.step): right, and at most two graphs over changing learning rates and decays."""
     torch._dynamo.reset()
     results = []
-    for compiled in (False, True):
+    for by_user in (False, True):
         params = [torch.nn.Parameter(torch.linspace(-1, 1, 8).reshape(2, 4)), torch.nn.Parameter(torch.ones(3))]
         optimizer = cls(params, lr=0.1, **settings)
         graphs = CompileCounter()
-        step = torch.compile(optimizer.step, backend=graphs) if compiled else optimizer.step
+        step = torch.compile(optimizer.step, backend=graphs) if by_user else optimizer.step
         for t in range(6):
             for p in params:
                 p.grad = torch.cos(torch.arange(float(p.numel())) + t).reshape(p.shape)

@@ -1,9 +1,10 @@
 """The whole step in one compiled pass: every byte of weight, gradient and state is read once and written once.
 
-Weights are passed as flat views of any length, in lists of three fixed numbers, and every number as a tensor. So three
-graphs, compiled in half a minute and then read from Inductor's cache on disk, serve all tensors of a dtype, and neither
-a learning rate nor a parameter that has no gradient this time compiles anything again. Small tensors stay on the eager
-kernels: their second pass hits the cache.
+Weights of float32 and float64 in a CPU's memory are stepped by one C++ call, see :mod:`native`. Others (CUDA, 16 bits)
+go through torch.compile: as flat views of any length, in lists of three fixed numbers, and every number as a tensor. So
+three graphs, compiled in half a minute and then read from Inductor's cache on disk, serve all tensors of a dtype, and
+neither a learning rate nor a parameter that has no gradient this time compiles anything again. There small tensors stay
+on the eager kernels: their second pass hits the cache.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ import torch
 from torch import Tensor
 
 from lightning_wd.errors import ConfigError, explain
+from lightning_wd.optimizers.native import is_native, run_native
 
-__all__ = ["MIN_NUMEL", "adam_pass", "check_compiler", "run_pass", "sgd_pass"]
+__all__ = ["adam_pass", "check_compiler", "compiles", "run_pass", "sgd_pass"]
 
 MIN_NUMEL = 2**18  # below, a call costs more than the bytes it saves
 _CHUNKS = (24, 6, 1)  # tensors of one graph: more of them take longer to compile (24: 20 s), fewer cost more calls
 _VARIANTS = 64  # graphs that one process may hold: three list lengths, by dtype, by combination of flags
+
+
+def compiles(p: Tensor) -> bool:
+    """Whether a weight is stepped by the compiled pass: one call takes all on a CPU, elsewhere large ones only."""
+    return is_native(p) or p.numel() >= MIN_NUMEL
 
 
 def check_compiler(device_types: set[str]) -> None:
@@ -144,24 +151,40 @@ def run_pass(
     Raises:
         ConfigError: torch.compile cannot make code here.
     """
-    by_kind: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    by_kind: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
     for i, p in enumerate(columns[0]):
-        by_kind.setdefault((p.device, p.dtype), []).append(i)
-    step = _compiled(function)
+        by_kind.setdefault((p.device, p.dtype, is_native(p)), []).append(i)
+    for (device, dtype, native), indices in by_kind.items():
+        part = columns if len(by_kind) == 1 else [[c[i] for i in indices] if c else [] for c in columns]
+        rows = per_tensor if len(by_kind) == 1 else per_tensor[indices]
+        try:
+            if native:
+                run_native("adam" if function is adam_pass else "sgd", part, rows, numbers, flags)
+            else:
+                _run_graphs(function, part, rows.to(device), numbers, flags, dtype)
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise _no_compiler(error) from error
+            raise
+
+
+def _run_graphs(
+    function: Callable[..., None],
+    columns: list[list[Tensor]],
+    rows: Tensor,
+    numbers: Sequence[Any],
+    flags: dict[str, bool],
+    dtype: torch.dtype,
+) -> None:
+    """Run a pass through torch.compile, on weights of one dtype."""
+    op, step = torch.float64 if dtype == torch.float64 else torch.float32, _compiled(function)
+    scalars = torch.stack([torch.as_tensor(n, dtype=op, device=rows.device) for n in numbers])
+    rows = rows.to(op)
     with _no_shape_guards():  # once a step: entering it takes as long as a call
-        for (device, dtype), indices in by_kind.items():
-            op = torch.float64 if dtype == torch.float64 else torch.float32
-            scalars = torch.stack([torch.as_tensor(n, dtype=op, device=device) for n in numbers])
-            rows = per_tensor.to(device=device, dtype=op)
-            for chunk in _chunks(indices):
-                # Flat views: the tensors are dense, so memory order is an order of elements, the same in every column.
-                flat = [[c[i].as_strided((c[i].numel(),), (1,)) for i in chunk] for c in columns if c]
-                try:
-                    step(flat, rows[chunk], scalars, **flags)
-                except Exception as error:
-                    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                        raise _no_compiler(error) from error
-                    raise
+        for chunk in _chunks(list(range(len(columns[0])))):
+            # Flat views: the tensors are dense, so memory order is an order of elements, the same in every column.
+            flat = [[c[i].as_strided((c[i].numel(),), (1,)) for i in chunk] for c in columns if c]
+            step(flat, rows[chunk], scalars, **flags)
 
 
 def _chunks(indices: list[int]) -> Iterator[list[int]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
 from lightning_wd.errors import ConfigError, explain
-from lightning_wd.optimizers.compiled import MIN_NUMEL
+from lightning_wd.optimizers.compiled import compiles
 
 __all__ = [
     "Part",
@@ -80,7 +80,7 @@ def choose_kernels(
         columns: gradients and state tensors, each in the order of ``params``.
         where: the group's name, for the error.
         sparse: whether a gradient is sparse, which no fused kernel takes.
-        compile: whether large tensors go to the compiled pass, which needs the same layouts.
+        compile: whether tensors go to the compiled pass, which needs the same layouts.
         flawed: whether the fused kernel gets parameters of this one's class, device and dtype wrong in any layout.
 
     Raises:
@@ -96,7 +96,7 @@ def choose_kernels(
     if group["fused"] and (bad or wrong):
         _refuse_fused(group, params, columns, bad[0] if bad else wrong[0], where=where, layout=bool(bad))
     unfit = set(bad)
-    large = {i for i, p in enumerate(params) if compile and i not in unfit and p.numel() >= MIN_NUMEL}
+    large = {i for i, p in enumerate(params) if compile and i not in unfit and compiles(p)}
     plain = {*unfit, *wrong} - large
     fused = [i for i in range(len(params)) if i not in large and i not in plain]
     parts = [Part(sorted(large), None, None, compiled=True), Part(fused, True, False), Part(sorted(plain), None, None)]
