@@ -4,13 +4,15 @@ Run it with: python benchmarks/recipes.py DATA [ROUNDS]    (DATA holds fashion_m
 
 The recipe runs whole: Lightning, callbacks, logger, progress bar, metrics, this package's optimizer. The plain loop
 has the same tensors in memory, the same augmentation, torch's own fused optimizer and a cosine schedule, and reads the
-loss every 10 steps. Both take turns, so that a busy machine slows both; above 1 the recipe is the faster one. Where
-other work shares the machine, the ratio of CPU times with OMP_NUM_THREADS=1 is the steadier one.
+loss every 10 steps. Both take turns, so that a busy machine slows both; above 1 the recipe is the faster one. Forward
+and backward are the same work in both, and on a shared machine they differ by more than all the rest takes; so the last
+column gives both runs the mean of their model times and compares what is left: loop, data, optimizer, metrics, logs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import platform
@@ -18,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +35,46 @@ sys.path.insert(0, str(ROOT / "recipes"))
 
 import train as recipe  # noqa: E402
 from data.images import flip_and_shift, normalise  # noqa: E402
+from models.gpt import GPT  # noqa: E402
+from models.resnet import ResNet  # noqa: E402
 
-WARM_UP, STEPS = 10, 60  # steps of a run that are left out, and that are timed
+WARM_UP, STEPS = 10, 40  # steps of a run that are left out, and that are timed
 
 
 class Clock:
-    """Times of all optimizer steps of the process, whoever takes them."""
+    """Times of all optimizer steps of the process, whoever takes them, and of the model's forward and backward in them.
 
-    def __init__(self) -> None:
-        self.times: list[tuple[float, float]] = []
-        register_optimizer_step_post_hook(lambda *_: self.times.append((time.perf_counter(), time.process_time())))
+    Args:
+        models: classes of the models.
+    """
+
+    def __init__(self, *models: Any) -> None:
+        self.ends: list[float] = []
+        self.inside = 0.0
+        self.insides: list[float] = []
+        register_optimizer_step_post_hook(self._note)
+        for owner, name in [(model, "forward") for model in models] + [(Tensor, "backward")]:
+            setattr(owner, name, self._timed(getattr(owner, name)))
+
+    def _note(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+        self.insides.append(self.inside)
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.inside += time.perf_counter() - begin
+            return result
+
+        return timed
 
     def per_step(self) -> tuple[float, float]:
-        """Mean wall and CPU milliseconds of a step since the last call, without the first steps."""
-        times, self.times = self.times[WARM_UP:], []
-        assert len(times) == STEPS
-        wall, cpu = (1e3 * (last - first) / (STEPS - 1) for first, last in zip(times[0], times[-1], strict=True))
-        return wall, cpu
+        """Mean milliseconds of a step, and of forward and backward, since the last call, without the first steps."""
+        (ends, insides), self.ends, self.insides = (self.ends[WARM_UP:], self.insides[WARM_UP:]), [], []
+        assert len(ends) == STEPS
+        return 1e3 * (ends[-1] - ends[0]) / (STEPS - 1), 1e3 * (insides[-1] - insides[0]) / (STEPS - 1)
 
 
 def batches(cfg: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -93,10 +118,10 @@ def plain(cfg: Any) -> None:
 def main(root: Path, rounds: int) -> None:
     """Time both kinds of run in turn and print the medians."""
     folders = {"fashion_resnet_sgdw": root / "fashion_mnist", "shakespeare_gpt": root / "tinyshakespeare"}
-    clock = Clock()
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads")
-    print("| experiment | time | recipe ms/step | plain ms/step | plain / recipe | lowest, highest |")
-    print("|---|---|---|---|---|---|")
+    clock = Clock(GPT, ResNet)
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads\n")
+    print("| experiment | recipe ms/step | plain ms/step | plain / recipe | lowest, highest | at equal model time |")
+    print("|---|---|---|---|---|---|", flush=True)
     for experiment, folder in folders.items():
         overrides = [
             f"experiment={experiment}",
@@ -106,22 +131,23 @@ def main(root: Path, rounds: int) -> None:
         ]
         with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
             cfg = compose("train", overrides)
-        ours, theirs = [], []
-        for _ in range(rounds):
-            with contextlib.redirect_stdout(io.StringIO()):
-                sys.argv = ["train.py", "--config-path", str(ROOT / "recipes/conf"), *overrides]
-                recipe.main()
-                ours.append(clock.per_step())
-                plain(cfg)
-                theirs.append(clock.per_step())
-        for index, kind in enumerate(("wall", "CPU")):
-            recipe_ms, plain_ms = [run[index] for run in ours], [run[index] for run in theirs]
-            ratios = sorted(p / r for p, r in zip(plain_ms, recipe_ms, strict=True))
-            print(
-                f"| {experiment} | {kind} | {statistics.median(recipe_ms):.1f} | {statistics.median(plain_ms):.1f} "
-                f"| {statistics.median(ratios):.3f} | {ratios[0]:.3f}, {ratios[-1]:.3f} |",
-                flush=True,
-            )
+        sys.argv = ["train.py", "--config-path", str(ROOT / "recipes/conf"), *overrides]
+        runs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}  # by whether it is the recipe
+        for number in range(rounds):
+            for ours in (True, False) if number % 2 else (False, True):
+                with contextlib.redirect_stdout(io.StringIO()):
+                    recipe.main() if ours else plain(cfg)
+                runs[ours].append(clock.per_step())
+        ratios = sorted(p / r for (p, _), (r, _) in zip(runs[False], runs[True], strict=True))
+        recipe_rest, plain_rest = (statistics.median(step - model for step, model in runs[o]) for o in (True, False))
+        model_ms = statistics.median(model for _, model in runs[True] + runs[False])
+        recipe_ms, plain_ms = (statistics.median(step for step, _ in runs[o]) for o in (True, False))
+        print(
+            f"| {experiment} | {recipe_ms:.1f} | {plain_ms:.1f} | {statistics.median(ratios):.3f} "
+            f"| {ratios[0]:.3f}, {ratios[-1]:.3f} | {(model_ms + plain_rest) / (model_ms + recipe_rest):.3f} "
+            f"({model_ms:.1f} + {plain_rest:.1f} to {model_ms:.1f} + {recipe_rest:.1f} ms) |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
