@@ -1,5 +1,8 @@
 """Steps a second of 1 and 2 processes: raw torch DDP, Lightning's DDPStrategy, ours. Model and batches are the same.
 
+Times on a shared machine differ by some percent from one run to the next (the null row shows by how much), so Python
+calls are counted too: a strategy that makes none of its own in a step costs a step nothing.
+
 Run it with: python benchmarks/ddp.py
 """
 
@@ -50,17 +53,47 @@ def since(start: tuple[float, float]) -> tuple[float, float]:
     return wall - start[0], cpu - start[1]
 
 
+class Calls:
+    """Counts Python calls of this thread between its two methods."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def begin(self) -> None:
+        """Count from here."""
+        self.count = 0
+        sys.setprofile(self._note)
+
+    def end(self) -> None:
+        """Count to here."""
+        sys.setprofile(None)
+
+    def _note(self, frame: Any, event: str, argument: Any) -> None:
+        self.count += event == "call"
+
+
 class Stopwatch(L.Callback):
-    """Seconds from the end of the warm-up to the end of training."""
+    """Seconds, or calls, from the end of the warm-up to the end of training.
+
+    Args:
+        calls: counts Python calls where it is given.
+    """
 
     seconds = (0.0, 0.0)
+
+    def __init__(self, calls: Calls | None) -> None:
+        self.calls = calls
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
         if index == WARM_UP:
             dist.barrier()
             self._start = now()
+            if self.calls:
+                self.calls.begin()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.calls:
+            self.calls.end()
         self.seconds = since(self._start)
 
 
@@ -80,7 +113,7 @@ class Lit(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=1e-2, fused=True)
 
 
-def raw(data: DataLoader[Any]) -> tuple[float, float]:
+def raw(data: DataLoader[Any], calls: Calls | None) -> tuple[float, float]:
     """Seconds of a bare loop around DistributedDataParallel and torch's fused AdamW."""
     model = DistributedDataParallel(network())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2, fused=True)
@@ -89,15 +122,21 @@ def raw(data: DataLoader[Any]) -> tuple[float, float]:
         if index == WARM_UP:
             dist.barrier()
             start = now()
+            if calls:
+                calls.begin()
         optimizer.zero_grad()
         model(batch[0]).square().mean().backward()
         optimizer.step()
+    if calls:
+        calls.end()
     return since(start)
 
 
-def lightning(data: DataLoader[Any], strategy: type[DDPStrategy], ours: bool) -> tuple[float, float]:
+def lightning(
+    data: DataLoader[Any], calls: Calls | None, strategy: type[DDPStrategy], ours: bool
+) -> tuple[float, float]:
     """Seconds of the same under Lightning."""
-    watch = Stopwatch()
+    watch = Stopwatch(calls)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=int(os.environ["WORLD_SIZE"]),
@@ -130,22 +169,30 @@ def worker() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     data = DataLoader(TensorDataset(torch.randn((STEPS + WARM_UP) * BATCH, WIDTH)), BATCH)
-    variants: dict[str, Callable[[], tuple[float, float]]] = {
-        "raw torch DDP": lambda: raw(data),
-        "Lightning, DDPStrategy, torch's AdamW": lambda: lightning(data, DDPStrategy, ours=False),
-        "null: the same again": lambda: lightning(data, DDPStrategy, ours=False),
-        "Lightning, HydraDDPStrategy, torch's AdamW": lambda: lightning(data, HydraDDPStrategy, ours=False),
-        "Lightning, HydraDDPStrategy, our AdamW": lambda: lightning(data, HydraDDPStrategy, ours=True),
+    variants: dict[str, Callable[[Calls | None], tuple[float, float]]] = {
+        "raw torch DDP": lambda calls: raw(data, calls),
+        "Lightning, DDPStrategy, torch's AdamW": lambda calls: lightning(data, calls, DDPStrategy, ours=False),
+        "null: the same again": lambda calls: lightning(data, calls, DDPStrategy, ours=False),
+        "Lightning, HydraDDPStrategy, torch's AdamW": lambda calls: lightning(
+            data, calls, HydraDDPStrategy, ours=False
+        ),
+        "Lightning, HydraDDPStrategy, our AdamW": lambda calls: lightning(data, calls, HydraDDPStrategy, ours=True),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for number in range(ROUNDS):
         for name in random.Random(number).sample(list(variants), len(variants)):  # all ranks draw the same order
-            times[name].append(variants[name]())
+            times[name].append(variants[name](None))
+    calls = {}
+    for name, variant in variants.items():
+        counter = Calls()
+        variant(counter)
+        calls[name] = counter.count / STEPS
     if dist.get_rank() == 0:
         base, plain = times["raw torch DDP"], times["Lightning, DDPStrategy, torch's AdamW"]
         for name, seconds in times.items():
             speed = STEPS / min(wall for wall, _ in seconds)
-            row = (dist.get_world_size(), name, f"{speed:.0f}", ratio(seconds, base), ratio(seconds, plain))
+            cells = (f"{speed:.0f}", ratio(seconds, base), ratio(seconds, plain), f"{calls[name]:.1f}")
+            row = (dist.get_world_size(), name, *cells)
             print("| " + " | ".join(map(str, row)) + " |", flush=True)
     dist.destroy_process_group()
 
@@ -154,8 +201,8 @@ def main() -> None:
     """Print a table; one torchrun for each number of processes."""
     print(f"torch {torch.__version__}, lightning {L.__version__}, {platform.machine()}, {os.cpu_count()} CPUs, gloo,")
     print(f"batch {BATCH} a process, one thread each, {ROUNDS} rounds of {STEPS} steps.\n")
-    print("| processes | what | steps/s, best | CPU time / raw DDP | CPU time / Lightning DDP |")
-    print("|---|---|---|---|---|", flush=True)
+    print("| processes | what | steps/s, best | CPU time / raw DDP | CPU time / Lightning DDP | Python calls / step |")
+    print("|---|---|---|---|---|---|", flush=True)
     for processes in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

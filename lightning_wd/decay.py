@@ -139,11 +139,13 @@ def check_number(
         above = number > minimum if exclusive else number >= minimum
         if above and (infinite or math.isfinite(number)):
             return number
-    fix = f"write {name}=<a {'number' if infinite else 'finite number'} {bound}>"
+    valid = f"a {'number' if infinite else 'finite number'} {bound}"
+    unsigned = good and math.isfinite(number) and number < 0 and -number >= minimum
+    fix = f"write {name}={-number:g}, without the sign" if unsigned else f"write {name}=<{valid}>"
     if isinstance(value, str):
         fix += "; in YAML read without OmegaConf 1e-4 is text: write 1.0e-4"
     raise ConfigError(
-        explain(f"{name} must be a number {bound} but got {value!r}.", found=type(value).__name__, fix=fix)
+        explain(f"{name} must be a number {bound} but got {value!r}.", found=type(value).__name__, valid=valid, fix=fix)
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from lightning_wd.errors import ConfigError, explain
 from lightning_wd.optimizers.native import is_native, run_native
 
-__all__ = ["adam_pass", "check_compiler", "compiles", "run_pass", "sgd_pass"]
+__all__ = ["adam_pass", "check_compiler", "compiles", "kinds_of", "run_pass", "sgd_pass"]
 
 MIN_NUMEL = 2**18  # below, a call costs more than the bytes it saves
 _CHUNKS = (24, 6, 1)  # tensors of one graph: more of them take longer to compile (24: 20 s), fewer cost more calls
@@ -29,6 +30,12 @@ _VARIANTS = 64  # graphs that one process may hold: three list lengths, by dtype
 def compiles(p: Tensor) -> bool:
     """Whether a weight is stepped by the compiled pass: one call takes all on a CPU, elsewhere large ones only."""
     return is_native(p) or p.numel() >= MIN_NUMEL
+
+
+def kinds_of(params: Sequence[Tensor]) -> list[Tensor]:
+    """Return one tensor of each class, device and dtype: asking every one of 1,000 small tensors shows in a step."""
+    keys = zip(map(type, params), map(attrgetter("device"), params), map(attrgetter("dtype"), params), strict=True)
+    return list(dict(zip(keys, params, strict=True)).values())
 
 
 def check_compiler(device_types: set[str]) -> None:
@@ -151,17 +158,18 @@ def run_pass(
     Raises:
         ConfigError: torch.compile cannot make code here.
     """
-    by_kind: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
-    for i, p in enumerate(columns[0]):
-        by_kind.setdefault((p.device, p.dtype, is_native(p)), []).append(i)
-    for (device, dtype, native), indices in by_kind.items():
-        part = columns if len(by_kind) == 1 else [[c[i] for i in indices] if c else [] for c in columns]
-        rows = per_tensor if len(by_kind) == 1 else per_tensor[indices]
+    kinds = kinds_of(columns[0])
+    for kind in kinds:
+        part, rows = columns, per_tensor
+        if len(kinds) > 1:
+            like = (type(kind), kind.device, kind.dtype)
+            indices = [i for i, p in enumerate(columns[0]) if (type(p), p.device, p.dtype) == like]
+            part, rows = [[c[i] for i in indices] if c else [] for c in columns], per_tensor[indices]
         try:
-            if native:
+            if is_native(kind):
                 run_native("adam" if function is adam_pass else "sgd", part, rows, numbers, flags)
             else:
-                _run_graphs(function, part, rows.to(device), numbers, flags, dtype)
+                _run_graphs(function, part, rows.to(kind.device), numbers, flags, kind.dtype)
         except Exception as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise _no_compiler(error) from error

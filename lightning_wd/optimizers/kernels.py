@@ -9,7 +9,6 @@ and no cache that a later ``model.to(memory_format=...)`` could make stale.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
 from lightning_wd.errors import ConfigError, explain
-from lightning_wd.optimizers.compiled import compiles
+from lightning_wd.optimizers.compiled import compiles, kinds_of
+from lightning_wd.optimizers.native import is_native
 
 __all__ = [
     "Part",
@@ -51,15 +51,9 @@ def prefers_fused(group: dict[str, Any], params: Sequence[Tensor]) -> bool:
     """Whether the fused kernel is what a group runs on, layouts aside: asked for, or left to us and supported."""
     if group["fused"] is not None or group["foreach"] is not None or torch.compiler.is_compiling():
         return bool(group["fused"])
-    kinds = _kinds(params)
+    kinds = kinds_of(params)
     fused, _ = _default_to_fused_or_foreach(kinds, group["differentiable"], use_fused=True)
     return fused and all(p.device.type in _FUSED_DEVICES for p in kinds)
-
-
-def _kinds(params: Sequence[Tensor]) -> list[Tensor]:
-    """Return one tensor of each class, device and dtype: asking every one of 1,000 small tensors shows in a step."""
-    keys = zip(map(type, params), map(attrgetter("device"), params), map(attrgetter("dtype"), params), strict=True)
-    return list(dict(zip(keys, params, strict=True)).values())
 
 
 def choose_kernels(
@@ -86,7 +80,7 @@ def choose_kernels(
     Raises:
         ConfigError: ``fused=True`` was asked for and would be wrong.
     """
-    kinds = params if torch.compiler.is_compiling() else _kinds(params)
+    kinds = params if torch.compiler.is_compiling() else kinds_of(params)
     if not prefers_fused(group, kinds) or (sparse and not group["fused"]):
         return [Part(None, group["fused"], group["foreach"])]
     bad = [] if sparse else misfits(params, columns)
@@ -96,6 +90,8 @@ def choose_kernels(
     if group["fused"] and (bad or wrong):
         _refuse_fused(group, params, columns, bad[0] if bad else wrong[0], where=where, layout=bool(bad))
     unfit = set(bad)
+    if compile and not unfit and all(map(is_native, kinds)):
+        return [Part(None, None, None, compiled=True)]
     large = {i for i, p in enumerate(params) if compile and i not in unfit and compiles(p)}
     plain = {*unfit, *wrong} - large
     fused = [i for i in range(len(params)) if i not in large and i not in plain]
@@ -228,7 +224,7 @@ def shrink(
         for p, w in zip(params, old, strict=True):
             p.sub_(w * fraction)
         return
-    kinds = _kinds(params) if mode == "fused" else []
+    kinds = kinds_of(params) if mode == "fused" else []
     if any(type(p).__name__ == "DTensor" for p in kinds):  # FSDP2's shards have no fused SGD, their local parts have
         params, old = ([getattr(t, "to_local", lambda t=t: t)() for t in column] for column in (params, old))
     if any(p.is_cpu for p in kinds):
