@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from pathlib import Path
@@ -172,3 +173,23 @@ class RunCSVLogger(CSVLogger):
             os.makedirs(self.log_dir, exist_ok=True)
             self._experiment = _AppendingWriter(log_dir=self.log_dir)
         return self._experiment
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop the rows from a step on: a run that was killed has logged them after the checkpoint it now goes on from.
+
+        Args:
+            step: the optimizer steps of the checkpoint.
+        """
+        path = Path(self.log_dir, "metrics.csv")
+        if not path.is_file():
+            return
+        with path.open(newline="", encoding="utf-8") as file:  # a line without its end is one that the kill has cut
+            reader = csv.DictReader(line for line in file if line.endswith("\n"))
+            rows = [row for row in reader if int(row["step"]) < step]
+        whole = path.with_name("metrics.csv.new")
+        with whole.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, reader.fieldnames or ["step"])
+            writer.writeheader()
+            writer.writerows(rows)
+        whole.replace(path)

@@ -15,6 +15,8 @@ import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Checkpoint
 
+from lightning_wd.run import RunCSVLogger
+
 
 def damage(path: Path) -> str | None:
     """Say what is wrong with the bytes of a checkpoint, which torch loads without a look at their checksums, or None.
@@ -60,6 +62,10 @@ class LastCheckpoint(Checkpoint):
         self.trained = True
         self._saved_at = trainer.global_step
         self._own = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.path.resolve()
+        if trainer.ckpt_path is not None:  # a killed run has logged more steps than it has saved
+            for logger in trainer.loggers:
+                if isinstance(logger, RunCSVLogger):
+                    logger.rewind(trainer.global_step)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._receive)
@@ -135,12 +141,24 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(written, weights_only=False)
         if trainer.is_global_zero:
             if self._own:
-                _move(self.path, self.previous)
+                _keep(self.path, self.previous)
             _move(written, self.path)
         self._saved_at, self._own = trainer.global_step, True
 
 
+def _keep(path: Path, to: Path) -> None:
+    """Give a file a second name: whenever a kill comes, there is a whole one at ``path``."""
+    if path.is_dir():  # a sharded checkpoint has but one
+        _move(path, to)
+        return
+    to.unlink(missing_ok=True)
+    try:
+        os.link(path, to)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, to)
+
+
 def _move(path: Path, to: Path) -> None:
-    if to.is_dir():  # a sharded checkpoint is a folder
+    if to.is_dir():
         shutil.rmtree(to)
     path.replace(to)

@@ -159,6 +159,27 @@ def test_the_checkpoint_before_the_last_is_kept_and_taken_on_request(
         find_checkpoint("previous", run)
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_at_no_moment_is_there_no_last_checkpoint(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill may come before any of the moves."""
+    replace, seen = Path.replace, []
+
+    def watched(path: Path, to: Path) -> Path:
+        seen.append((to.name, (tmp_path / "last.ckpt").is_file()))
+        return replace(path, to)
+
+    def no_links(*paths: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(Path, "replace", watched)
+    fit(Eventful(), tmp_path)
+    assert seen == [("last.ckpt", False), ("last.ckpt", True)]
+    saved = [torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("previous", "last")]
+    assert saved == [4, 8]
+
+
 def test_a_damaged_checkpoint_does_not_push_out_the_one_resumed_from(tmp_path: Path) -> None:
     import lightning as L
 

@@ -67,6 +67,9 @@ def test_stopped_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     train(*OVERRIDES, f"hydra.run.dir={whole}", cwd=tmp_path)
     broken = tmp_path / "broken"
     train(*OVERRIDES, f"hydra.run.dir={broken}", "trainer.max_steps=25", "lr_scheduler=constant", cwd=tmp_path)
+    logged = next(row for row in rows(broken) if row["train/loss"])
+    with (broken / "metrics.csv").open("a", newline="") as file:  # as a kill leaves it: a step after the checkpoint
+        csv.DictWriter(file, logged).writerow({**logged, "step": "29"})
     reference = tmp_path / "reference"
     train(*OVERRIDES, f"hydra.run.dir={reference}", "lr_scheduler=constant", cwd=tmp_path)
     train(*OVERRIDES, f"hydra.run.dir={broken}", "ckpt_path=last", "lr_scheduler=constant", cwd=tmp_path)

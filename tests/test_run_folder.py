@@ -104,6 +104,26 @@ def test_a_second_logger_in_the_same_folder_appends(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv"]
 
 
+def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
+    """Killed after step 7 was logged and while step 8 was, resumed from the checkpoint of 6 steps (0 to 5)."""
+    killed = RunCSVLogger(tmp_path)
+    for step in (3, 5, 7):
+        killed.log_metrics({"loss": float(step)}, step=step)
+    killed.save()
+    with (tmp_path / "metrics.csv").open("a", newline="") as file:
+        file.write("8.")
+    resumed = RunCSVLogger(tmp_path)
+    resumed.rewind(6)
+    resumed.log_metrics({"loss": 0.5}, step=7)
+    resumed.save()
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path / "metrics.csv")] == [
+        ("3", "3.0"),
+        ("5", "5.0"),
+        ("7", "0.5"),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv"]
+
+
 def test_a_crash_while_rewriting_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = RunCSVLogger(tmp_path)
     logger.log_metrics({"loss": 1.0}, step=1)
