@@ -89,36 +89,47 @@ def _redact(raw: Any, value: Any, secrets: list[str], *, secret: bool) -> Any:
     return value
 
 
-def refuse_secrets(overrides: Any, folder: Path) -> None:
-    """Refuse a secret on the command line, and take it out of what Hydra has already written about the job.
+def refuse_secrets(overrides: Any) -> None:
+    """Refuse a secret on the command line, at any depth of a value.
 
-    There it would stay in the shell's history, in ``.hydra/`` and in the metadata of every logger.
+    It would stay in the shell's history, in the metadata of every logger, and in what Hydra writes about a job and a
+    sweep; so this is called before Hydra writes: in ``on_run_start`` and ``on_multirun_start`` of a Hydra callback.
 
     Args:
-        overrides: the job's overrides, ``key=value`` each: ``HydraConfig.get().overrides.task``, or a list.
-        folder: the run's folder; files below its ``.hydra`` are cleaned.
+        overrides: ``key=value`` each: a list, or ``hydra.overrides.task`` or ``.hydra`` of Hydra's config.
 
     Raises:
         ConfigError: names the key, never the value.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
     if OmegaConf.is_config(overrides):  # a plain look would resolve `${oc.env:...}`
         overrides = OmegaConf.to_container(overrides, resolve=False)
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if not _names_secret(key) or value in ("", "null") or "${oc.env:" in value or not _could_be_secret(value):
-            continue
-        for path in (folder / ".hydra").glob("*.yaml"):
-            path.write_text(path.read_text(encoding="utf-8").replace(value.strip("'\""), REDACTED), encoding="utf-8")
-        raise ConfigError(
-            explain(
-                f"{key} is a secret, and a command line is no place for one.",
-                found="a value in an override (taken out of the run's folder again)",
-                fix=f"export it as an environment variable and write '{key}=${{oc.env:NAME}}'; "
-                "wandb reads WANDB_API_KEY by itself",
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if key := _secret_within(str(override.input_line).partition("=")[0], override.value()):
+            raise ConfigError(
+                explain(
+                    f"{key} is a secret, and a command line is no place for one.",
+                    found="a value in an override",
+                    fix=f"export it as an environment variable and write '{key}=${{oc.env:NAME}}'; "
+                    "wandb reads WANDB_API_KEY by itself",
+                )
             )
-        )
+
+
+def _secret_within(path: str, value: Any, *, secret: bool = False) -> str | None:
+    """Return the dotted name of the first secret in an override's value."""
+    secret = secret or _names_secret(path)
+    value = getattr(value, "list", getattr(value, "text", value))  # of Hydra's own types: a choice, a quoted text
+    below: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        below = [(f"{path}.{getattr(key, 'text', key)}", item) for key, item in value.items()]
+    elif isinstance(value, list):
+        below = [(path, item) for item in value]
+    elif secret and value != "" and "${oc.env:" not in str(value) and _could_be_secret(value):
+        return path
+    return next(filter(None, (_secret_within(*item, secret=secret) for item in below)), None)
 
 
 @rank_zero_only

@@ -1,4 +1,4 @@
-"""The output folder, tried before Hydra makes it: where it cannot be written, a message and not a traceback."""
+"""What is looked at before Hydra writes anything: the output folder, and secrets on the command line."""
 
 from __future__ import annotations
 
@@ -10,17 +10,35 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from lightning_wd.errors import explain
+from lightning_wd.errors import ConfigError, explain
+from lightning_wd.run import refuse_secrets
 
 
 class OutputFolder(Callback):
-    """End the program, before anything is read or trained, unless a file can be made in the output folder."""
+    """End the program with a message, where Hydra shows none or a traceback, unless a file can be made in the output
+    folder and no override holds a secret, which would stay there.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        keep_secrets_out(config)
         refuse_unwritable("hydra.run.dir", Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        keep_secrets_out(config)
         refuse_unwritable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+
+
+def keep_secrets_out(config: DictConfig) -> None:
+    """Exit with a message where an override holds a secret.
+
+    Args:
+        config: Hydra's config.
+    """
+    try:
+        refuse_secrets(config.hydra.overrides.task)
+        refuse_secrets(config.hydra.overrides.hydra)
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
 
 
 def refuse_unwritable(key: str, folder: Path) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 import hydra
 import lightning as L
 from data.download import DataError
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from interrupt import LastCheckpoint, damage
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -32,7 +31,7 @@ from step_seed import StepSeed
 from lightning_wd import LRSchedulerConfig, OptimizerConfig
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, explain
 from lightning_wd.pictures import curves
-from lightning_wd.run import redact, refuse_secrets, run_dir, save_config
+from lightning_wd.run import redact, run_dir, save_config
 from lightning_wd.sweep import skip_finished
 from lightning_wd.targets import check_targets
 
@@ -162,7 +161,6 @@ def finish_wandb() -> None:
 def main(cfg: DictConfig) -> float | None:
     """Run one job and return its validation loss, which is what a sweeper optimises."""
     folder = run_dir()
-    refuse_secrets(HydraConfig.get().overrides.task, folder)
     check_targets(cfg, OWN_TARGETS)
     if cfg.get("skip_finished"):
         done = skip_finished(folder, redact(cfg))

@@ -215,21 +215,28 @@ def test_the_checkpoint_of_another_model_is_refused(default_run: tuple[Path, str
 @pytest.mark.parametrize("key", ["run", "sweep"])
 def test_an_unwritable_output_folder_is_refused_before_hydra_makes_it(key: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    cfg = OmegaConf.create({"hydra": {key: {"dir": str(tmp_path / "file/folder")}}})
+    overrides = {"task": [], "hydra": []}
+    cfg = OmegaConf.create({"hydra": {key: {"dir": str(tmp_path / "file/folder")}, "overrides": overrides}})
     check = OutputFolder().on_run_start if key == "run" else OutputFolder().on_multirun_start
     with pytest.raises(SystemExit) as caught:
         check(cfg)
     assert f"hydra.{key}.dir={tmp_path}/file/folder cannot be written." in str(caught.value)
     assert "found: Not a directory" in str(caught.value)
+    overrides["hydra"].append("+hydra.job.env_set.MY_TOKEN=canary")
+    cfg.hydra.overrides = overrides
+    with pytest.raises(SystemExit, match=r"ConfigError: \+hydra\.job\.env_set\.MY_TOKEN is a secret") as caught:
+        check(cfg)
+    assert "canary" not in str(caught.value)
 
 
 def test_no_secret_of_any_kind_is_found_in_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the command line it is refused and wiped; from the environment it trains, and no file holds it."""
+    """On the command line it is refused before Hydra writes it; from the environment no file holds it."""
     monkeypatch.setenv("SOME_TOKEN", "canary-env-93f1c7")
-    done = train("+model.api_key=canary-cli-93f1c7", cwd=tmp_path, ok=False)
-    assert "ConfigError: +model.api_key is a secret, and a command line is no place for one." in done.stderr
-    assert "canary-cli" not in files_below(tmp_path)
-    assert "<redacted>" in files_below(tmp_path)  # Hydra had written it
+    done = train("-m", "seed=1,2", "+model.api_key=canary-cli-93f1c7", cwd=tmp_path, ok=False)
+    assert done.stderr.startswith(
+        "ConfigError: +model.api_key is a secret, and a command line is no place for one.\n  found:"
+    )
+    assert list(tmp_path.iterdir()) == []
     train(
         "+token=${oc.env:SOME_TOKEN}", "logger=wandb_offline", "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path
     )

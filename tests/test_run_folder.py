@@ -61,21 +61,41 @@ def test_no_secret_reaches_config_yaml(tmp_path: Path, monkeypatch: pytest.Monke
         ("secret", ["a", "b"]),
     ],
 )
-def test_what_counts_as_a_secret(name: str, value: Any, tmp_path: Path) -> None:
+def test_what_counts_as_a_secret(name: str, value: Any) -> None:
     assert "zzz" not in str(redact({name: value}))
     assert "<redacted>" in str(redact({name: value}))
     if not isinstance(value, list):
         with pytest.raises(ConfigError, match="is a secret, and a command line is no place for one"):
-            refuse_secrets([f"+{name}={value}"], tmp_path)
+            refuse_secrets([f"+{name}={value}"])
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("key_dim", 64), ("eos_token", "</s>"), ("max_token", 5), ("token", 12), ("tokens", "all"), ("api_key", None)],
 )
-def test_what_does_not(name: str, value: Any, tmp_path: Path) -> None:
+def test_what_does_not(name: str, value: Any) -> None:
     assert redact({name: value}) == {name: value}
-    refuse_secrets([f"model.{name}={'null' if value is None else value}", f"+a.{name}=${{oc.env:X}}"], tmp_path)
+    written = f"'{value}'" if isinstance(value, str) else "null" if value is None else f"{value},{value}"
+    refuse_secrets([f"model.{name}={written}", f"+a.{name}=${{oc.env:X}}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("+m={x: {token: zzz}}", "+m.x.token"),
+        ("+m=[1, {api_key: 'zzz'}]", "+m.api_key"),
+        ("+m={x: {y: 1}},{x: {token: 'zzz'}}", "+m.x.token"),
+        ("++password={user: zzz}", "++password.user"),
+        ("api_key=zzz,'yyy'", "api_key"),
+        ("+hydra.job.env_set.MY_TOKEN=zzz", "+hydra.job.env_set.MY_TOKEN"),
+    ],
+)
+def test_a_secret_is_found_at_any_depth(override: str, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        refuse_secrets([override])
+    assert str(caught.value).startswith(f"{key} is a secret, and a command line is no place for one.\n  found: ")
+    assert f"write '{key}=${{oc.env:NAME}}'" in str(caught.value)
+    assert "zzz" not in str(caught.value)
 
 
 def test_redact_takes_plain_containers_too() -> None:
@@ -206,6 +226,12 @@ def test_own_targets_are_allowed_by_exact_name_only() -> None:
     check_targets(config, own=("models.mlp.MLP",))
     with pytest.raises(ConfigError, match=r"nearest: 'models\.mlp\.MLP'"):
         check_targets({"model": {"_target_": "models.mlp.MLPs"}}, own=("models.mlp.MLP",))
+
+
+@pytest.mark.parametrize("target", [{"a": "b"}, ["lightning.pytorch.Trainer"], None])
+def test_a_target_that_is_no_name_is_refused_too(target: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^x\._target_ .* is not a class that a config may name"):
+        check_targets(OmegaConf.create({"x": {"_target_": target}}))
 
 
 def test_every_target_on_the_list_exists() -> None:
