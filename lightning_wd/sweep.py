@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from lightning_wd.errors import ConfigError, explain
 from lightning_wd.pictures import read_metrics
@@ -127,10 +128,12 @@ def count_jobs(config: Any) -> int | None:
 class SweepProgress(Callback):
     """Print ``sweep: 7 of 36 cells done, 29 left, about 4 min`` after each cell.
 
-    Each cell that is done adds a line to ``sweep.jsonl`` in the sweep's folder, from whichever process it ran in; cells
-    that were finished already are done at once, and the time that is left is told from the others.
+    Each cell that is done adds a line to ``sweep.jsonl`` in the sweep's folder, from whichever process it ran in (one
+    that is distributed: from rank 0); cells that were finished already are done at once, and the time that is left is
+    told from the others.
     """
 
+    @rank_zero_only
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Note how many cells there are, and the time."""
         folder = Path(config.hydra.sweep.dir)
@@ -141,6 +144,7 @@ class SweepProgress(Callback):
         if there:
             print(f"sweep: {there} cells in {folder} are finished already", flush=True)
 
+    @rank_zero_only
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Print the line."""
         folder, cell = Path(config.hydra.sweep.dir), Path(config.hydra.runtime.output_dir)

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from recipe import ROOT, TRAIN, train
 
 from lightning_wd.errors import ConfigError
 from lightning_wd.heatmap import read_cells, write_heatmap
-from lightning_wd.sweep import count_jobs, finished, octaves, skip_finished
+from lightning_wd.sweep import SweepProgress, count_jobs, finished, octaves, skip_finished
 
 TOY = ["callbacks=none", "data.batch_size=256", "trainer.max_epochs=2", "trainer.enable_progress_bar=false"]
 GRID = ["hparams_search=lr_wd_grid", "hparams_search.lr=[-9,-7]", "hparams_search.weight_decay=[-8,-6,2]", *TOY]
@@ -137,6 +138,22 @@ def test_a_finished_cell_is_skipped_only_for_the_same_config(tmp_path: Path) -> 
 def test_jobs_are_counted(params: dict[str, str], task: list[str], target: str, count: int | None) -> None:
     hydra = {"sweeper": {"_target_": target, "params": params}, "overrides": {"task": task}}
     assert count_jobs(OmegaConf.create({"hydra": hydra})) == count
+
+
+def test_only_rank_zero_counts_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweeper = {"_target_": "BasicSweeper", "params": {"seed": "1,2"}}
+    hydra = {"sweep": {"dir": str(tmp_path)}, "sweeper": sweeper, "overrides": {"task": []}}
+    config = OmegaConf.create({"hydra": {**hydra, "runtime": {"output_dir": str(tmp_path / "seed1")}}})
+    SweepProgress().on_multirun_start(config)
+    (tmp_path / "seed1").mkdir()
+    (tmp_path / "seed1/metrics.csv").write_text("epoch,step,test/acc\n0,10,0.5\n")
+    for rank in (1, 0):
+        monkeypatch.setattr(rank_zero_only, "rank", rank)
+        SweepProgress().on_job_end(config, None)
+    assert capsys.readouterr().out.startswith("sweep: 1 of 2 cells done, 1 left")
+    assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_grid_composes_with_any_optimizer_and_style() -> None:
