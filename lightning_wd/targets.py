@@ -76,7 +76,7 @@ def _check(node: Any, allowed: Collection[str], path: str) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
             where = f"{path}.{key}" if path else str(key)
-            if key == "_target_" and value not in allowed:
+            if key == "_target_" and not (isinstance(value, str) and value in allowed):
                 close = nearest(value, allowed)
                 raise ConfigError(
                     explain(
