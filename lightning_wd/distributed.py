@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 # What a launch writes into the environment of rank 0; the next job of a sweep must find none of it.
 _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 _RANK_ZERO = "LIGHTNING_WD_RANK_ZERO"  # in the other ranks' environment: the process that has started them
+_inside = threading.Event()  # while rank 0 is in what a Trainer launches: only there can it wait for the other ranks
 _NOTICE = 15.0  # seconds for rank 0 to notice that another rank has failed
+_TICK = 1.0  # seconds between two looks at the other ranks
 _JOIN = 5.0  # seconds to end by themselves: for the other ranks once rank 0 has failed, for a process group at exit
 
 
@@ -173,7 +175,7 @@ def check_ranks_agree(device: torch.device | None = None) -> None:
     """Raise on every rank unless all ranks of the process group run the same Hydra job.
 
     The resolved configs are compared by a hash, one small collective. Left out, for they may differ without harm: what
-    reads the environment (``${oc.env:...}``), the clock (``${now:...}``) and the job's own output folder.
+    reads the environment (``${oc.env:...}``), the clock (``${now:...}``), the job's own output folder and Hydra's mode.
 
     Args:
         device: where the process group's backend wants its tensors; None for the CPU.
@@ -213,8 +215,9 @@ class _Settings:
 
         self.flat: dict[str, str] = {}
         _flatten(redact(config), "", self.flat)
-        clock = OmegaConf.get_cache(config)["now"].values()
-        self.changing = {HydraConfig.get().runtime.output_dir, *map(str, clock)}
+        job, clock = HydraConfig.get(), OmegaConf.get_cache(config)["now"].values()
+        mode = {str(job.mode), repr(job.mode)}  # a sweep's rank 0 starts the other ranks as single runs
+        self.changing = {job.runtime.output_dir, *mode, *map(str, clock)}
 
     def without(self, texts: Iterable[str]) -> dict[str, str]:
         """Return the settings with these texts replaced, the longest first: a folder's name holds the time."""
@@ -316,15 +319,35 @@ class _JobLauncher(_SubprocessScriptLauncher):
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Start the other ranks unless they run already, then call the function."""
-        job = None if self.cluster_environment.creates_processes_externally else _current_job()
-        if job is None:
-            return super().launch(function, *args, trainer=trainer, **kwargs)
-        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        ending = _JobEnd(job["callbacks"].callbacks, self.procs)
-        self._start(_command(job["task_function"]))
-        threading.Thread(target=ending.watch, daemon=True, name="rank-watch").start()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
-        return function(*args, **kwargs)
+        job = None if self.cluster_environment.creates_processes_externally else self._job()
+        if job is not None:
+            self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+            ending = _JobEnd(job["callbacks"].callbacks, self.procs)
+            self._start(_command(job["task_function"]))
+            threading.Thread(target=ending.watch, daemon=True, name="rank-watch").start()
+            _set_num_threads_if_needed(num_processes=self.num_processes)
+        _inside.set()
+        try:
+            if job is None:
+                return super().launch(function, *args, trainer=trainer, **kwargs)
+            return function(*args, **kwargs)
+        finally:
+            _inside.clear()
+
+    def _job(self) -> Mapping[str, Any] | None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        job = _current_job()
+        if job is None and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise ConfigError(
+                explain(
+                    "the other ranks of this job cannot be started: they would each run the whole sweep.",
+                    found="a Trainer in a thread that the job of a sweep has started",
+                    fix="call it in the function that hydra.main decorates, not in a thread of its own",
+                )
+            )
+        return job
 
     def _start(self, command: list[str]) -> None:
         from hydra.utils import get_original_cwd
@@ -359,12 +382,12 @@ class _JobEnd:
         succeeded = job_return.status is JobStatus.COMPLETED
         failed = self._join(None if succeeded else _JOIN)
         self._ended.set()
-        _leave_group()
         for name, value in self._variables.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
         torch.set_num_threads(self._threads)
+        _leave_group_in_time()
         if failed:
             message = f"local rank {failed[0][0]} ended with exit code {failed[0][1]}; its own error stands above."
             if succeeded:
@@ -374,8 +397,10 @@ class _JobEnd:
 
     def watch(self) -> None:
         """End this process when another rank has failed and this one, waiting for it, does not notice."""
-        while not self._ended.wait(1.0):
-            if self._failed() and not self._ended.wait(_NOTICE):
+        waited = 0.0
+        while not self._ended.wait(_TICK):
+            waited = waited + _TICK if self._failed() and _inside.is_set() else 0.0
+            if waited >= _NOTICE:
                 log.error("a rank has failed and rank 0 still waits for it: killing this job; the error stands above.")
                 for process in self._processes:
                     process.kill()

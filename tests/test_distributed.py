@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,20 +16,27 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobStatus
+from hydra.types import RunMode
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import OmegaConf
 
+from lightning_wd import distributed
 from lightning_wd.distributed import (
     HydraDDPStrategy,
     HydraFSDP2Strategy,
     _differences,
+    _JobEnd,
+    _JobLauncher,
     _outlives_the_sweep,
     _program,
     _quoted,
     _Settings,
 )
+from lightning_wd.errors import ConfigError
 
 TESTS = Path(__file__).parent
 APP = TESTS / "ddp_app" / "app.py"
@@ -68,7 +78,8 @@ def assert_ranks_agree(jobs: dict[str, dict[int, dict[str, Any]]], key: str = "f
         for record in ranks.values():
             assert record["world_size"] == world_size
             assert record["weights"] == ranks[0]["weights"], job
-            assert {**record["config"], "clock": None} == {**ranks[0]["config"], "clock": None}, job
+            own = {"clock": None, "mode": None}
+            assert {**record["config"], **own} == {**ranks[0]["config"], **own}, job
     return sorted(ranks[0]["config"][key] for ranks in jobs.values())
 
 
@@ -138,6 +149,65 @@ def test_a_rank_that_fails_after_training_fails_the_job(tmp_path):
     output = app(tmp_path, "fail=late", expected=1)
     assert "RuntimeError: late boom" in output
     assert "RuntimeError: local rank 1 ended with exit code 1; its own error stands above." in output
+
+
+def test_a_rank_that_fails_before_it_joins_ends_the_job_with_its_own_error(tmp_path):
+    """Rank 0 waits for it in a call that no exception reaches."""
+    output = app(tmp_path, "fail=early", "hydra.run.dir=out", expected=-signal.SIGKILL)
+    assert time.time() - (tmp_path / "out" / "raised").stat().st_mtime < 30
+    assert "RuntimeError: early boom" in output
+    assert "a rank has failed and rank 0 still waits for it: killing this job; the error stands above." in output
+
+
+def test_rank_zero_is_killed_only_where_it_waits_for_the_others(monkeypatch):
+    """Not while it sends a run to a server, or draws, after a rank that failed late."""
+    monkeypatch.setattr(distributed, "_TICK", 0.02)
+    monkeypatch.setattr(distributed, "_NOTICE", 0.1)
+    failed = SimpleNamespace(poll=lambda: 1, kill=lambda: None)
+    ending, killed = _JobEnd([], [failed]), []
+
+    def kill(*arguments: int) -> None:
+        killed.append(arguments)
+        ending._ended.set()
+
+    monkeypatch.setattr(os, "kill", kill)
+    watch = threading.Thread(target=ending.watch, daemon=True)
+    watch.start()
+    watch.join(0.5)
+    assert killed == []
+
+    def wait() -> int:
+        watch.join(5)
+        return 3
+
+    launcher = _JobLauncher(
+        SimpleNamespace(creates_processes_externally=True, validate_settings=lambda **_: None), 2, 1
+    )
+    assert launcher.launch(wait) == 3
+    assert killed == [(os.getpid(), signal.SIGKILL)]
+
+
+def test_a_group_that_cannot_be_left_does_not_keep_the_next_job_from_a_clean_start(monkeypatch):
+    monkeypatch.setattr(distributed, "_JOIN", 0.1)
+    monkeypatch.setattr(distributed, "_leave_group", lambda: time.sleep(20))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    ending, begun = _JobEnd([], []), time.monotonic()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    ending.on_job_end(None, SimpleNamespace(status=JobStatus.FAILED))
+    assert "LOCAL_RANK" not in os.environ
+    assert time.monotonic() - begun < 10
+
+
+def test_a_trainer_in_a_thread_of_a_sweeps_job_does_not_run_the_sweep_again(monkeypatch):
+    launcher = _JobLauncher(LightningEnvironment(), 2, 1)
+    monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
+    for mode in (RunMode.RUN, RunMode.MULTIRUN):
+        monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda mode=mode: SimpleNamespace(mode=mode)))
+        if mode is RunMode.RUN:
+            assert launcher._job() is None  # Lightning's own launch is right there
+        else:
+            with pytest.raises(ConfigError, match=r"each run the whole sweep\.\n  found: a Trainer in a thread"):
+                launcher._job()
 
 
 def test_the_flags_of_the_command_line_reach_every_rank(tmp_path):
@@ -282,7 +352,7 @@ def test_a_quoted_value_is_read_back_by_hydra(value):
 
 def settings(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, folder: str = "/runs/1") -> _Settings:
     """The settings of a config in a job whose output folder is ``folder``."""
-    job = SimpleNamespace(runtime=SimpleNamespace(output_dir=folder))
+    job = SimpleNamespace(runtime=SimpleNamespace(output_dir=folder), mode=RunMode.RUN)
     monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.get", staticmethod(lambda: job))
     return _Settings(OmegaConf.create(config))
 

@@ -45,6 +45,9 @@ def main(cfg: DictConfig) -> float:
     L.seed_everything(3)
     if cfg.differ:
         cfg.foo += int(os.environ["RANK"])
+    if cfg.fail == "early" and os.environ.get("LOCAL_RANK") == "1":
+        Path(HydraConfig.get().runtime.output_dir, "raised").touch()
+        raise RuntimeError("early boom")
     strategy = HydraDDPStrategy() if cfg.processes > 1 else SingleDeviceStrategy()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -63,7 +66,7 @@ def main(cfg: DictConfig) -> float:
     if cfg.fail == "late" and trainer.global_rank == 1:
         raise RuntimeError("late boom")
     record = {
-        "config": OmegaConf.to_container(cfg, resolve=True),
+        "config": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
         "cwd": os.getcwd(),
         "before": before,
         "initialized": initialized,
