@@ -188,6 +188,7 @@ def main(cfg: DictConfig) -> float | None:
     for logger in loggers:
         logger.log_hyperparams(redact(cfg))
 
+    cfg.ckpt_path = ckpt_path  # each rank has looked for itself; the comparison of the ranks' configs sees it
     try:
         trainer.fit(model, data, ckpt_path=ckpt_path)
         if not last.trained:

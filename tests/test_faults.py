@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from interrupt import LastCheckpoint, damage
+from omegaconf import open_dict
 from recipe import TRAIN, train
 from test_recipe_interrupt import Eventful, fit, steps_saved
-from train import find_checkpoint
+from train import find_checkpoint, main
 
 from lightning_wd.errors import ConfigError
 
@@ -157,6 +161,24 @@ def test_the_checkpoint_before_the_last_is_kept_and_taken_on_request(
     previous.write_bytes(b"")
     with pytest.raises(ConfigError, match=r"previous\.ckpt is damaged\.\n  found: 0 bytes.*\n  fix: give the path of"):
         find_checkpoint("previous", run)
+
+
+def test_which_checkpoint_last_is_stands_in_what_the_ranks_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each looks for itself: while another run writes, the newest may be another one a second later."""
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(str(TRAIN.parent / "conf"), version_base="1.3"):
+        cfg = compose("train", ["logger=none", "callbacks=none", "ckpt_path=last"], return_hydra_config=True)
+    cfg.hydra.runtime.output_dir = str(tmp_path / "outputs/run")
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    fit(Eventful(), tmp_path / "outputs/other/checkpoints")
+    with pytest.raises(CompactHydraException, match=r"ckpt_path=outputs/other\S+ holds another model"):
+        main(cfg)
+    assert cfg.ckpt_path == "outputs/other/checkpoints/last.ckpt"
 
 
 @pytest.mark.parametrize("links", [True, False])
