@@ -22,7 +22,7 @@ from small_run import CrashAfter, CrashError, Net, fit
 from torch import Tensor, nn
 
 import lightning_wd as wd
-from lightning_wd.callbacks.measures import Snapshot
+from lightning_wd.callbacks.measures import Snapshot, _lost_decay
 from lightning_wd.run import RunCSVLogger
 
 
@@ -170,6 +170,39 @@ def test_the_part_that_a_cautious_step_decays(settings: dict[str, Any], tmp_path
     assert "weight_rms_predicted" not in row  # the theory is of full decay
 
 
+@pytest.mark.parametrize("name", ["nadamw", "radamw", "rmspropw", "adagradw", "adamaxw", "adafactor", "muon"])
+def test_the_part_that_any_cautious_optimizer_decays(name: str) -> None:
+    """Against a twin without decay, whose step is the update u: decayed is where ``u * w_old >= 0``."""
+    torch.manual_seed(0)
+    weight = torch.randn(64, 32)
+    twins = [nn.Sequential(nn.Linear(32, 64, bias=False), nn.Linear(64, 4, bias=False)) for _ in range(2)]
+    settings = {"name": name, "lr": 0.01, "decay": {"cautious": True}, "mask": "all"}
+    twins[0][0].weight.data, twins[1][0].weight.data = weight.clone(), weight.clone()
+    twins[1][1].load_state_dict(twins[0][1].state_dict())
+    optimizer, plain = (
+        wd.configure_optimizers(twin, {**settings, "weight_decay": lam})["optimizer"]
+        for twin, lam in zip(twins, (0.5, 0.0), strict=True)
+    )
+    for step in range(3):
+        for twin in twins:
+            torch.manual_seed(step)
+            for p in twin.parameters():
+                p.grad = torch.randn_like(p)
+        twins[1].load_state_dict(twins[0].state_dict())
+        old = [p.detach().clone() for p in twins[1].parameters()]
+        snapshot = Snapshot(optimizer)
+        optimizer.step()
+        plain.step()
+    groups = optimizer.param_groups
+    found = sum(
+        n["cautious_fraction"] * sum(p.numel() for p in group["params"])
+        for n, group in zip(snapshot.measure(optimizer, [0.005] * len(groups)), groups, strict=True)
+    )
+    toward_zero = [(w - p) * w >= 0 for w, p in zip(old, twins[1].parameters(), strict=True)]
+    assert found == sum(int(t.sum()) for t in toward_zero)
+    assert 0.1 < found / sum(t.numel() for t in toward_zero) < 0.9
+
+
 # Pure noise: theory and what is measured within 5 %.
 
 
@@ -225,6 +258,43 @@ def test_sgd_on_normalized_layers_settles_where_theory_says(name: str, momentum:
 # Where training is not plain.
 
 
+def test_groups_without_weights_are_left_out(tmp_path: Path) -> None:
+    """torch takes an empty group, and a tensor without numbers."""
+
+    class Own(Net):
+        def configure_optimizers(self) -> Any:
+            nothing = nn.Parameter(torch.empty(0, 3))
+            return torch.optim.AdamW([{"params": list(self.parameters())}, {"params": []}, {"params": [nothing]}])
+
+    trainer = fit(Own(), tmp_path, wd.DecayMonitor(1), wd.DecayPlanSummary())
+    assert {key.split("/")[1] for key in trainer.callback_metrics if key.startswith("wd/")} == {"group_0"}
+
+
+def test_an_empty_part_of_a_sharded_group_has_no_lost_decay() -> None:
+    """FSDP2 may leave a rank without any row of a group; torch.quantile raises on nothing."""
+    weight = nn.Parameter(torch.empty(0, 3))
+    optimizer = torch.optim.Adam([weight], weight_decay=0.1)
+    weight.grad = torch.empty(0, 3)
+    optimizer.step()
+    assert "exp_avg_sq" in optimizer.state[weight]
+    assert _lost_decay(optimizer, optimizer.param_groups[0]) == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device beside the CPU")
+def test_a_group_may_lie_on_two_devices() -> None:
+    weights = [nn.Parameter(torch.ones(4, 3, device=device)) for device in ("cpu", "cuda")]
+    optimizer = torch.optim.Adam(weights, weight_decay=0.1)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    weights[1].grad[0, 0] = torch.nan
+    snapshot = Snapshot(optimizer)
+    optimizer.step()
+    (numbers,) = snapshot.measure(optimizer, [None])
+    assert (numbers["nonfinite_weights"], numbers["nonfinite_grads"]) == (1, 1)
+    assert numbers["lost_decay_spread"] == pytest.approx(1, rel=1e-5)
+
+
 def test_only_measured_steps_are_logged_and_counted_by_optimizer_steps(tmp_path: Path) -> None:
     logger = RunCSVLogger(tmp_path)
     settings = {"accumulate_grad_batches": 2, "logger": logger, "max_epochs": 4}
@@ -233,8 +303,20 @@ def test_only_measured_steps_are_logged_and_counted_by_optimizer_steps(tmp_path:
     assert [row["step"] for row in logged(tmp_path)] == [0, 5, 10]
 
 
-def test_clipped_gradients_are_those_the_optimizer_saw(tmp_path: Path) -> None:
-    trainer = fit(Net({"name": "adamw"}), tmp_path, wd.DecayMonitor(1), gradient_clip_val=0.01)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "adamw"},
+        {"name": "sgdw", "momentum": 0.9, "nesterov": True},
+        {"name": "sgdw", "momentum": 0.9, "nesterov": True, "foreach": True, "decay": {"cautious": True}},
+        {"name": "sgdw", "momentum": 0.9, "nesterov": True, "fused": True},
+        {"name": "sgd_l2", "momentum": 0.9, "nesterov": True, "foreach": True, "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_clipped_gradients_are_those_the_optimizer_saw(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Lightning clips after the hook in which the monitor looks; Nesterov's foreach kernel overwrites the gradients."""
+    trainer = fit(Net(settings), tmp_path, wd.DecayMonitor(1), gradient_clip_val=0.01)
     norms = [float(trainer.callback_metrics[f"wd/{name}/grad_norm"]) for name in ("decay", "no_decay")]
     assert math.hypot(*norms) == pytest.approx(0.01, rel=1e-3)
 
@@ -255,6 +337,24 @@ def test_a_step_that_gradscaler_skips_is_neither_measured_nor_counted(tmp_path: 
         assert [row["step"] for row in rows] == [1, 3, 4]
         assert [row["wd/decay/shrink"] for row in rows] == pytest.approx([0.9, 0.81, 0.729], rel=1e-5)
         assert all(row["wd/decay/nonfinite_grads"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize("skipped", [0, 2, 3])
+def test_a_fused_step_keeps_the_same_clock_when_gradscaler_skips(skipped: int, tmp_path: Path) -> None:
+    """Step 3 is to be measured; the one after it is, where it is skipped. An off-step skipped changes nothing."""
+
+    class Overflow(Net):
+        def on_after_backward(self) -> None:
+            if self.trainer.global_step == skipped:
+                self.head.weight.grad.fill_(torch.inf)
+
+    for fused in (False, True):
+        folder = tmp_path / str(fused)
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
+        config = {"name": "adamw", "lr": 0.1, "weight_decay": 1.0, "fused": fused}
+        fit(Overflow(config), folder, wd.DecayMonitor(3), plugins=[plugin], max_epochs=2, logger=RunCSVLogger(folder))
+        due = [0, 3, 6, 9]
+        assert [row["step"] for row in logged(folder)] == [step + (step == skipped) for step in due]
 
 
 def test_gradients_kept_for_nesterov_are_without_the_scale_of_gradscaler(tmp_path: Path) -> None:
@@ -330,9 +430,21 @@ def test_measuring_leaves_weights_bit_equal(tmp_path: Path) -> None:
 def test_the_picture_is_drawn_and_says_which_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
-    titles = []
+    titles, saved = [], Figure.savefig
+    labels: set[str] = set()
+
+    def savefig(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        labels.update(line.get_label() for axes in figure.axes for line in axes.get_lines())
+        saved(figure, *args, **kwargs)
+
     monkeypatch.setattr(Figure, "suptitle", lambda self, text: titles.append(text))
-    fit(Net({"name": "adamw"}), tmp_path / "plain", wd.DecayMonitor(5))
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    module = Net({"name": "adamw"})
+    built = module.configure_optimizers()["optimizer"]
+    built.param_groups[0]["name"] = "backbone/decay"
+    module.configure_optimizers = lambda: built  # type: ignore[method-assign]
+    fit(module, tmp_path / "plain", wd.DecayMonitor(5))
+    assert "backbone/decay" in labels
     fit(Net({"name": "adam_l2"}), tmp_path / "averaged", wd.DecayMonitor(5), EMAWeightAveraging())
     assert titles == ["AdamW: weights", "AdamL2: weights in training, not their average"]
     for folder in ("plain", "averaged"):

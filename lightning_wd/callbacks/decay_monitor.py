@@ -48,8 +48,9 @@ class DecayMonitor(L.Callback):
     nonfinite_weights, _grads     counts of inf and nan
     ============================= =====================================================================================
 
-    Measured at the first optimizer step and every ``every_n_steps`` after it; what a GradScaler skips is not measured,
-    and does not count as decay. Tensors above 65,536 numbers have their update measured on evenly spaced rows; norms
+    Measured at the first optimizer step and every ``every_n_steps`` after it, by the trainer's count. A step that a
+    GradScaler skips is no decay, and the one after it is measured in its place. Groups without weights are left out.
+    Tensors above 65,536 numbers have their update measured on evenly spaced rows; norms
     are always of the whole. Sharded parameters (FSDP2) give global norms and counts; fractions and quantiles are of
     rank zero's part. With weight averaging the numbers are those of the weights in training, not of their average. At
     the end of the fit ``wd_monitor.png`` is drawn into the trainer's ``default_root_dir``, and logged to W&B.
@@ -79,7 +80,8 @@ class DecayMonitor(L.Callback):
         self._begin()
 
     def _begin(self) -> None:
-        self._steps: list[int] = []  # steps of each optimizer
+        self._steps: list[int] = []  # steps of each optimizer, those that a GradScaler skips too
+        self._due: set[int] = set()  # optimizers with a measurement to make
         self._shrink: list[list[Any]] = []  # of each group; tensors where the learning rate is one
         self._history: list[dict[str, float]] = []
         self._snapshots: dict[int, Snapshot] = {}
@@ -95,11 +97,16 @@ class DecayMonitor(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return counts, cumulative shrink and the history of the picture, as plain data."""
-        shrink = [[float(value) for value in groups] for groups in self._shrink]
-        return {"steps": list(self._steps), "shrink": shrink, "history": [dict(row) for row in self._history]}
+        return {
+            "steps": list(self._steps),
+            "due": sorted(self._due),
+            "shrink": [[float(value) for value in groups] for groups in self._shrink],
+            "history": [dict(row) for row in self._history],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._steps = list(state_dict["steps"])
+        self._due = set(state_dict.get("due", ()))
         self._shrink = [list(groups) for groups in state_dict["shrink"]]
         self._history = [dict(row) for row in state_dict["history"]]
 
@@ -121,7 +128,10 @@ class DecayMonitor(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         index = next(i for i, own in enumerate(trainer.optimizers) if own is optimizer)
-        if self._steps[index] % self.every_n_steps == 0:  # on every rank: what watches callback_metrics must agree
+        if self._steps[index] % self.every_n_steps == 0:
+            self._due.add(index)
+        self._steps[index] += 1
+        if index in self._due:  # on every rank: what watches callback_metrics must agree
             self._snapshots[index] = Snapshot(optimizer)
 
     def on_train_batch_end(
@@ -165,7 +175,7 @@ class DecayMonitor(L.Callback):
 
     @torch.no_grad()
     def _after_step(self, trainer: L.Trainer, optimizer: Optimizer, index: int) -> None:
-        """Count what the step has removed; measure it if it was prepared for. GradScaler's skipped steps end above."""
+        """Note what the step has removed; measure it if it was prepared for. GradScaler's skipped steps end above."""
         found_inf = getattr(optimizer, "found_inf", None)  # a fused step that GradScaler lets skip on the device
         fractions = [_fraction(optimizer, group) for group in optimizer.param_groups]
         shrink = self._shrink[index]
@@ -174,14 +184,14 @@ class DecayMonitor(L.Callback):
             if d is not None:
                 shrink[i] = shrink[i] * (1.0 - (d if found_inf is None else d * (1.0 - found_inf)))
         snapshot = self._snapshots.pop(index, None)
-        if found_inf is not None and snapshot is not None and found_inf.item():
+        if snapshot is None or (found_inf is not None and found_inf.item()):
             return
-        self._steps[index] += 1
-        if snapshot is None:
-            return
+        self._due.discard(index)
         ds = [None if d is None else float(d) for d in fractions]
         names = group_names(trainer.optimizers)[index]
         for i, numbers in enumerate(snapshot.measure(optimizer, ds)):
+            if not numbers:
+                continue
             self._measured.update(
                 {f"wd/{names[i]}/{key}": value for key, value in {**self._decay(ds[i], shrink[i]), **numbers}.items()}
             )

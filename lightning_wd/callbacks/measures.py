@@ -68,33 +68,59 @@ class Snapshot:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.old = [[_sample(_local(p)).clone() for p in group["params"]] for group in optimizer.param_groups]
-        # torch's foreach kernel writes Nesterov's u over the gradients.
-        self.grads = [
-            [None if p.grad is None else p.grad.clone() for p in group["params"]] if group.get("nesterov") else None
+        self.buffers = [
+            [_buffer_copy(optimizer, p) for p in group["params"]] if _overwrites_gradients(optimizer, group) else None
             for group in optimizer.param_groups
         ]
 
     def measure(self, optimizer: Optimizer, fractions: list[float | None]) -> list[dict[str, float]]:
-        """Return the measured and predicted numbers of each group, after the step.
+        """Return the measured and predicted numbers of each group, after the step; none of a group without weights.
 
         Args:
             optimizer: the same optimizer, having stepped.
             fractions: ``d_t`` of each group; None where decay is no fixed fraction.
         """
-        result = []
-        for group, old, kept, d in zip(optimizer.param_groups, self.old, self.grads, fractions, strict=True):
-            grads = [p.grad for p in group["params"]] if kept is None else kept
-            scale = getattr(optimizer, "grad_scale", None)  # a fused step undoes GradScaler's scale itself, in p.grad
-            if kept is not None and scale is not None:
-                grads = [None if g is None else g / scale.to(g.device) for g in kept]
+        result: list[dict[str, float]] = []
+        for group, old, buffers, d in zip(optimizer.param_groups, self.old, self.buffers, fractions, strict=True):
+            if not any(p.numel() for p in group["params"]):
+                result.append({})
+                continue
+            grads = [p.grad for p in group["params"]]
+            if buffers is not None:
+                grads = _gradients_from_buffers(optimizer, group, buffers)
             numbers = _norms(group["params"], old, grads)
             numbers.update(_predicted(optimizer, group, d))
             numbers.update(_lost_decay(optimizer, group))
-            numbers.update(_cautious(optimizer, group, old, grads))
+            numbers.update(_cautious(group, old))
             if d and not group.get("kahan"):
                 numbers["rounded_away"] = _rounded_away(old, d)
             result.append(numbers)
         return result
+
+
+def _overwrites_gradients(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """Whether torch's foreach kernel writes Nesterov's u over the gradients: a penalty or a sign makes it copy them."""
+    penalty = group_style(optimizer, group) == "l2" and as_float(group["weight_decay"])
+    return isinstance(optimizer, SGD) and bool(group["nesterov"]) and not penalty and not group["maximize"]
+
+
+def _buffer_copy(optimizer: Optimizer, p: Tensor) -> Tensor | None:
+    buffer = optimizer.state.get(p, {}).get("momentum_buffer")
+    return None if buffer is None else buffer.clone()
+
+
+def _gradients_from_buffers(
+    optimizer: Optimizer, group: dict[str, Any], before: list[Tensor | None]
+) -> list[Tensor | None]:
+    """Return the gradients that the momentum buffers took in: ``g = m_t - mu * m_{t-1}`` (Nesterov has no dampening).
+
+    Only the step sees them clipped and without GradScaler's scale, so a copy from before it would be of others.
+    """
+    grads: list[Tensor | None] = []
+    for p, old in zip(group["params"], before, strict=True):
+        now = None if p.grad is None else optimizer.state[p]["momentum_buffer"]
+        grads.append(now if now is None or old is None else now - group["momentum"] * old)
+    return grads
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -152,7 +178,7 @@ def _norms(params: list[Tensor], old: list[Tensor], grads: list[Tensor | None]) 
         along = (moved * then.conj()).real.sum() if now.is_complex() else torch.dot(moved, then)
         squares = (_square(_local(p)), g, _square(then), _square(moved), along)
         rows.append(torch.stack([square.float() for square in squares]))
-    table = torch.stack(rows)
+    table = torch.stack([row.to(rows[0].device) for row in rows])  # a group may lie on several devices
     if any(is_sharded(p) for p in params):
         table *= torch.tensor([[_share(p)] for p in params]).to(table)
         torch.distributed.all_reduce(table)
@@ -182,7 +208,8 @@ def _nonfinite(tensors: list[Any]) -> float:
     held = [t for t in tensors if t is not None]
     shared = any(is_sharded(t) for t in held)
     shares = [_share(t) if shared else 1.0 for t in held]
-    count = sum(share * (~torch.isfinite(_dense(t))).sum() for share, t in zip(shares, held, strict=True))
+    counts = [share * (~torch.isfinite(_dense(t))).sum() for share, t in zip(shares, held, strict=True)]
+    count = torch.stack([count.to(counts[0].device) for count in counts]).sum()
     if shared:
         torch.distributed.all_reduce(count)
     return float(count)
@@ -216,10 +243,10 @@ def _lost_decay(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, float]
     for state in held:
         v = _sample(_local(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]), _QUANTILES // len(held))
         v_hat = v.flatten().float() / (1.0 - beta2 ** as_float(state["step"]))
-        parts.append(as_float(group["lr"]) * lam / (v_hat.sqrt() + group["eps"]))
-    if not parts:
+        parts.append((as_float(group["lr"]) * lam / (v_hat.sqrt() + group["eps"])).to(held[0]["exp_avg_sq"].device))
+    every = torch.cat(parts)[: 2**24] if parts else torch.empty(0)  # as many as torch.quantile takes
+    if not every.numel():  # this rank's part of a sharded group may be empty
         return {}
-    every = torch.cat(parts)[: 2**24]  # as many as torch.quantile takes
     p5, p50, p95 = torch.quantile(every, torch.tensor([0.05, 0.5, 0.95], device=every.device)).tolist()
     return {
         "lost_decay_mean": every.mean().item(),
@@ -230,29 +257,22 @@ def _lost_decay(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, float]
     }
 
 
-def _cautious(
-    optimizer: Optimizer, group: dict[str, Any], old: list[Tensor], grads: list[Tensor | None]
-) -> dict[str, float]:
-    """Return the fraction of coordinates that a cautious group decayed: where ``u * w_old >= 0``."""
+def _cautious(group: dict[str, Any], old: list[Tensor]) -> dict[str, float]:
+    """Return the fraction of coordinates that a cautious group decayed.
+
+    ``u * w_old >= 0`` is where the step moved a weight towards zero, ``(w_old - w_new) * w_old >= 0``: decay and update
+    pull the same way there, and nothing decays elsewhere. Coordinates that rounding held in place tell neither.
+    """
     if not group.get("cautious"):
         return {}
-    decayed, seen = 0.0, 0
-    for p, before, grad in zip(group["params"], old, grads, strict=True):
-        state = optimizer.state.get(p, {})
-        if grad is None:
+    decayed, seen = 0, 0
+    for p, before in zip(group["params"], old, strict=True):
+        if p.grad is None:
             continue
-        if "exp_avg" in state:
-            u = state["exp_avg"]
-        elif isinstance(optimizer, SGD):
-            sign = -1.0 if group["maximize"] else 1.0
-            buffer = state.get("momentum_buffer")
-            u = sign * grad if buffer is None else buffer
-            if group["nesterov"]:
-                u = sign * grad + group["momentum"] * buffer
-        else:
-            return {}
-        agrees = _sample(_dense(u)) * before >= 0
-        decayed, seen = decayed + agrees.sum().item(), seen + agrees.numel()
+        after = _sample(_local(p))
+        moved = (before != after) | (before == 0)
+        decayed += int((((before > after) == (before > 0)) | (before == 0))[moved].sum())
+        seen += int(moved.sum())
     return {"cautious_fraction": decayed / seen} if seen else {}
 
 

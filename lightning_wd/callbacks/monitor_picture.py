@@ -30,7 +30,9 @@ def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) ->
         path: where the picture goes.
         title: its title.
     """
-    groups = sorted({key.split("/")[1] for row in history for key in row if key.startswith("wd/")})
+    groups = sorted(
+        {key.removeprefix("wd/").rpartition("/")[0] for row in history for key in row if key.startswith("wd/")}
+    )
     seen = {key for row in history for key in row}
     panels = [
         (name, unit, quantities)
