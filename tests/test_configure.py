@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -354,10 +355,87 @@ def test_on_resume_of_the_schedule() -> None:
     assert resumed(10, 0.01) == pytest.approx(0.005)
     with pytest.warns(UserWarning, match="learning-rate schedule of the checkpoint differs"):
         assert resumed(20, 0.01) == pytest.approx(0.005)
-    with pytest.warns(UserWarning, match=r"checkpoint's learning rate or decay differs"):
+    with (
+        pytest.warns(UserWarning, match=r"checkpoint's learning rate or decay differs"),
+        pytest.warns(UserWarning, match=r"(?s)schedule of the checkpoint differs.*now: the configured one is used"),
+    ):
         assert resumed(20, 0.02, "config") == pytest.approx(0.02 * 0.853553, rel=1e-5)
     with pytest.raises(wd.CheckpointMismatchError, match="learning-rate schedule of the checkpoint differs"):
         resumed(20, 0.01, "error")
+
+
+COSINE = {"name": "warmup_cosine", "warmup_steps": 4}
+STEP = {"name": "StepLR", "step_size": 2, "gamma": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("saved", "configured", "names", "config_lrs"),
+    [
+        (COSINE, None, ("LRSchedule()", "none"), [0.01, 0.01]),
+        (None, COSINE, ("none", "LRSchedule()"), [0.002, 0.004]),  # from its start: the checkpoint has no point of it
+        (STEP, COSINE, ("StepLR(gamma=0.5, step_size=2)", "LRSchedule()"), [0.008, 0.01]),
+        (COSINE, STEP, ("LRSchedule()", "StepLR(gamma=0.5, step_size=2)"), None),  # config cannot be had with StepLR
+    ],
+    ids=["removed", "added", "to ours", "to torch's"],
+)
+def test_another_kind_of_schedule_is_refused_or_taken(
+    saved: Any, configured: Any, names: tuple[str, str], config_lrs: list[float] | None
+) -> None:
+    """Lightning restores schedules by position: one that is gone left its mid-run rate, one that is new began anew."""
+
+    def built(schedule: Any, on_resume: str = "checkpoint") -> dict[str, Any]:
+        return configure_optimizers(Lit(), {**ADAMW, "lr": 0.01, "on_resume": on_resume}, schedule, total_steps=40)
+
+    first = built(saved)
+    first["optimizer"].step()
+    if saved:
+        lrs(first, 3)
+    state = first["optimizer"].state_dict()
+    for on_resume in ("checkpoint", "error"):
+        with pytest.raises(wd.CheckpointMismatchError) as caught:
+            built(configured, on_resume)["optimizer"].load_state_dict(copy.deepcopy(state))
+        assert f"another learning-rate schedule.\n  found: {names[0]}\n  valid: {names[1]}\n" in str(caught.value)
+    for group in state["param_groups"]:
+        del group["lr_scheduler"]
+    built(configured)["optimizer"].load_state_dict(copy.deepcopy(state))  # as older versions saved it
+    if config_lrs is None:
+        return
+    second = built(configured, "config")
+    with pytest.warns(UserWarning, match=rf"lr_scheduler is {re.escape(names[0])} in the checkpoint"):
+        second["optimizer"].load_state_dict(first["optimizer"].state_dict())
+    if saved and configured:
+        with pytest.warns(UserWarning, match="now: the configured one is used"):
+            second["lr_scheduler"]["scheduler"].load_state_dict(first["lr_scheduler"]["scheduler"].state_dict())
+        assert not {"gamma", "step_size"} & vars(second["lr_scheduler"]["scheduler"]).keys()
+    group = second["optimizer"].param_groups[0]
+    seen = [group["lr"]]
+    if configured:
+        second["optimizer"].step()
+        second["lr_scheduler"]["scheduler"].step()
+    assert [*seen, group["lr"]] == pytest.approx(config_lrs)
+    assert group["lr_scheduler"] == names[1]
+
+
+def test_settings_of_torchs_schedules_are_compared() -> None:
+    """torch restores the checkpoint's without a word."""
+    first = configure_optimizers(Lit(), ADAMW, STEP)
+    state, changed = first["optimizer"].state_dict(), {**STEP, "gamma": 0.9}
+    words = r"lr_scheduler is StepLR\(gamma=0.5, step_size=2\) in the checkpoint, StepLR\(gamma=0.9, step_size=2\) in"
+    with pytest.warns(UserWarning, match=words):
+        configure_optimizers(Lit(), ADAMW, changed)["optimizer"].load_state_dict(copy.deepcopy(state))
+    with pytest.raises(wd.CheckpointMismatchError, match=words):
+        configure_optimizers(Lit(), {**ADAMW, "on_resume": "error"}, changed)["optimizer"].load_state_dict(state)
+
+
+def test_the_state_of_another_class_of_schedule_is_refused() -> None:
+    """In a checkpoint whose groups do not name their schedule."""
+    step = configure_optimizers(Lit(), ADAMW, STEP)["lr_scheduler"]["scheduler"].state_dict()
+    ours = configure_optimizers(Lit(), ADAMW, COSINE, total_steps=40)["lr_scheduler"]["scheduler"]
+    with pytest.raises(
+        wd.CheckpointMismatchError,
+        match=r"found: checkpoint a state with step_size, gamma.*(?s:.*)or write lr_scheduler",
+    ):
+        ours.load_state_dict(step)
 
 
 def test_on_resume_config_refuses_a_schedule_it_cannot_rebase() -> None:

@@ -16,6 +16,7 @@ from lightning_wd.errors import ConfigError, MaskError, explain
 from lightning_wd.mask import DecayPlan, plan_decay
 from lightning_wd.mask.names import walk
 from lightning_wd.mask.output import output_parameters
+from lightning_wd.optimizers.loading import NO_SCHEDULE
 
 __all__ = ["configure_optimizers"]
 
@@ -94,6 +95,8 @@ def configure_optimizers(
     built.decay_plan = plan
     built.decay_config = config
     if request is None:
+        for group in built.param_groups:
+            group["lr_scheduler"] = NO_SCHEDULE
         return {"optimizer": built}
     return {"optimizer": built, "lr_scheduler": request.build(built, multipliers, budget)}
 

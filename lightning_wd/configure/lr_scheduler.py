@@ -123,20 +123,27 @@ class LRSchedule(LRScheduler):
         """Restore the position, and the settings as ``on_resume`` says.
 
         Raises:
-            CheckpointMismatchError: the settings differ and ``on_resume`` is ``error``.
+            CheckpointMismatchError: the settings differ and ``on_resume`` is ``error``; or the state is that of another
+                class, which cannot win here, and ``on_resume`` is not ``config``.
         """
         configured = {"shape": self.shape, "settings": self.settings, "base_lrs": self.base_lrs}
         saved = {key: state_dict.get(key) for key in configured}
         on_resume = getattr(self.optimizer, "on_resume", "checkpoint")
-        if on_resume != "config" and any(saved[key] != configured[key] for key in ("shape", "settings")):
+        if any(saved[key] != configured[key] for key in ("shape", "settings")):
+            foreign = saved["shape"] is None
+            theirs = f"a state with {', '.join(state_dict)}" if foreign else f"{saved['shape']} {saved['settings']}"
             text = explain(
                 "the learning-rate schedule of the checkpoint differs from the configured one.",
-                found=f"checkpoint {saved['shape']} {saved['settings']}, configured {self.shape} {self.settings}",
-                fix="on_resume=config takes the configured one, on_resume=checkpoint the checkpoint's",
+                found=f"checkpoint {theirs}, configured {self.shape} {self.settings}",
+                fix="on_resume=config takes the configured one, "
+                + ("or write lr_scheduler as it was" if foreign else "on_resume=checkpoint the checkpoint's"),
             )
-            if on_resume == "error":
+            if on_resume == "error" or (foreign and on_resume != "config"):
                 raise CheckpointMismatchError(text)
-            warnings.warn(f"{text}\n  now: the checkpoint's is used", UserWarning, stacklevel=2)
+            winner = "configured one" if on_resume == "config" else "checkpoint's"
+            warnings.warn(f"{text}\n  now: the {winner} is used", UserWarning, stacklevel=2)
+            if foreign:
+                state_dict = {key: state_dict[key] for key in ("last_epoch", "_step_count") if key in state_dict}
         super().load_state_dict(state_dict)
         if on_resume == "config":
             self.__dict__.update(configured)
@@ -205,13 +212,14 @@ class ScheduleRequest:
         """
         lightning = dict(self.lightning)
         scheduler: Any
+        keywords: dict[str, Any] = {}  # an LRSchedule keeps its own in its state
         if isinstance(self.make, str):
             lightning.setdefault("interval", "step")
             per_epoch, frequency = lightning["interval"] == "epoch", lightning.get("frequency", 1)
             settings = _resolve_shape(self.make, self.keywords, budget, per_epoch=per_epoch, frequency=frequency)
             scheduler = LRSchedule(optimizer, self.make, settings)
         else:
-            keywords = dict(self.keywords)
+            keywords.update(self.keywords)
             name = getattr(self.make, "__name__", "lr_scheduler")
             if self.make in (OneCycleLR, CyclicLR):
                 keywords["max_lr"] = [group["base_lr"] for group in optimizer.param_groups]
@@ -245,7 +253,21 @@ class ScheduleRequest:
                 explain("ReduceLROnPlateau needs the metric to watch.", fix="write lr_scheduler.monitor=val/loss")
             )
         lightning.setdefault("interval", "epoch" if plateau else "step")
+        for group in optimizer.param_groups:
+            group["lr_scheduler"] = _described(scheduler, keywords)
         return {"scheduler": scheduler, **lightning}
+
+
+def _described(scheduler: Any, keywords: Mapping[str, Any]) -> str:
+    """Return a schedule's class and plain settings as text, for a checkpoint to be compared with.
+
+    >>> _described(torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)], lr=1.0), 3), {"step_size": 3})
+    'StepLR(step_size=3)'
+    """
+    plain = {
+        key: value for key, value in sorted(keywords.items()) if isinstance(value, (bool, int, float, str, list, tuple))
+    }
+    return f"{type(scheduler).__name__}({', '.join(f'{key}={value!r}' for key, value in plain.items())})"
 
 
 def _check_lightning(keys: Mapping[str, Any]) -> None:

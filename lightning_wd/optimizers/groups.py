@@ -20,7 +20,7 @@ __all__ = ["ON_RESUME", "DecayGroups", "all_l2", "group_label"]
 ON_RESUME = ("checkpoint", "config", "error")
 _NEED_AMOUNT = ("independent", "constant")  # styles for which the default of torch's own style makes no sense
 # Keys that are no setting of an optimizer: ours and torch's names, and what schedulers keep in a group.
-_LABELS = ("params", "name", "param_names", "base_lr", "base_weight_decay")
+_LABELS = ("params", "name", "param_names", "base_lr", "base_weight_decay", "lr_scheduler")
 _SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "lr_scale")
 
 
@@ -50,6 +50,7 @@ class DecayGroups(Optimizer):
     cautious            decay only where ``u * w >= 0``
     kahan               sum the updates with compensation
     base_weight_decay   ``lam`` as configured: what a load compares, so that a schedule raises no false alarm
+    lr_scheduler        which schedule :func:`lightning_wd.configure_optimizers` made; likewise compared
     =================== ===================================================================================
     """
 

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from lightning_wd.errors import CheckpointMismatchError, explain
 
-__all__ = ["fit_checkpoint"]
+__all__ = ["NO_SCHEDULE", "fit_checkpoint"]
+
+NO_SCHEDULE = "none"  # a group's `lr_scheduler` where the rate is constant
 
 # Settings that choose an implementation, or that older torch versions did not save: no mark of an optimizer's identity.
 _VERSIONED = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
@@ -45,7 +47,8 @@ def fit_checkpoint(
         plain_style: what a state that names no style was trained with, or None where that is not known.
 
     Raises:
-        CheckpointMismatchError: another optimizer, style, group or parameter; or a difference under "error".
+        CheckpointMismatchError: another optimizer, style, group or parameter; another class of learning-rate schedule,
+            unless ``on_resume`` is "config"; or a difference under "error".
     """
     own = optimizer.param_groups
     owner = type(optimizer).__name__
@@ -59,7 +62,8 @@ def fit_checkpoint(
     ]
     _check_states(owner, own, saved, state_dict["state"], state_keys)
 
-    groups, differences = [], []
+    groups, differences = [], _schedule_differences(owner, own, saved, on_resume)
+    rescheduled = bool(differences) and on_resume == "config"
     for index, (mine, theirs) in enumerate(_pairs(own, saved)):
         filled = {**{key: value for key, value in mine.items() if key != "params"}, **theirs}
         filled["base_lr"] = _peak(theirs)
@@ -70,6 +74,8 @@ def fit_checkpoint(
         found = _differences(mine, filled, _label(mine, index))
         if found and on_resume == "config":
             _keep_configured(mine, filled)
+        if rescheduled and "lr_scheduler" in mine:  # the point of a schedule that is gone says nothing
+            filled["lr"], filled["lr_scheduler"] = mine["lr"], mine["lr_scheduler"]
         if plain_l2[index]:
             found.append(
                 f"{_label(mine, index)}: weight_decay is an L2 penalty of {theirs['weight_decay']!r} in the checkpoint "
@@ -309,6 +315,34 @@ def _is_state(name: str, value: Any) -> bool:
     if name == "step":  # a number before torch 1.12
         return _is_like(name, value, 0.0) and value >= 0
     return isinstance(value, Tensor) or (name == "momentum_buffer" and value is None)
+
+
+def _schedule_differences(
+    owner: str, own: list[dict[str, Any]], saved: list[dict[str, Any]], on_resume: str
+) -> list[str]:
+    """Return a line where the learning-rate schedules differ, which Lightning restores by position or not at all.
+
+    Groups name theirs in ``lr_scheduler`` where :func:`lightning_wd.configure_optimizers` made it; older checkpoints
+    and groups that joined later do not. The settings of an LRSchedule are its own to compare.
+    """
+    named = (
+        (mine["lr_scheduler"], theirs["lr_scheduler"])
+        for mine, theirs in _pairs(own, saved)
+        if "lr_scheduler" in mine and "lr_scheduler" in theirs
+    )
+    configured, had = next(named, ("", ""))
+    if configured == had:
+        return []
+    if on_resume != "config" and configured.partition("(")[0] != had.partition("(")[0]:
+        _refuse(
+            owner,
+            "the run had another learning-rate schedule.",
+            found=had,
+            valid=configured,
+            fix="write lr_scheduler as it was; on_resume=config takes the configured one, from its start where the "
+            "checkpoint had none",
+        )
+    return [f"lr_scheduler is {had} in the checkpoint, {configured} in the configuration"]
 
 
 def _differences(mine: dict[str, Any], saved: dict[str, Any], label: str) -> list[str]:
