@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +246,54 @@ def test_another_schedule_gives_way_to_the_checkpoints_with_a_warning(at_seven: 
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint's learning rate or decay differs")
+@pytest.mark.parametrize("end", [0.0, 0.5])
+def test_the_checkpoints_base_wins_over_a_changed_decay(end: float, at_seven: Path, tmp_path: Path) -> None:
+    """A base taken from the configuration would make the next value 5 times too large."""
+    module = Net({**ADAMW, "weight_decay": 0.2})
+    schedule = wd.DecaySchedule("linear", end=end)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the DecaySchedule of the checkpoint differs")
+        seen = used_by(module, tmp_path, schedule, ckpt_path=at_seven)
+    assert [decay for decay, _ in seen] == pytest.approx([0.04 * (1 - t / 15) for t in range(7, 15)])
+    assert schedule.end == end
+    again = used_by(Net(ADAMW), tmp_path, schedule)  # as it is configured
+    assert again[-1][0] == pytest.approx(0.04 * (1 - (1 - end) * 14 / 15))
+
+
+def test_a_finished_run_fitted_again_keeps_the_state_of_its_schedule(tmp_path: Path) -> None:
+    """Such a fit never starts to train."""
+    schedule = wd.DecaySchedule("linear", end=0.0, total_steps=30)
+    paths = [tmp_path / f"{i}.ckpt" for i in range(2)]
+    fit(Net(ADAMW), tmp_path, schedule).save_checkpoint(paths[0])
+    fit(Net(ADAMW), tmp_path, schedule, ckpt_path=paths[0]).save_checkpoint(paths[1])
+    states = [torch.load(path, weights_only=True)["callbacks"]["DecaySchedule"] for path in paths]
+    assert states[0] == states[1]
+    seen = used_by(Net(ADAMW), tmp_path, schedule, ckpt_path=paths[1], max_epochs=4)
+    assert [decay for decay, _ in seen] == pytest.approx([0.04 * (1 - t / 30) for t in range(15, 20)])
+
+
+def test_another_function_is_not_taken_for_the_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(CrashError):
+        fit(Net(ADAMW), tmp_path, wd.DecaySchedule(lambda p: 1 - p), CrashAfter(7, tmp_path / "crash.ckpt"))
+    whole = [0.04 * (1 - t / 15) for t in range(15)]
+    same = used_by(Net(ADAMW), tmp_path, wd.DecaySchedule(lambda p: 1.0 - p), ckpt_path=tmp_path / "crash.ckpt")
+    assert [decay for decay, _ in same] == pytest.approx(whole[7:])
+    with pytest.raises(wd.CheckpointMismatchError, match=r"(?s)values is \[1\.0, 0\.88.*so it cannot win"):
+        fit(Net(ADAMW), tmp_path, wd.DecaySchedule(lambda p: 1 - p * p), ckpt_path=tmp_path / "crash.ckpt")
+    old = torch.load(tmp_path / "crash.ckpt", weights_only=True)
+    del old["callbacks"]["DecaySchedule"]["schedule"]["values"]
+    torch.save(old, tmp_path / "old.ckpt")
+    other = used_by(Net(ADAMW), tmp_path, wd.DecaySchedule(lambda p: 1 - p * p), ckpt_path=tmp_path / "old.ckpt")
+    assert other[0][0] == pytest.approx(0.04 * (1 - (7 / 15) ** 2))
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint's learning rate or decay differs")
 def test_on_resume_config_takes_the_configured_schedule_and_base(at_seven: Path, tmp_path: Path) -> None:
     config = {**ADAMW, "weight_decay": 0.2, "on_resume": "config"}
-    seen = used_by(Net(config), tmp_path, wd.DecaySchedule("linear", end=0.5), ckpt_path=at_seven)
+    with pytest.warns(
+        UserWarning, match=r"(?s)end is 0.0 in the checkpoint, 0.5 configured.*the configured one is used"
+    ):
+        seen = used_by(Net(config), tmp_path, wd.DecaySchedule("linear", end=0.5), ckpt_path=at_seven)
     assert [decay for decay, _ in seen] == pytest.approx([0.2 * (1 - 0.5 * t / 15) for t in range(7, 15)])
 
 

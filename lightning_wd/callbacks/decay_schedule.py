@@ -180,6 +180,7 @@ class DecaySchedule(L.Callback):
 
     def _begin(self) -> None:
         """Forget an earlier fit."""
+        self._in_force: DecaySchedule = self  # where the checkpoint's schedule wins: that one
         self._loaded: dict[str, Any] | None = None
         self._bases: list[list[float | None]] = []
         self._steps: list[int] = []
@@ -187,8 +188,10 @@ class DecaySchedule(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule, its bases and its position, as plain data."""
+        if self._loaded is not None:  # training has not started
+            return self._loaded
         return {
-            "schedule": self._schedule(),
+            "schedule": self._in_force._schedule(),
             "bases": [list(b) for b in self._bases],
             "steps": list(self._steps),
             "total_steps": self._total,
@@ -199,12 +202,15 @@ class DecaySchedule(L.Callback):
         self._loaded = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bases:  # a callback before this one has asked for it
+            return
         restarts = self.shape == "restarts"  # its cycles are those of the learning-rate schedule
         self._total = 1 if restarts else self.total_steps or _total_steps(trainer)
         self._steps = [trainer.global_step if pl_module.automatic_optimization else 0 for _ in trainer.optimizers]
         self._bases = [[] for _ in trainer.optimizers]
-        if self._loaded is not None:
-            self._resume(trainer, self._loaded)
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None and loaded["steps"]:  # else it was saved before training started
+            self._resume(trainer, loaded)
         if not any("weight_decay" in group for opt in trainer.optimizers for group in opt.param_groups):
             raise ConfigError(
                 explain(
@@ -231,14 +237,37 @@ class DecaySchedule(L.Callback):
 
     # -----------------------------------------------------------------------------------------------------------------
 
+    def largest(self, trainer: L.Trainer, index: int) -> tuple[str, list[float], float]:
+        """Return the shape in force, the base of each group of an optimizer, and the largest multiplier of it.
+
+        Bases are in the unit of ``weight_decay``: for ``restarts`` the amounts that were resolved for the whole run,
+        of which the first cycle, the shortest, has the largest multiple. For ``follow_lr`` it is that of the peak.
+
+        Args:
+            trainer: its training has started.
+            index: which of its optimizers.
+        """
+        self.on_train_start(trainer, trainer.lightning_module)
+        schedule, optimizer = self._in_force, trainer.optimizers[index]
+        unit, largest = 1.0, schedule.start
+        if schedule.shape == "restarts":
+            unit = math.sqrt(_resolved_steps(optimizer))
+            largest = unit / math.sqrt(_cycle_steps(trainer, optimizer, first=True))
+        elif schedule.shape != "follow_lr":
+            points = min(self._total, 1000)
+            largest = max(schedule.multiplier(i / points) for i in range(points))
+        return schedule._name, [0.0 if base is None else base / unit for base in self._bases[index]], largest
+
     def _schedule(self) -> dict[str, Any]:
-        """Return what says which schedule this is."""
+        """Return what says which schedule this is; of a function, some values."""
+        values = [float(f"{self.shape(i / 9):.9g}") for i in range(9)] if callable(self.shape) else []
         return {
             "shape": self._name,
             "start": self.start,
             "end": self.end,
             "milestones": list(self.milestones),
             "decay": self.decay,
+            "values": values,
         }
 
     def _resume(self, trainer: L.Trainer, state: dict[str, Any]) -> None:
@@ -249,8 +278,9 @@ class DecaySchedule(L.Callback):
         if "config" in on_resume:
             # The optimizers have put the configured coefficients back; they are the bases now.
             self._bases = [b if o != "config" else [] for o, b in zip(on_resume, self._bases, strict=True)]
-        saved = {**state["schedule"], "total_steps": state["total_steps"]}
         configured = {**self._schedule(), "total_steps": self._total}
+        # Older versions did not save the values of a function.
+        saved = {"values": configured["values"], **state["schedule"], "total_steps": state["total_steps"]}
         if saved == configured:
             return
         keys = [key for key in configured if saved[key] != configured[key]]
@@ -262,31 +292,34 @@ class DecaySchedule(L.Callback):
         if "error" in on_resume:
             raise CheckpointMismatchError(text)
         if "config" in on_resume:
+            warnings.warn(f"{text}\n  now: the configured one is used", UserWarning, stacklevel=2)
             return
-        if "shape" in keys and "function" in (saved["shape"], configured["shape"]):
+        if {"shape", "values"} & {*keys} and "function" in (saved["shape"], configured["shape"]):
             raise CheckpointMismatchError(f"{text}\n  (a function is not in the checkpoint, so it cannot win)")
         warnings.warn(f"{text}\n  now: the checkpoint's is used", UserWarning, stacklevel=2)
-        self.shape, self.start, self.end = saved["shape"], saved["start"], saved["end"]
-        self.milestones, self.decay, self._total = list(saved["milestones"]), saved["decay"], saved["total_steps"]
+        self._total = saved["total_steps"]
+        if keys != ["total_steps"]:
+            settings = {key: saved[key] for key in ("shape", "start", "end", "milestones", "decay")}
+            self._in_force = DecaySchedule(**settings)
 
     def _write(self, trainer: L.Trainer, index: int) -> None:
         """Write the current values into the groups of one optimizer."""
-        optimizer = trainer.optimizers[index]
+        optimizer, schedule = trainer.optimizers[index], self._in_force
         bases = self._bases[index]
         for group in optimizer.param_groups[len(bases) :]:  # the first time, and groups that were added since
             base = group.get("base_weight_decay", group.get("weight_decay"))
-            to_lam_norm = math.sqrt(_resolved_steps(optimizer)) if self.shape == "restarts" else 1.0
+            to_lam_norm = math.sqrt(_resolved_steps(optimizer)) if schedule.shape == "restarts" else 1.0
             bases.append(None if base is None else as_float(base) * to_lam_norm)
         progress = min(1.0, self._steps[index] / self._total)
-        if self.shape == "restarts":
+        if schedule.shape == "restarts":
             common = 1.0 / math.sqrt(_cycle_steps(trainer, optimizer))
         else:
-            common = self.start if self.shape == "follow_lr" else self.multiplier(progress)
+            common = schedule.start if schedule.shape == "follow_lr" else schedule.multiplier(progress)
         for group, base in zip(optimizer.param_groups, bases, strict=True):
             if base is None:
                 continue
             value = base * common
-            if self.shape == "follow_lr":
+            if schedule.shape == "follow_lr":
                 peak = peak_lr(group)
                 value *= as_float(group["lr"]) / peak if peak else 0.0
             if isinstance(group["weight_decay"], Tensor):
@@ -331,8 +364,8 @@ def _resolved_steps(optimizer: Optimizer) -> int:
     return round((config.decay.coefficient(config["lr"], 1) / resolved) ** 2) if resolved else 1
 
 
-def _cycle_steps(trainer: L.Trainer, optimizer: Optimizer) -> float:
-    """Return the optimizer steps of the current cycle of warm restarts.
+def _cycle_steps(trainer: L.Trainer, optimizer: Optimizer, *, first: bool = False) -> float:
+    """Return the optimizer steps of the current cycle of warm restarts, or of the first.
 
     Raises:
         ConfigError: the optimizer has no such schedule.
@@ -340,8 +373,9 @@ def _cycle_steps(trainer: L.Trainer, optimizer: Optimizer) -> float:
     for entry in trainer.lr_scheduler_configs:
         schedule = entry.scheduler
         if isinstance(schedule, LRSchedule) and schedule.optimizer is optimizer and schedule.shape == "cosine_restarts":
-            first, mult = int(schedule.settings["first_cycle_steps"]), schedule.settings["cycle_mult"]
-            _, _, length = restart_cycle(schedule.last_epoch, first_cycle_steps=first, cycle_mult=mult)
+            steps, mult = int(schedule.settings["first_cycle_steps"]), schedule.settings["cycle_mult"]
+            at = 0 if first else schedule.last_epoch
+            _, _, length = restart_cycle(at, first_cycle_steps=steps, cycle_mult=mult)
             per_epoch = run_steps(trainer)[1] if entry.interval == "epoch" else 1
             return length * entry.frequency * (per_epoch or 1)
     raise ConfigError(
