@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
-from small_run import Net, fit, make_trainer
+from small_run import CrashAfter, CrashError, Net, fit, make_trainer
 from torch import nn
 
 import lightning_wd as wd
@@ -147,3 +147,71 @@ def test_two_optimizers_have_a_plan_each(tmp_path: Path) -> None:
     plans = plan_of(tmp_path)["optimizers"]
     assert [[row["name"] for row in plan["parameters"]] for plan in plans] == [["weight", "bias"]] * 2
     assert plans[0]["total_steps"] is None  # manual optimization: the trainer cannot know
+
+
+RESTARTS = {"name": "cosine_restarts", "first_cycle_epochs": 1}
+NORMALIZED = {"name": "adamw", "lr": 0.01, "decay": {"style": "independent", "normalized": 0.5}}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("schedule", "optimizer", "lr", "base", "largest"),
+    [
+        (lambda: wd.DecaySchedule("cosine", end=10), {"weight_decay": 0.4}, None, 0.4, 9.9016),  # step 14 of 15
+        (lambda: wd.DecaySchedule("constant", start=3), {"weight_decay": 0.4}, None, 0.4, 3),
+        (lambda: wd.DecaySchedule("follow_lr"), {"weight_decay": 0.4}, "warmup_cosine", 0.4, 1),
+        (lambda: wd.DecaySchedule(lambda p: 2 - p), {"weight_decay": 0.4}, None, 0.4, 2),
+        (lambda: wd.DecaySchedule("restarts"), NORMALIZED, RESTARTS, 0.5 / math.sqrt(15), math.sqrt(15 / 5)),
+    ],
+    ids=["cosine", "constant", "follow_lr", "function", "restarts"],
+)
+def test_a_schedule_is_named_with_the_base_and_its_largest_multiple(
+    schedule: Any,
+    optimizer: Any,
+    lr: Any,
+    base: float,
+    largest: float,
+    first: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    callbacks = [wd.DecayPlanSummary(), schedule()][:: 1 if first else -1]
+    fit(Net({"name": "adamw", "lr": 0.01, **optimizer}, lr), tmp_path, *callbacks, max_epochs=3, limit_val_batches=0)
+    plan = plan_of(tmp_path)
+    assert plan["groups"][0]["weight_decay"] == pytest.approx(base)
+    assert plan["decay_schedule"]["largest_multiplier"] == pytest.approx(largest, rel=1e-4)
+    shape = plan["decay_schedule"]["shape"]
+    assert f"DecaySchedule '{shape}' multiplies each weight_decay by a factor of its own, at most {largest:.4g}" in (
+        capsys.readouterr().out
+    )
+
+
+def test_warnings_are_of_the_largest_amount_of_a_schedule(tmp_path: Path) -> None:
+    """A base of d_t = 0.2, raised tenfold, removes more than a whole weight at the end."""
+    fit(
+        Net({"name": "sgdw", "lr": 0.1, "weight_decay": 2.0}),
+        tmp_path,
+        wd.DecaySchedule("linear", end=10),
+        wd.DecayPlanSummary(),
+    )
+    assert plan_of(tmp_path)["warnings"] == [
+        "group 'decay' at its largest weight_decay 18.8: a step at the peak learning rate removes 1.88 of each weight "
+        "(d_t >= 1): lower weight_decay"
+    ]
+
+
+def test_a_resumed_optimizer_of_torch_shows_its_base(tmp_path: Path) -> None:
+    """Its groups hold the scheduled value, and no other."""
+
+    class Own(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.04)
+
+    for order in (1, -1):
+        crash = tmp_path / f"{order}.ckpt"
+        with pytest.raises(CrashError):
+            fit(Own(), tmp_path, wd.DecaySchedule("linear", end=0.0), CrashAfter(7, crash))
+        fit(Own(), tmp_path, *[wd.DecayPlanSummary(), wd.DecaySchedule("linear", end=0.0)][::order], ckpt_path=crash)
+        plan = plan_of(tmp_path)
+        assert plan["groups"][0]["weight_decay"] == 0.04
+        assert plan["parameters"][0]["reason"] == "weight_decay 0.04 of its group"
