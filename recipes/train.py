@@ -22,11 +22,14 @@ import hydra
 import lightning as L
 from data.download import DataError
 from hydra.errors import CompactHydraException, InstantiationException
+from hydra.types import RunMode
 from interrupt import LastCheckpoint, damage
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from step_seed import StepSeed
+from wandb_run import open_run, resumed_id
 
 from lightning_wd import LRSchedulerConfig, OptimizerConfig
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, explain
@@ -103,6 +106,13 @@ def instantiate(node: DictConfig | None, **keywords: Any) -> Any:
         raise
 
 
+def make_logger(node: DictConfig, wandb_id: str | None) -> Any:
+    """Instantiate a logger; W&B's goes on in the run that a checkpoint is of, unless the config names another."""
+    if wandb_id is not None and node.get("_target_", "").endswith(".WandbLogger") and node.get("id") is None:
+        return instantiate(node, id=wandb_id)
+    return instantiate(node)
+
+
 def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
     """Return the checkpoint to resume from: a path; for ``last`` this folder's or else the newest of ./outputs; for
     ``previous`` the one before that. A damaged one is an error: torch would load some of them as if they were whole.
@@ -173,7 +183,8 @@ def main(cfg: DictConfig) -> float | None:
     optimizer, lr_scheduler = OptimizerConfig.of(cfg.optimizer), LRSchedulerConfig.of(cfg.lr_scheduler)
     data = instantiate(cfg.data)
     model = instantiate(cfg.model, _partial_=True)(optimizer=optimizer, lr_scheduler=lr_scheduler)
-    loggers = [instantiate(node) for node in (cfg.logger or {}).values()]
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    loggers = [make_logger(node, resumed_id(ckpt_path, folder, sweep=sweep)) for node in (cfg.logger or {}).values()]
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values()]
     if not loggers:  # it raises without one
         callbacks = [callback for callback in callbacks if not isinstance(callback, NEED_A_LOGGER)]
@@ -186,6 +197,8 @@ def main(cfg: DictConfig) -> float | None:
     save_config(cfg, folder)
     print_global_batch(cfg.data.get("batch_size"), trainer)
     for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            open_run(logger, folder)
         logger.log_hyperparams(redact(cfg))
 
     cfg.ckpt_path = ckpt_path  # each rank has looked for itself; the comparison of the ranks' configs sees it

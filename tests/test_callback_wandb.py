@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import struct
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from lightning_wd.run import RunCSVLogger
 wandb = pytest.importorskip("wandb")
 from lightning.pytorch.loggers import WandbLogger  # noqa: E402
 from wandb.proto import wandb_internal_pb2 as pb  # noqa: E402
+from wandb_run import ID_FILE, resumed_id  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb", "ignore::DeprecationWarning:pydantic")
 
@@ -46,6 +48,13 @@ def item(entry: Any) -> tuple[str, Any]:
     return entry.key or ".".join(entry.nested_key), json.loads(entry.value_json)
 
 
+def table(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a table."""
+    (path,) = folder.glob(f"wandb/offline-run-*/files/media/table/{name}*.json")
+    logged = json.loads(path.read_text())
+    return [dict(zip(logged["columns"], row, strict=True)) for row in logged["data"]]
+
+
 def close() -> None:
     """Finish the run and wait until its file is whole.
 
@@ -67,9 +76,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
     loggers = [WandbLogger(save_dir=run, offline=True), RunCSVLogger(run)]
-    config = {"name": "adamw", "lr": 0.1, "weight_decay": 0.5}
-    trainer = fit(Net(config), run, wd.DecayPlanSummary(), wd.DecayMonitor(5), logger=loggers, log_every_n_steps=5)
-    last = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("wd/")}
+    config = {"name": "adamw", "lr": 0.1, "weight_decay": 5.0}  # a timescale of 0.4 epochs, which is warned of
+    fit(Net(config), run, wd.DecayPlanSummary(), wd.DecayMonitor(5), logger=loggers, log_every_n_steps=5)
     close()
     history: dict[str, list[tuple[int, Any]]] = {}
     metrics = []
@@ -81,18 +89,33 @@ def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
         if record.HasField("metric"):
             metrics.append(record.metric)
     assert [step for step, _ in history["wd/decay/d_t"]] == [0, 5, 10]
-    assert [value for _, value in history["wd/decay/d_t"]] == pytest.approx([0.05] * 3)
-    for key, value in last.items():
-        assert history[key][-1][1] == pytest.approx(value, rel=1e-6), key
+    assert [value for _, value in history["wd/decay/d_t"]] == pytest.approx([0.5] * 3)
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for key in [key for key in rows[0] if key not in ("step", "epoch")]:
+        logged = [(int(row["step"]), float(row[key])) for row in rows if row[key]]
+        assert history[key] == [(step, pytest.approx(value, rel=1e-9)) for step, value in logged], key
+    own = {key for key in history if not key.startswith(("_", "decay_", "wd_monitor", "trainer/"))}
+    assert own == rows[0].keys() - {"step"}
     assert history["decay_plan.nrows"] == [(0, 8)]
     assert history["wd_monitor._type"][-1][1] == "images/separated"
-    (table,) = run.glob("wandb/offline-run-*/files/media/table/decay_plan*.json")
-    plan = json.loads((run / "decay_plan.json").read_text())["parameters"]
-    logged = json.loads(table.read_text())
-    assert logged["columns"] == ["name", "shape", "numel", "group", "decay", "lr", "style", "reason"]
-    assert [(row[0], row[3], row[7]) for row in logged["data"]] == [
-        (row["name"], row["group"], row["reason"]) for row in plan
-    ]
+    plan = json.loads((run / "decay_plan.json").read_text())
+    columns = ["name", "shape", "numel", "group", "decay", "lr", "style", "reason"]
+    parameters = [{**row, "shape": str(tuple(row["shape"]))} for row in plan["parameters"]]
+    assert table(run, "decay_plan") == [{key: row[key] for key in columns} for row in parameters]
+    assert len(plan["warnings"]) == 1
+    first, second = table(run, "decay_groups")
+    decay, no_decay = plan["groups"]
+    assert first == {
+        "optimizer": "AdamW",
+        **{key: value for key, value in decay.items() if key != "units"},
+        **decay["units"],
+        "warnings": plan["warnings"][0],
+    }
+    assert second == {"optimizer": "AdamW", **no_decay, **dict.fromkeys(decay["units"]), "warnings": ""}
+    assert {group["name"]: {key: group[key] for key in ("tensors", "numel")} for group in plan["groups"]} == (
+        plan["totals"]
+    )
     (axis,) = [metric for metric in metrics if metric.glob_name == "wd/*"]
     assert axis.step_metric == "trainer/global_step"
     assert (axis.summary.min, axis.summary.last) == (True, True)
@@ -135,22 +158,42 @@ def test_the_recipe_logs_its_config_redacted(tmp_path: Path, monkeypatch: pytest
     )
     folder = run_folder(done)
     config: dict[str, Any] = {}
-    names = set()
+    names, ids, metrics = set(), set(), {}
     for record in records(folder):
+        if record.HasField("metric"):
+            metrics[record.metric.name] = record.metric
         if record.HasField("config"):
             config.update(item(entry) for entry in record.config.update)
         if record.HasField("run"):
             config.update(item(entry) for entry in record.run.config.update)
+            ids.add(record.run.run_id)
         if record.HasField("history"):
             names |= {item(entry)[0] for entry in record.history.item}
-    assert (
-        config["optimizer"]["weight_decay"]
-        == yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["weight_decay"]
-    )
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert {key: value for key, value in config.items() if key != "_wandb"} == saved
     assert config["note"] == "${oc.env:MY_API_KEY}"
     assert {"wd/decay/d_t", "wd/no_decay/weight_norm", "decay_plan.nrows", "train/loss"} <= names
     written = [path for path in folder.rglob("*") if path.is_file() and b"canary-7f3a9c" in path.read_bytes()]
     assert written == []
+    for name, best in {"val/loss": "min", "val/acc": "max"}.items():
+        assert metrics[name].step_metric == "trainer/global_step"
+        assert (metrics[name].summary.last, getattr(metrics[name].summary, best)) == (True, True)
+    resumed = run_folder(train("logger=wandb_offline", "trainer.max_epochs=2", "ckpt_path=last", cwd=tmp_path))
+    assert resumed != folder
+    assert {record.run.run_id for record in records(resumed) if record.HasField("run")} == ids
+
+
+def test_the_jobs_of_a_sweep_are_runs_of_their_own(tmp_path: Path) -> None:
+    """They may all start from one checkpoint; one that goes on from its own is the run it was."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ID_FILE).write_text(f"{name}-id\n")
+    path = str(tmp_path / "first/checkpoints/last.ckpt")
+    assert resumed_id(path, tmp_path / "second", sweep=False) == "first-id"
+    assert resumed_id(path, tmp_path / "second", sweep=True) is None
+    assert resumed_id(path, tmp_path / "first", sweep=True) == "first-id"
+    assert resumed_id(str(tmp_path / "third/checkpoints/last.ckpt"), tmp_path / "third", sweep=False) is None
+    assert resumed_id(None, tmp_path / "first", sweep=False) is None
 
 
 def test_the_sweeps_command_is_one_that_the_recipe_understands() -> None:
