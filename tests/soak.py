@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -25,8 +26,10 @@ OPTIMIZERS, SEEDS = ("adamw", "sgdw", "adam_l2"), (1, 2, 3)
 COMMAND = [
     *(sys.executable, str(TRAIN), "hparams_search=resumable", f"optimizer={','.join(OPTIMIZERS)}"),
     *(f"seed={','.join(map(str, SEEDS))}", "hydra.sweep.subdir=${optimizer.name}_${seed}", "trainer=ddp_cpu"),
-    *("callbacks=none", "data.batch_size=256", "trainer.max_epochs=3", "trainer.enable_progress_bar=false"),
+    *("callbacks=none", "data.batch_size=256", "trainer.max_epochs=30", "trainer.enable_progress_bar=false"),
 ]
+START_UP, TRAINING = 8.0, 6.0  # seconds that these take, or less: a kill comes at a random time of them
+LONGEST = 1200.0  # seconds for any wait: nothing may hang
 CELLS = sorted(f"{optimizer}_{seed}" for optimizer in OPTIMIZERS for seed in SEEDS)
 
 
@@ -44,8 +47,11 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def check(folder: Path, before: dict[str, float]) -> dict[str, float]:
-    """What was finished once stays as it was; return what is finished now."""
+    """What was finished once stays as it was, and every checkpoint is whole; return what is finished now."""
     now = cells_done(folder)
+    for path in (folder / "multirun/resumable").glob("*/checkpoints/*.ckpt"):
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None, f"{path} is damaged"
     assert {name: now.get(name) for name in before} == before, "a finished cell was run again"
     return now
 
@@ -55,13 +61,15 @@ def soak(kills: int, seed: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     draw, done = random.Random(seed), cells_done(folder)
     for kill in range(kills):
-        moments = ["start-up", "start-up", "in a cell", "in a cell"]
-        moment = draw.choice(moments + ["after a cell"] * (len(done) < len(CELLS) - 2))
+        left = len(CELLS) - len(done)
+        moments = ["start-up"] + ["training"] * (2 if left else 0) + ["after a cell"] * (left > 1)
+        moment = draw.choice(moments)
         process, begun = start(folder), time.time()
         while not _has_come(moment, folder, done, begun):
             assert process.poll() is None, (folder / "printed.txt").read_text()[-5000:]
+            assert time.time() - begun < LONGEST, (folder / "printed.txt").read_text()[-5000:]
             time.sleep(0.02)
-        time.sleep(draw.uniform(0.0, 8.0 if moment == "start-up" else 2.0))
+        time.sleep(draw.uniform(0.0, TRAINING if moment == "training" else START_UP))
         alone = draw.random() < 0.5
         if process.poll() is None:
             (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
@@ -70,7 +78,7 @@ def soak(kills: int, seed: int, folder: Path) -> None:
         done = check(folder, done)
         what = f"kill {kill + 1}, {moment}, of {'rank 0' if alone else 'all ranks'}"
         print(f"{what}: {len(done)} of {len(CELLS)} cells done", flush=True)
-    assert start(folder).wait() == 0, (folder / "printed.txt").read_text()[-5000:]
+    assert start(folder).wait(LONGEST) == 0, (folder / "printed.txt").read_text()[-5000:]
     done = check(folder, done)
     assert sorted(done) == CELLS, sorted(done)
     for name in CELLS:
@@ -86,10 +94,8 @@ def soak(kills: int, seed: int, folder: Path) -> None:
 def _has_come(moment: str, folder: Path, done: dict[str, float], begun: float) -> bool:
     if moment == "after a cell":
         return len(cells_done(folder)) > len(done)
-    configs = (folder / "multirun/resumable").glob("*/config.yaml")
-    return moment == "start-up" or any(
-        path.stat().st_mtime > begun and path.parent.name not in done for path in configs
-    )
+    saved = (folder / "multirun/resumable").glob("*/checkpoints/last.ckpt")
+    return moment == "start-up" or any(path.stat().st_mtime > begun for path in saved)
 
 
 def _end_the_others(group: int, seconds: float) -> None:
