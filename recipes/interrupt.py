@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_wd.run import RunCSVLogger
 
+REQUEUE = getattr(signal, "SIGUSR2", None)  # what submitit has SLURM send before the time is over; Windows has none
+
 
 def damage(path: Path) -> str | None:
     """Say what is wrong with the bytes of a checkpoint, which torch loads without a look at their checksums, or None.
@@ -41,7 +43,8 @@ class LastCheckpoint(Checkpoint):
     The last.ckpt before it stays as ``previous.ckpt``, to go on from should the disk damage the newer one.
 
     A signal acts at the next optimizer step: the checkpoint is written there, on every rank at the same step, and the
-    run ends. A second signal of the same kind ends the process at once.
+    run ends. A second signal of the same kind ends the process at once. SIGUSR2 acts too where it has a handler, which
+    is then called: submitit's requeues the job.
 
     Args:
         folder: the folder of the checkpoint.
@@ -51,8 +54,9 @@ class LastCheckpoint(Checkpoint):
         super().__init__()
         self.path = Path(folder) / "last.ckpt"
         self.previous = self.path.with_name("previous.ckpt")
-        self.received: int | None = None
+        self.received: set[int] = set()
         self.stopping = False
+        self.requeue = False
         self.trained = False
         self._handlers: dict[int, Any] = {}
         self._saved_at = -1
@@ -67,7 +71,10 @@ class LastCheckpoint(Checkpoint):
                 if isinstance(logger, RunCSVLogger):
                     logger.rewind(trainer.global_step)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if REQUEUE is not None and callable(signal.getsignal(REQUEUE)):
+                numbers.append(REQUEUE)
+            for number in numbers:
                 self._handlers[number] = signal.signal(number, self._receive)
 
     def on_train_batch_end(
@@ -75,7 +82,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
-        self.stopping = self._any_rank_received(trainer)
+        self._decide(trainer)
         if self.stopping or trainer.global_step == trainer.max_steps:  # so that a longer run can go on from mid-epoch
             self._save(trainer)
 
@@ -91,7 +98,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
-        self.stopping = self._any_rank_received(trainer)  # it may have come while validating
+        self._decide(trainer)  # it may have come while validating
         self._stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -115,16 +122,18 @@ class LastCheckpoint(Checkpoint):
         self._handlers = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received == number:
+        if number in self.received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.received = number
+        self.received.add(number)
 
-    def _any_rank_received(self, trainer: L.Trainer) -> bool:
-        received = self.received is not None
-        if trainer.world_size == 1:
-            return received
-        return trainer.strategy.reduce_boolean_decision(received, all=False)
+    def _decide(self, trainer: L.Trainer) -> None:
+        """Let all ranks stop when one of them has received a signal, and all requeue."""
+        self.stopping = self._on_any_rank(trainer, bool(self.received))
+        self.requeue = self.stopping and self._on_any_rank(trainer, REQUEUE in self.received)
+
+    def _on_any_rank(self, trainer: L.Trainer, here: bool) -> bool:
+        return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)
 
     def _stop(self, trainer: L.Trainer) -> None:
         if not self.stopping:
@@ -132,6 +141,8 @@ class LastCheckpoint(Checkpoint):
         rank_zero_only(print)(
             f"\nstopped after optimizer step {trainer.global_step}; to go on: ckpt_path={self.path}", flush=True
         )
+        if self.requeue and REQUEUE in self._handlers:
+            self._handlers[REQUEUE](REQUEUE, None)  # submitit's ends rank 0, and returns on the others
         raise KeyboardInterrupt  # Lightning's own way out: it closes loggers and ends the other ranks
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -172,12 +172,13 @@ def main(cfg: DictConfig) -> float | None:
     """Run one job and return its validation loss, which is what a sweeper optimises."""
     folder = run_dir()
     check_targets(cfg, OWN_TARGETS)
-    if cfg.get("skip_finished"):
+    requeued = "SLURM_RESTART_COUNT" in os.environ and (folder / "checkpoints/last.ckpt").exists()
+    if cfg.get("skip_finished") and not requeued:
         done = skip_finished(folder, redact(cfg))
         if done is not None:
             print(f"finished already: {folder}", flush=True)
             return done.get("val/loss")
-    ckpt_path = find_checkpoint(cfg.ckpt_path, folder)
+    ckpt_path = find_checkpoint("last" if requeued else cfg.ckpt_path, folder)
     L.seed_everything(cfg.seed, workers=True)
 
     optimizer, lr_scheduler = OptimizerConfig.of(cfg.optimizer), LRSchedulerConfig.of(cfg.lr_scheduler)

@@ -111,3 +111,35 @@ def test_submitit_runs_a_sweep_of_distributed_jobs(tmp_path, cluster):
     )
     assert done.returncode == 0, done.stdout
     assert assert_ranks_agree(records(one_tree(tmp_path))) == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_submitit_saves_requeues_and_goes_on(tmp_path, cluster):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    limits = ["trainer.max_steps=300", "trainer.max_epochs=1000", "trainer.log_every_n_steps=1"]
+    launcher = ["-m", "hydra/launcher=slurm_ddp", "hydra.launcher.mem_gb=null", "hydra.launcher.cpus_per_task=1"]
+    command = [sys.executable, str(RECIPES / "train.py"), *launcher, *SHORT, *limits]
+
+    def printed() -> str:
+        return "".join(path.read_text() for path in [tmp_path / "out.txt", *tmp_path.rglob("*_log.*")])
+
+    with (tmp_path / "out.txt").open("w") as out:
+        sweep = subprocess.Popen(command, cwd=tmp_path, env=cluster, stdout=out, stderr=out)
+        wait_until(lambda: any(tmp_path.glob("multirun/*/*/0/checkpoints/last.ckpt")), "a checkpoint", printed)
+        subprocess.run(["scancel", "--signal=USR2", "--user=root"], env=cluster, check=True)
+        assert sweep.wait(timeout=250) == 0, printed()
+    assert printed().count("resuming from ") == 1
+    assert "`max_steps=300` reached" in printed()
+    steps = steps_logged(one_tree(tmp_path) / "0")
+    assert steps == sorted(set(steps))  # none repeated
+    assert len(set(range(300)) - set(steps)) <= 1
+
+
+def test_a_task_that_fails_ends_the_job_of_sbatch(tmp_path):
+    """The others would wait for it: what srun is started with says so."""
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$@" > arguments\n')
+    (tmp_path / "srun").chmod(0o755)
+    job = {"SLURM_JOB_ID": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
+    run(tmp_path, ["bash", str(RECIPES / "launch/slurm.sbatch")], PATH=f"{tmp_path}:{PATH}", **job)
+    assert (tmp_path / "arguments").read_text().startswith("--kill-on-bad-exit=1 python recipes/train.py ")

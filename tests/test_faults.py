@@ -163,22 +163,31 @@ def test_the_checkpoint_before_the_last_is_kept_and_taken_on_request(
         find_checkpoint("previous", run)
 
 
+@pytest.mark.parametrize("requeued", [False, True])
 def test_which_checkpoint_last_is_stands_in_what_the_ranks_compare(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    requeued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each looks for itself: while another run writes, the newest may be another one a second later."""
+    """Each looks for itself: while another run writes, the newest may be another one a second later.
+
+    A job that SLURM has requeued has the overrides with which it was begun, and goes on from its own.
+    """
     monkeypatch.chdir(tmp_path)
     with initialize_config_dir(str(TRAIN.parent / "conf"), version_base="1.3"):
-        cfg = compose("train", ["logger=none", "callbacks=none", "ckpt_path=last"], return_hydra_config=True)
-    cfg.hydra.runtime.output_dir = str(tmp_path / "outputs/run")
+        cfg = compose("train", ["logger=none", "callbacks=none"], return_hydra_config=True)
+    cfg.ckpt_path = None if requeued else "last"
+    cfg.hydra.runtime.output_dir = "outputs/run"
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
+    if requeued:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        fit(Eventful(), tmp_path / "outputs/run/checkpoints")
     fit(Eventful(), tmp_path / "outputs/other/checkpoints")
-    with pytest.raises(CompactHydraException, match=r"ckpt_path=outputs/other\S+ holds another model"):
+    path = f"outputs/{'run' if requeued else 'other'}/checkpoints/last.ckpt"
+    with pytest.raises(CompactHydraException, match=f"ckpt_path={path} holds another model"):
         main(cfg)
-    assert cfg.ckpt_path == "outputs/other/checkpoints/last.ckpt"
+    assert cfg.ckpt_path == path
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -124,6 +124,22 @@ def test_a_signal_while_validating_for_the_last_time_is_heeded(tmp_path: Path) -
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("then", [signal.SIGUSR2, signal.SIGTERM], ids=["alone", "with SIGTERM"])
+def test_submitits_handler_requeues_the_job_when_the_step_is_saved(then: int, tmp_path: Path) -> None:
+    def signals() -> None:
+        for number in {signal.SIGUSR2: None, then: None}:
+            os.kill(os.getpid(), number)
+
+    requeued: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: requeued.append(steps_saved(tmp_path)))
+    try:
+        with pytest.raises(SystemExit):
+            fit(Eventful(at_batch=5, event=signals), tmp_path)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert requeued == [6]
+
+
 def test_an_exception_leaves_the_last_step_and_shows_itself(tmp_path: Path) -> None:
     def fail() -> None:
         raise RuntimeError("of the model's own")
