@@ -10,6 +10,7 @@ python recipes/train.py ckpt_path=last                             # resume the 
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -77,6 +78,16 @@ def say_plainly(job: Callable[[DictConfig], float | None]) -> Callable[[DictConf
             return job(cfg)
         except FOR_THE_USER as error:
             raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            message = explain(
+                f"{error.filename or run_dir()} cannot be written any more.",
+                found=error.strerror,
+                fix="make room, or give another folder with hydra.run.dir=FOLDER; "
+                "the last whole checkpoint stays, ckpt_path=last goes on from it",
+            )
+            raise CompactHydraException(f"OSError: {message}") from error
         except RuntimeError as error:
             if not str(error).startswith("Error(s) in loading state_dict"):
                 raise

@@ -114,6 +114,17 @@ def test_a_full_disk_ends_the_run_in_words_and_the_last_checkpoint_stays(
     assert "last.ckpt stays at step 4: [Errno 28] No space left on device" in capsys.readouterr().out
 
 
+def test_the_recipe_says_so_too(disk: Path) -> None:
+    """The first checkpoint alone is larger than the disk."""
+    wide = ["model.hidden=[512, 512]", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
+    done = train(f"hydra.run.dir={disk}", "callbacks=none", *wide, cwd=disk.parent, ok=False)
+    assert done.returncode == 1
+    assert "OSError: " in done.stderr
+    assert " cannot be written any more.\n  found: No space left on device\n  fix: make room, or give" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (disk / "checkpoints/last.ckpt").exists()
+
+
 def test_a_folder_that_turns_read_only_does_too(disk: Path) -> None:
     def remount() -> None:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
