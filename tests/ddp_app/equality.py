@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import lightning_wd as wd
-from lightning_wd.distributed import HydraDDPStrategy
+from lightning_wd.distributed import HydraDDPStrategy, HydraFSDP2Strategy
 
 GLOBAL_BATCH, ROWS, EPOCHS = 16, 64, 3
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -57,8 +56,7 @@ class Net(L.LightningModule):
 def train(optimizer: str, way: str) -> dict[str, Any]:
     """Train and return the weights, the plan and what each group decays by."""
     batch, accumulated = WAYS[way]
-    fsdp2 = partial(ModelParallelStrategy, data_parallel_size=2, tensor_parallel_size=1)
-    strategies = {"single": SingleDeviceStrategy, "fsdp2": fsdp2}
+    strategies = {"single": SingleDeviceStrategy, "fsdp2": HydraFSDP2Strategy}
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1 if way == "single" else 2,
