@@ -248,6 +248,17 @@ def test_torchrun_runs_the_recipe(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_ddp_on_every_gpu_of_the_machine(tmp_path):
+    count = torch.cuda.device_count()
+    overrides = ["trainer=ddp", f"trainer.devices={count}", "trainer.max_steps=4", "trainer.enable_progress_bar=false"]
+    output = run(tmp_path, [sys.executable, str(RECIPE), *overrides, "callbacks=none", "hydra.run.dir=run"])
+    assert "distributed_backend=nccl" in output
+    assert output.count("MEMBER:") == count
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_without_hydra_it_is_lightnings_strategy(tmp_path):
     script = tmp_path / "plain.py"  # it writes its line at once: two processes share the pipe
     script.write_text(
