@@ -143,6 +143,7 @@ def test_a_tampered_optimizer_state_is_refused_or_harmless(name: str, data: st.D
             return
         event("loaded")
         steps(module, optimizer)
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
 
 
 def checkpoint() -> bytes:
