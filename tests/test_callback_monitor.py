@@ -22,6 +22,8 @@ from small_run import CrashAfter, CrashError, Net, fit
 from torch import Tensor, nn
 
 import lightning_wd as wd
+from lightning_wd import callbacks
+from lightning_wd.callbacks import RestartSnapshot
 from lightning_wd.callbacks.measures import Snapshot, _lost_decay
 from lightning_wd.run import RunCSVLogger
 
@@ -89,6 +91,22 @@ def by_hand(group: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def predicted(optimizer: dict[str, Any], style: str, lr: float, lam: float, d: float | None) -> dict[str, float]:
+    """The equilibria of science.md, for a full decay of one style."""
+    if not lam or optimizer.get("decay", {}).get("cautious") or lr == 0:
+        return {}
+    if optimizer["name"] == "adamw" and d:
+        a, b1 = 1 - d, optimizer.get("betas", [0.9])[0]
+        square = lr**2 / (1 - a**2) * (1 - b1) / (1 + b1) * (1 + a * b1) / (1 - a * b1)
+        angular = math.sqrt(2 * d * (1 - b1) / (1 + b1))
+        return {"weight_rms_predicted": math.sqrt(square), "angular_update_predicted": angular}
+    mu = optimizer.get("momentum")
+    if mu is None:
+        return {}
+    ratio = math.sqrt(2 * lam * (1 - mu) / lr) if style == "l2" else (1 - mu) * math.sqrt(2 * (d or 0) / lr / lr)
+    return {"grad_weight_ratio_predicted": ratio}
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -130,8 +148,10 @@ def test_logged_values_equal_float64_by_hand(optimizer: dict[str, Any], tmp_path
                 expected["shrink"] = shrink[name]
                 if d:
                     expected.update(timescale_steps=1 / d, timescale_epochs=1 / d / 5, timescale_runs=1 / d / 15)
+            expected.update(predicted(optimizer, style, lr0 * eta, lam, expected.get("d_t")))
             found = {key: row[f"wd/{name}/{key}"] for key in expected}
-            assert found == pytest.approx(expected, rel=2e-4, abs=1e-9), (t, name)
+            rel = {"angular_update": 1e-4}  # a small angle in float32
+            assert found == {k: pytest.approx(v, rel.get(k, 1e-5), 1e-9) for k, v in expected.items()}, (t, name)
             assert row[f"wd/{name}/nonfinite_weights"] == row[f"wd/{name}/nonfinite_grads"] == 0
 
 
@@ -553,5 +573,8 @@ def test_bad_intervals_are_refused() -> None:
 
 def test_no_callback_has_an_attribute_that_lightning_overwrites() -> None:
     """Lightning puts `log` and `log_dict` on every callback."""
-    for callback in (wd.DecayMonitor(), wd.DecaySchedule(), wd.DecayPlanSummary(), wd.MaskedFinetuning(["*"])):
+    override, finetuning = wd.OptimizerOverride("adamw"), wd.MaskedFinetuning(["*"])
+    plain = [wd.DecayMonitor(), wd.DecaySchedule(), wd.DecayPlanSummary(), RestartSnapshot(), override, finetuning]
+    assert {type(callback).__name__ for callback in plain} == {*callbacks.__all__}
+    for callback in plain:
         assert {"log", "log_dict"}.isdisjoint([*vars(callback), *vars(type(callback))])

@@ -59,6 +59,18 @@ def test_the_monitor_gives_every_rank_the_same_metrics(results, optimizer):
     assert first == second
 
 
+@pytest.mark.parametrize("way", ["ddp", "ddp_accumulated", "fsdp2"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_monitor_sees_the_whole_of_what_is_divided(results, optimizer, way):
+    """Sharded weights give the norms of one process; fractions and quantiles are of a rank's own part."""
+    one, two = (load(results, optimizer, which)["metrics"] for which in ("single", way))
+    assert one.keys() == two.keys()
+    of_a_part = ("cautious_fraction", "lost_decay", "rounded_away")
+    whole = [key for key in one if way != "fsdp2" or not key.split("/")[2].startswith(of_a_part)]
+    assert {"weight_norm", "grad_norm", "relative_update", "angular_update"} <= {key.split("/")[2] for key in whole}
+    assert {key: two[key] for key in whole} == pytest.approx({key: one[key] for key in whole}, rel=1e-5, abs=1e-9)
+
+
 def test_what_no_rank_uses_does_not_decay_and_what_one_rank_uses_does_on_all(tmp_path):
     run(tmp_path, [*TORCHRUN, "--standalone", "--nproc_per_node=2", UNUSED, str(tmp_path)])
     first, second = (torch.load(tmp_path / f"unused-{rank}.pt", weights_only=True) for rank in (0, 1))

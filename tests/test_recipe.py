@@ -94,7 +94,18 @@ def test_a_job_that_submitit_pickles_finds_the_recipe(tmp_path: Path) -> None:
 
 
 def test_two_processes_make_one_folder(tmp_path: Path) -> None:
-    done = train("trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb_offline", cwd=tmp_path)
+    from test_callback_wandb import item
+    from test_callback_wandb import records as wandb_records
+
+    done = train(
+        "trainer=ddp_cpu",
+        "trainer.devices=2",
+        "trainer.max_epochs=1",
+        "logger=wandb_offline",
+        "callbacks=decay_monitor",
+        "callbacks.decay_monitor.every_n_steps=3",
+        cwd=tmp_path,
+    )
     folder = run_folder(done)
     assert done.stdout.count("global batch 128: 64 rows x 2 process(es) x 1 batch(es)") == 1
     assert len(list(tmp_path.glob("outputs/*/*"))) == 1
@@ -103,6 +114,9 @@ def test_two_processes_make_one_folder(tmp_path: Path) -> None:
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sum(bool(row.get("test/acc")) for row in rows) == 1
+    assert [int(row["step"]) for row in rows if row["wd/decay/d_t"]] == [0, 3, 6]
+    histories = [dict(map(item, r.history.item)) for r in wandb_records(folder) if r.HasField("history")]
+    assert [row["trainer/global_step"] for row in histories if "wd/decay/d_t" in row] == [0, 3, 6]
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1257 // 128
 
 

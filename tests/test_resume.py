@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from small_run import CrashAfter, CrashError, Data, DecaysUsed, Net, fit, make_trainer
 
 import lightning_wd as wd
+from lightning_wd.callbacks import RestartSnapshot
 from lightning_wd.run import RunCSVLogger
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -72,9 +73,17 @@ def test_each_optimizer_with_schedule_and_monitor(name: str, at: int, tmp_path: 
 @pytest.mark.parametrize("at", [3, 5, 8])
 def test_in_either_cycle_of_warm_restarts(at: int, tmp_path: Path) -> None:
     """Cycles of 5 and 10 steps: in the first, at the restart, in the second; lam changes at the restart."""
-    pair = Pair(tmp_path, at, lambda: Net(NORMALIZED, RESTARTS), lambda: (wd.DecaySchedule("restarts"),))
+    callbacks = lambda: (wd.DecaySchedule("restarts"), RestartSnapshot(), wd.DecayMonitor(2))  # noqa: E731
+    pair = Pair(tmp_path, at, lambda: Net(NORMALIZED, RESTARTS), callbacks, enable_checkpointing=True)
     pair.check()
     assert len({decay for decay, _ in pair.decays[0].seen}) == 2
+    for cycle in (0, 1):
+        whole, parts = (
+            torch.load(folder / f"checkpoints/cycle_{cycle}.ckpt", weights_only=True)
+            for folder in (pair.whole, pair.parts)
+        )
+        assert whole["global_step"] == parts["global_step"] == (5, 15)[cycle]
+        assert all(torch.equal(value, parts["state_dict"][name]) for name, value in whole["state_dict"].items())
 
 
 def test_with_accumulation(tmp_path: Path) -> None:
@@ -206,6 +215,42 @@ def test_through_distributed_checkpoint_adam_l2_stays_adam_l2(tmp_path: Path) ->
     set_optimizer_state_dict(modules["adamw"], optimizers["adamw"], state)
     assert all(map(torch.equal, weights, modules["adamw"].parameters()))
     assert {group["style"] for group in optimizers["adamw"].param_groups} == {"decoupled"}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+def test_a_distributed_checkpoint_on_disk_is_taken_up_whole_or_refused(tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    def stepped(name: str, steps: int) -> tuple[Net, torch.optim.Optimizer]:
+        module = Net(OPTIMIZERS[name])
+        optimizer = module.configure_optimizers()["optimizer"]
+        for step in range(steps):
+            torch.manual_seed(step)
+            for p in module.parameters():
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        optimizer.zero_grad()
+        return module, optimizer
+
+    def load(module: Net, optimizer: torch.optim.Optimizer) -> None:
+        state = {"optimizer": get_optimizer_state_dict(module, optimizer)}
+        dcp.load(state, checkpoint_id=tmp_path / "saved")
+        set_optimizer_state_dict(module, optimizer, state["optimizer"])
+
+    module, optimizer = stepped("adamw", 3)
+    dcp.save({"optimizer": get_optimizer_state_dict(module, optimizer)}, checkpoint_id=tmp_path / "saved")
+    with pytest.raises(wd.CheckpointMismatchError, match="trained with another decay style"):
+        load(*stepped("adam_l2", 1))
+    again, loaded = stepped("adamw", 0)
+    weights = [p.detach().clone() for p in again.parameters()]
+    load(again, loaded)
+    assert all(map(torch.equal, weights, again.parameters()))  # preparing the state has decayed nothing
+    for mine, theirs in zip(loaded.param_groups, optimizer.param_groups, strict=True):
+        assert {k: v for k, v in mine.items() if k != "params"} == {k: v for k, v in theirs.items() if k != "params"}
+    for p, q in zip(again.parameters(), module.parameters(), strict=True):
+        assert loaded.state[p].keys() == optimizer.state[q].keys()
+        assert all(torch.equal(loaded.state[p][key], value) for key, value in optimizer.state[q].items())
 
 
 def test_a_second_fit_of_the_same_trainer_starts_the_callbacks_afresh(tmp_path: Path) -> None:
