@@ -230,10 +230,28 @@ def test_what_cannot_be_replaced_is_refused(tmp_path: Path) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD([nn.Parameter(torch.ones(1)), *self.parameters()], lr=0.1)
 
-    with pytest.raises(wd.ConfigError, match=r"Nothing\.configure_optimizers returns no optimizer"):
-        run(Nothing(), tmp_path, wd.OptimizerOverride(ADAMW))
+    class Manual(Nothing):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+    with pytest.raises(wd.ConfigError, match=r"Manual\.configure_optimizers returns no optimizer"):
+        run(Manual(), tmp_path, wd.OptimizerOverride(ADAMW))
     with pytest.raises(wd.ConfigError, match="the SGD of Stray trains 1 tensors that are not parameters of the module"):
         run(Stray(), tmp_path, wd.OptimizerOverride(ADAMW))
+
+
+def test_all_parameters_are_trained_where_the_module_configures_none(tmp_path: Path) -> None:
+    class Nothing(BoringModel):
+        def configure_optimizers(self) -> None:
+            return None
+
+    module = Nothing()
+    before = module.layer.weight.detach().clone()
+    (optimizer,) = run(module, tmp_path, wd.OptimizerOverride(ADAMW, "constant")).optimizers
+    names = {group["name"]: group["param_names"] for group in optimizer.param_groups}
+    assert names == {"decay": ["layer.weight"], "no_decay": ["layer.bias"]}
+    assert not torch.equal(before, module.layer.weight)
 
 
 def test_settings_are_checked_before_any_training() -> None:

@@ -24,7 +24,9 @@ class OptimizerOverride(L.Callback):
 
     The module's own ``configure_optimizers`` still runs, to learn which parameters it trains: the new optimizer gets
     the same ones, split by the mask, except those that are frozen: a warning says where the module unfreezes them
-    later. The module's own schedule of that optimizer is replaced by ``lr_scheduler``, or by none.
+    later. The module's own schedule of that optimizer is replaced by ``lr_scheduler``, or by none. Where the method
+    returns None, all parameters that are not frozen are trained. Lightning itself refuses a module without the method,
+    before any callback runs.
 
     Args:
         optimizer: what :func:`lightning_wd.configure_optimizers` takes.
@@ -106,7 +108,12 @@ class OptimizerOverride(L.Callback):
         """Return what Lightning takes: the module's own optimizers with one of them replaced."""
         module, own = self._module, self._own
         self._restore(module)
-        optimizers, schedules = _read(own())
+        configured = own()
+        if configured is None and module.automatic_optimization:
+            built = configure_optimizers(module, self.optimizer, self.lr_scheduler)
+            rank_zero_info(_replacement(type(module).__name__, "no optimizer", [], built, self.optimizer))
+            return built
+        optimizers, schedules = _read(configured)
         index = self._index(module, optimizers)
         replaced = optimizers[index]
         held = {id(p) for group in replaced.param_groups for p in group["params"]}
@@ -118,7 +125,7 @@ class OptimizerOverride(L.Callback):
                 row.reason = f"not trained by the {type(replaced).__name__} that is replaced"
         kept = [schedule for schedule in schedules if _scheduled(schedule) is not replaced]
         dropped = [type(_scheduler(schedule)).__name__ for schedule in schedules if _scheduled(schedule) is replaced]
-        rank_zero_info(_replacement(type(module).__name__, replaced, dropped, built, self.optimizer))
+        rank_zero_info(_replacement(type(module).__name__, type(replaced).__name__, dropped, built, self.optimizer))
         optimizers[index] = built["optimizer"]
         return optimizers, [*kept, *([built["lr_scheduler"]] if "lr_scheduler" in built else [])]
 
@@ -206,12 +213,10 @@ def _only(module: L.LightningModule, optimizer: Optimizer) -> Iterator[set[int]]
             p.requires_grad_(True)
 
 
-def _replacement(
-    name: str, replaced: Optimizer, schedules: list[str], built: dict[str, Any], config: OptimizerConfig
-) -> str:
+def _replacement(name: str, replaced: str, schedules: list[str], built: dict[str, Any], config: OptimizerConfig) -> str:
     schedule = built["lr_scheduler"]["scheduler"] if "lr_scheduler" in built else None
     shown = "no lr_scheduler" if schedule is None else getattr(schedule, "shape", type(schedule).__name__)
-    own = ", ".join([type(replaced).__name__, *(schedules or ["no lr_scheduler"])])
+    own = ", ".join([replaced, *(schedules or ["no lr_scheduler"])])
     return (
         f"OptimizerOverride: what {name} configures itself ({own}) is replaced by {type(built['optimizer']).__name__} "
         f"(lr {config['lr']:g}, decay {config['decay']['style']}), {shown}."

@@ -19,8 +19,9 @@ class RestartSnapshot(Checkpoint):
     """Save ``cycle_<i>.ckpt`` as cycle i of ``lr_scheduler=cosine_restarts`` ends, before the restart.
 
     At the end of a cycle the learning rate is at its lowest: these are the solutions that AdamWR and SGDWR offer at any
-    time, each better than the one before (1711.05101, App. B.2; 1608.03983). A cycle that the run does not finish has
-    none.
+    time (1711.05101, App. B.2; 1608.03983), and the papers take the newest as the best so far. No metric is looked at:
+    validation comes after the restart. Lightning's ``ModelCheckpoint`` with a ``monitor`` keeps the best by a metric
+    (``best.ckpt`` in the recipe). A cycle that the run does not finish has no snapshot.
 
     Args:
         dirpath: the folder; None for ``checkpoints`` in the trainer's ``default_root_dir``.
