@@ -22,6 +22,7 @@ from typing import Any
 import hydra
 import lightning as L
 from data.download import DataError
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from interrupt import LastCheckpoint, damage
