@@ -37,6 +37,20 @@ def damage(path: Path) -> str | None:
     return f"the checksum of {broken} is wrong" if broken else None
 
 
+class LoggedSteps(L.Callback):
+    """Give the rows that a resumed run logs the numbers of the unbroken run: the optimizer steps before each batch.
+
+    With ``max_steps``, Lightning counts a step too many when it resumes from the end of an epoch. First of the
+    callbacks, so that those that log find the right number.
+    """
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.automatic_optimization:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 class LastCheckpoint(Checkpoint):
     """Save ``last.ckpt`` at the end of each epoch and of the run, and when Ctrl-C or SIGTERM arrives.
 

@@ -25,7 +25,7 @@ from data.download import DataError
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
-from interrupt import LastCheckpoint, damage
+from interrupt import LastCheckpoint, LoggedSteps, damage
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
 from lightning.pytorch.loggers import WandbLogger
@@ -204,7 +204,7 @@ def main(cfg: DictConfig) -> float | None:
     last = LastCheckpoint(folder / "checkpoints")
     trainer = instantiate(cfg.trainer, _partial_=True)(
         logger=loggers,
-        callbacks=[*callbacks, StepSeed(), last],
+        callbacks=[LoggedSteps(), *callbacks, StepSeed(), last],
         default_root_dir=folder,
     )
     save_config(cfg, folder)

@@ -14,9 +14,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from interrupt import LastCheckpoint
+from interrupt import LastCheckpoint, LoggedSteps
 from lightning.pytorch.demos.boring_classes import BoringModel
 from recipe import TRAIN, train
+
+from lightning_wd.run import RunCSVLogger
 
 OVERRIDES = ("callbacks=none", "trainer.max_epochs=12", "trainer.accumulate_grad_batches=2", "model.dropout=0.1")
 
@@ -110,6 +112,33 @@ def fit(model: BoringModel, folder: Path) -> L.Trainer:
     trainer = L.Trainer(max_epochs=2, limit_train_batches=4, limit_val_batches=1, callbacks=[last], **quiet)
     trainer.fit(model)
     return trainer
+
+
+class Logging(BoringModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        out = super().training_step(batch, batch_idx)
+        self.log("loss", out["loss"])
+        return out
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_resumed_from_the_end_of_an_epoch_the_steps_that_are_logged_go_on(fixed: bool, tmp_path: Path) -> None:
+    ckpt_path = None
+    for until in ({"max_epochs": 1}, {"max_steps": 12}):
+        trainer = L.Trainer(
+            **until,
+            limit_train_batches=4,
+            limit_val_batches=1,
+            log_every_n_steps=1,
+            callbacks=[*([LoggedSteps()] if fixed else []), LastCheckpoint(tmp_path)],
+            logger=RunCSVLogger(tmp_path),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Logging(), ckpt_path=ckpt_path)
+        ckpt_path = tmp_path / "last.ckpt"
+    steps = [int(row["step"]) for row in rows(tmp_path) if row["loss"]]
+    assert (steps == list(range(12))) is fixed, steps  # without it, Lightning's own numbers
 
 
 def steps_saved(folder: Path) -> int:
