@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lightning_wd.errors import ConfigError
@@ -219,6 +220,16 @@ def test_targets_off_the_list_are_refused(target: str, where: str) -> None:
     }[where]
     with pytest.raises(ConfigError, match=r"_target_ '[\w.]+' is not a class that a config may name"):
         check_targets(OmegaConf.create(config))
+
+
+def test_hydra_alone_would_call_what_the_list_refuses(tmp_path: Path) -> None:
+    """Why there is a list."""
+    config = OmegaConf.create({"_target_": "builtins.open", "file": str(tmp_path / "canary"), "mode": "w"})
+    with pytest.raises(ConfigError):
+        check_targets(config)
+    assert not (tmp_path / "canary").exists()
+    instantiate(config).close()
+    assert (tmp_path / "canary").exists()
 
 
 def test_own_targets_are_allowed_by_exact_name_only() -> None:
