@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from hydra.errors import CompactHydraException
 from interrupt import LastCheckpoint, damage
 from omegaconf import open_dict
 from recipe import TRAIN, train
-from test_recipe_interrupt import Eventful, fit, steps_saved
+from test_recipe_interrupt import Eventful, fit, rows, steps_saved
 from train import find_checkpoint, main
 
 from lightning_wd.errors import ConfigError
@@ -39,8 +40,8 @@ def alive(pid: int) -> bool:
     return False
 
 
-def kill_at_random(folder: Path, rank: int, *overrides: str) -> str:
-    """Start a run of two ranks, kill one a random time after its first checkpoint; return what the run printed."""
+def kill_at_random(folder: Path, which: slice, *overrides: str) -> str:
+    """Start a run of two ranks, kill some a random time after its first checkpoint; return what the run printed."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(TRAIN), *DDP, *QUIET, f"hydra.run.dir={folder}", *overrides]
     last, begun, printed = folder / "checkpoints/last.ckpt", time.time(), folder.parent / "printed.txt"
@@ -51,10 +52,11 @@ def kill_at_random(folder: Path, rank: int, *overrides: str) -> str:
             assert process.poll() is None, printed.read_text()
             assert time.monotonic() < deadline, printed.read_text()
             time.sleep(0.02)
-        time.sleep(random.Random(rank).uniform(0.0, 1.5))
+        time.sleep(random.Random(str(which)).uniform(0.0, 1.5))
         ranks = [process.pid, *children(process.pid)]
         assert len(ranks) == 2, ranks
-        os.kill(ranks[rank], signal.SIGKILL)
+        for pid in ranks[which]:
+            os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         code = process.wait(timeout=180)
         while any(map(alive, ranks)):  # the other rank goes too, whichever was killed
@@ -66,14 +68,24 @@ def kill_at_random(folder: Path, rank: int, *overrides: str) -> str:
     return printed.read_text()
 
 
+def plain(node: Any) -> Any:
+    """Return a part of a checkpoint with lists for its tensors, so that == compares it."""
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [plain(value) for value in node]
+    return node.tolist() if isinstance(node, torch.Tensor) else node
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the other rank in /proc")
 def test_a_rank_and_then_the_run_are_killed_and_the_resumed_run_equals_the_unbroken_one(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    output = kill_at_random(broken, 1)
+    output = kill_at_random(broken, slice(1, 2))
     assert "local rank 1 ended with exit code -9" in output
-    kill_at_random(broken, 0, "ckpt_path=last")
+    kill_at_random(broken, slice(0, 1), "ckpt_path=last")
+    kill_at_random(broken, slice(0, 2), "ckpt_path=last")
     last = broken / "checkpoints/last.ckpt"
     assert damage(last) is None
     steps = torch.load(last, weights_only=True)["global_step"] + 9
@@ -82,8 +94,11 @@ def test_a_rank_and_then_the_run_are_killed_and_the_resumed_run_equals_the_unbro
     train(*end, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
     one, two = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (tmp_path / "whole", broken))
     assert one["global_step"] == two["global_step"] == steps
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    assert [name for name, value in one["state_dict"].items() if not torch.equal(value, two["state_dict"][name])] == []
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert plain(one[key]) == plain(two[key]), key
+    # Lightning logs an epoch's mean after the hook that saves: a kill between them costs that row
+    logged = [[row for row in rows(f) if not row["train/acc"]] for f in (tmp_path / "whole", broken)]
+    assert logged[0] == logged[1]
 
 
 @pytest.fixture
