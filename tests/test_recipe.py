@@ -251,10 +251,11 @@ def test_no_secret_of_any_kind_is_found_in_the_output(tmp_path: Path, monkeypatc
         "ConfigError: +model.api_key is a secret, and a command line is no place for one.\n  found:"
     )
     assert list(tmp_path.iterdir()) == []
-    train(
-        "+token=${oc.env:SOME_TOKEN}", "logger=wandb_offline", "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path
-    )
+    settings = ["+token=${oc.env:SOME_TOKEN}", "+note=plain-93f1c7"]
+    train(*settings, "logger=wandb_offline", "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path)
     assert "canary" not in files_below(tmp_path)
+    for folder in (run := next(tmp_path.glob("outputs/*/*")), run / ".hydra", run / "wandb"):
+        assert "plain-93f1c7" in files_below(folder)  # the proof can fail: what is no secret is found
 
 
 def files_below(folder: Path) -> str:
