@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_wd as wd
 from lightning_wd.distributed import HydraDDPStrategy
 
-STEPS, WARM_UP, ROUNDS, BATCH, WIDTH = 40, 5, 41, 64, 512
+STEPS, WARM_UP, ROUNDS, BATCH, WIDTH = 40, 5, 25, 64, 512
 
 
 def network() -> nn.Module:

@@ -199,7 +199,8 @@ def test_a_parameter_that_no_rule_places_is_an_error() -> None:
         (
             lambda: Rule(-1),
             "mask rule's decay must be a number >= 0 but got -1.\n  found: int\n"
-            "  fix: write mask rule's decay=<a finite number >= 0>",
+            "  valid: a finite number >= 0\n"
+            "  fix: write mask rule's decay=1, without the sign",
         ),
         (
             lambda: Rule(style="independant"),

@@ -150,7 +150,14 @@ def configure(*overrides: str) -> Any:
     [
         (["+optimizer.weight_decy=1"], ["optimizer.weight_decy", "nearest: 'weight_decay'", "fix: write"]),
         (["optimizer.lr=abc"], ["optimizer.lr must be a number >= 0 but got 'abc'", "fix: write optimizer.lr="]),
-        (["optimizer.lr=-1"], ["optimizer.lr must be a number >= 0 but got -1"]),
+        (
+            ["optimizer.lr=-1"],
+            [
+                "optimizer.lr must be a number >= 0 but got -1",
+                "valid: a finite number >= 0",
+                "fix: write optimizer.lr=1, ",
+            ],
+        ),
         (["optimizer.weight_decay=nan"], ["optimizer.weight_decay must be a number >= 0 but got nan"]),
         (
             ["optimizer.decay.normalized=0.05"],
