@@ -29,7 +29,7 @@ def resumed_id(ckpt_path: str | None, folder: Path, *, sweep: bool) -> str | Non
     """
     if ckpt_path is None:
         return None
-    origin = Path(ckpt_path).resolve().parents[1]  # <folder>/checkpoints/last.ckpt
+    origin = Path(ckpt_path).resolve().parent.parent  # <folder>/checkpoints/last.ckpt
     path = origin / ID_FILE
     if not path.is_file() or (sweep and origin != folder.resolve()):
         return None
