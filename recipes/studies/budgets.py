@@ -33,7 +33,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
         "optimizer/decay=independent",
         "hparams_search.lr=[-7,-7]",
         f"hparams_search.weight_decay={'[-10,-6,2]' if smoke else '[-9,-4]'}",
-        "hparams_search.seed=0",
+        f"hparams_search.seed='{'0' if smoke else '0,1,2'}'",
         "trainer.check_val_every_n_epoch=${trainer.max_epochs}",
     ]
     epochs = (1, 2) if smoke else (10, 20, 40)

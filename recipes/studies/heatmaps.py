@@ -33,6 +33,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
             f"optimizer/decay={style}",
             f"hparams_search.lr={grid[0]}",
             f"hparams_search.weight_decay={grid[1]}",
+            f"hparams_search.seed='{'0' if smoke else '0,1,2'}'",
         ]
     return made
 

@@ -30,7 +30,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
     subdir = "hydra.sweep.subdir=seed${seed}"
     return {
         f"{seed}/{name.replace(' ', '_')}": [*shared, subdir, f"seed={seed}", *overrides]
-        for seed in ((0,) if smoke else (0, 1))
+        for seed in ((0,) if smoke else (0, 1, 2))
         for name, overrides in VARIANTS.items()
     }
 

@@ -29,7 +29,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
             f"optimizer.decay.normalized={NORMALIZED}",
             "trainer.check_val_every_n_epoch=1",
             "hydra.sweep.subdir=${trainer.max_epochs}_seed${seed}",
-            "seed=0",
+            "seed=0" if smoke else "seed=0,1,2",
         ]
         made[f"{optimizer}/cosine"] = [*shared, f"trainer.max_epochs={','.join(map(str, ends))}"]
         restarts = [*shared, "lr_scheduler=cosine_restarts", f"lr_scheduler.first_cycle_epochs={ends[0]}"]
