@@ -1,7 +1,7 @@
 """Fig. 1 of arXiv 1711.05101: AdamW against Adam with L2 under a fixed, a drop-step and a cosine schedule.
 
 At a common learning rate (where the two together are best in the grids of study ``heatmaps``, each with its best decay
-there), and at each one's best cell. Those cells were chosen by the grids' mean over seeds; other seeds are compared here.
+there), and at each one's best cell. The grids' mean over seeds chooses the cells; other seeds are compared here.
 """
 
 from __future__ import annotations
