@@ -20,7 +20,7 @@ from torch.optim.optimizer import (
 )
 
 from lightning_wd.decay import kernel_coefficient
-from lightning_wd.optimizers.compiled import adam_pass, run_pass
+from lightning_wd.optimizers.compiled import adam_pass, kinds_of, run_pass
 from lightning_wd.optimizers.groups import DecayGroups, all_l2, group_label
 from lightning_wd.optimizers.kernels import Part, add_penalty, choose_kernels, prefers_fused, step_with_decay
 
@@ -60,7 +60,7 @@ class AdamStep(DecayGroups):
         # All groups are checked before any is changed.
         for group, columns, has_complex, parts in [self._collect(*item) for item in enumerate(self.param_groups)]:
             for part in parts:
-                self._update(group, [part.take(column) for column in columns], has_complex, part)
+                self._update(group, part.take(columns), has_complex, part)
         return loss
 
     def _collect(self, index: int, group: dict[str, Any]) -> _Work:
@@ -85,7 +85,7 @@ class AdamStep(DecayGroups):
         state_steps: list[Tensor],
     ) -> bool:
         """Collect a group's tensors and make missing state, as torch's method of this name (and order) does."""
-        fused = prefers_fused(group, [p for p in group["params"] if p.grad is not None])
+        fused: bool | None = None  # only asked for where a step count is to be made or moved
         has_complex = False
         for p in group["params"]:
             if p.grad is None:
@@ -94,7 +94,9 @@ class AdamStep(DecayGroups):
                 raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
             has_complex |= p.is_complex()
             state = self.state[p]
-            if len(state) == 0:
+            if fused is None and (not state or state["step"].device != p.device):
+                fused = prefers_fused(group, kinds_of([q for q in group["params"] if q.grad is not None]))
+            if not state:
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)
                 # Fused and captured steps count on the device; the others on the CPU, which is cheaper to read.

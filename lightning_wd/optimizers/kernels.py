@@ -9,6 +9,7 @@ and no cache that a later ``model.to(memory_format=...)`` could make stale.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -42,18 +43,23 @@ class Part(NamedTuple):
     foreach: bool | None
     compiled: bool = False
 
-    def take(self, column: list[Any]) -> list[Any]:
-        """Return the part's entries of a column that has one entry per parameter (or none at all)."""
-        return column if self.indices is None or not column else [column[i] for i in self.indices]
+    def take(self, columns: list[list[Any]]) -> list[list[Any]]:
+        """Return the part's entries of columns, each of which has one entry per parameter (or none at all)."""
+        if self.indices is None:
+            return columns
+        return [column and [column[i] for i in self.indices] for column in columns]
 
 
 def prefers_fused(group: dict[str, Any], params: Sequence[Tensor]) -> bool:
-    """Whether the fused kernel is what a group runs on, layouts aside: asked for, or left to us and supported."""
+    """Whether the fused kernel is what a group runs on, layouts aside: asked for, or left to us and supported.
+
+    One parameter of each kind is enough.
+    """
     if group["fused"] is not None or group["foreach"] is not None or torch.compiler.is_compiling():
         return bool(group["fused"])
-    kinds = kinds_of(params)
-    fused, _ = _default_to_fused_or_foreach(kinds, group["differentiable"], use_fused=True)
-    return fused and all(p.device.type in _FUSED_DEVICES for p in kinds)
+    if any(p.device.type not in _FUSED_DEVICES for p in params):
+        return False
+    return _default_to_fused_or_foreach(list(params), group["differentiable"], use_fused=True)[0]
 
 
 def choose_kernels(
@@ -128,8 +134,7 @@ def _refuse_fused(
 
 def misfits(params: Sequence[Tensor], columns: Sequence[Sequence[Tensor]]) -> list[int]:
     """Return the indices of parameters whose memory a fused kernel would pair wrongly with a column's."""
-    contiguous = torch.Tensor.is_contiguous
-    if all(map(contiguous, params)) and all(all(map(contiguous, column)) for column in columns):
+    if all(map(torch.Tensor.is_contiguous, chain(params, *columns))):
         return []
     bad = []
     for i, p in enumerate(params):

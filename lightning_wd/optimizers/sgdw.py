@@ -43,7 +43,7 @@ class SGDStep(DecayGroups):
         # All groups are checked before any is changed.
         for group, columns, sparse, parts in [self._collect(*item) for item in enumerate(self.param_groups)]:
             for part in parts:
-                self._update(group, [part.take(column) for column in columns], sparse, part)
+                self._update(group, part.take(columns), sparse, part)
         return loss
 
     def _collect(self, index: int, group: dict[str, Any]) -> _Work:
