@@ -22,12 +22,16 @@ from recipe import ROOT, TRAIN, run_folder, train
 import lightning_wd as wd
 
 
+one_worker = pytest.mark.xdist_group("default_run")  # it trains once, not once a worker
+
+
 @pytest.fixture(scope="module")
 def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     done = train(cwd=tmp_path_factory.mktemp("default"))
     return run_folder(done), done.stdout
 
 
+@one_worker
 def test_the_default_run_reaches_its_accuracy(default_run: tuple[Path, str]) -> None:
     folder, printed = default_run
     with (folder / "metrics.csv").open(newline="") as file:
@@ -38,6 +42,7 @@ def test_the_default_run_reaches_its_accuracy(default_run: tuple[Path, str]) -> 
     assert printed.rstrip().endswith(f"run folder: {folder}")
 
 
+@one_worker
 def test_the_plan_is_printed_whole(default_run: tuple[Path, str]) -> None:
     """Names are never cut, though the output is piped and rich would cut it at 80 columns."""
     _, printed = default_run
@@ -47,6 +52,7 @@ def test_the_plan_is_printed_whole(default_run: tuple[Path, str]) -> None:
         assert word in printed
 
 
+@one_worker
 def test_the_run_folder_holds_what_the_contract_says(default_run: tuple[Path, str]) -> None:
     folder, _ = default_run
     assert {"config.yaml", "decay_plan.json", "metrics.csv", "curves.png", "checkpoints", ".hydra"} <= {
@@ -65,6 +71,7 @@ def test_the_run_folder_holds_what_the_contract_says(default_run: tuple[Path, st
     assert set(groups.values()) == {"decay", "no_decay"}
 
 
+@one_worker
 def test_the_checkpoint_loads_without_pickle(default_run: tuple[Path, str]) -> None:
     folder, _ = default_run
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
@@ -222,6 +229,7 @@ def test_bad_input_ends_with_an_error_code_and_leaves_earlier_runs_alone(
     assert (earlier / "metrics.csv").read_text() == "step\n1\n"
 
 
+@one_worker
 def test_the_checkpoint_of_another_model_is_refused(default_run: tuple[Path, str], tmp_path: Path) -> None:
     ckpt = default_run[0] / "checkpoints/last.ckpt"
     before = ckpt.read_bytes()
