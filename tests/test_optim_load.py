@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_another_style_or_optimizer_is_refused() -> None:
     refused(adamw(), l2.state_dict(), another, "found: style 'l2' (an L2 penalty)", "valid: style 'decoupled'")
     refused(adamw(), torch_adam, another, "found: style 'l2'")
     refused(l2, adamw().state_dict(), another, "found: style 'decoupled' (decoupled decay)", "valid: style 'l2'")
-    refused(l2, torch_adamw, another, "write style='decoupled'")
+    refused(l2, torch_adamw, another, "write style='decoupled'", "to switch on purpose, write on_resume=config")
     refused(adamw(style="independent"), torch_adamw, another, "valid: style 'independent'")
     refused(adamw(style="independent"), adamw().state_dict(), another, "write style='decoupled'")
     refused(sgdw, stepped(SGDL2(params(), lr=0.1, weight_decay=0.1)).state_dict(), another)
@@ -150,6 +151,10 @@ def test_plain_states_of_old_torch_do_not_say_which_adam_saved_them(plain: Any) 
         assert target.param_groups[0]["style"] == style
         assert target.param_groups[0]["decoupled_weight_decay"] is (style != "l2")
         assert same(target.state_dict()["state"], saved["state"])
+    asked = wd.AdamW(params(), lr=0.1, weight_decay=0.5, style="independent")
+    (message,) = load(copy.deepcopy(saved), asked, "config")
+    assert "so style 'l2' or 'decoupled' with weight_decay 0.1 in the checkpoint, 'independent' with 0.5" in message
+    assert (asked.param_groups[0]["style"], asked.param_groups[0]["weight_decay"]) == ("independent", 0.5)
     for style in ("independent", "constant", "corrected", "none"):
         refused(
             wd.AdamW(params(), lr=0.1, weight_decay=0.1, style=style),
@@ -245,6 +250,41 @@ def test_config_wins_and_warns() -> None:
     assert [g["weight_decay"] for g in target.param_groups] == [0.1, 0.0]
     assert [(g["lr"], g["base_lr"]) for g in target.param_groups] == [(0.1, 0.2)] * 2
     assert target.state_dict()["state"][0]["step"] == 1
+
+
+NADAMW = wd.decoupled(torch.optim.NAdam)
+
+
+@pytest.mark.parametrize(
+    ("saved", "style", "target"),
+    [
+        (AdamL2, "l2", wd.AdamW),
+        (wd.AdamW, "decoupled", AdamL2),
+        (functools.partial(wd.AdamW, style="independent"), "independent", wd.AdamW),
+        (functools.partial(SGDL2, momentum=0.9), "l2", functools.partial(wd.SGDW, momentum=0.9)),
+        (functools.partial(NADAMW, style="l2"), "l2", NADAMW),
+    ],
+)
+def test_on_request_the_configured_style_goes_on_with_the_saved_moments(saved: Any, style: str, target: Any) -> None:
+    source = stepped(saved(params(), lr=0.1, weight_decay=0.2), steps=3)
+    state = snapshot(source)
+    switched, by_hand = (
+        target([torch.nn.Parameter(w) for w in weights(source)], lr=0.1, weight_decay=0.5) for _ in "12"
+    )
+    configured = switched.param_groups[0]["style"]
+    (message,) = load(copy.deepcopy(state), switched, "config")
+    assert "the configured values are used" in message
+    assert f"group 0: style {style!r}" in message
+    assert f"with weight_decay 0.2 in the checkpoint, {configured!r} with 0.5 in the configuration" in message
+    assert {k: v for k, v in switched.param_groups[0].items() if k != "params"} == {
+        k: v for k, v in by_hand.param_groups[0].items() if k != "params"
+    }
+    assert same(switched.state_dict()["state"], state["state"])
+
+    for p, held in zip(by_hand.param_groups[0]["params"], state["state"].values(), strict=True):
+        by_hand.state[p] = copy.deepcopy(held)
+    assert same(weights(stepped(switched)), weights(stepped(by_hand)))
+    assert not same(weights(switched), weights(stepped(source)))
 
 
 def test_error_refuses_a_difference() -> None:

@@ -21,7 +21,6 @@ from recipe import ROOT, TRAIN, run_folder, train
 
 import lightning_wd as wd
 
-
 one_worker = pytest.mark.xdist_group("default_run")  # it trains once, not once a worker
 
 

@@ -169,6 +169,20 @@ def test_another_variant_is_refused(saved: str, configured: str, words: str, tmp
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(("saved", "configured"), [("adam_l2", "adamw"), ("adamw", "adam_l2")])
+def test_a_run_switches_its_style_on_request(saved: str, configured: str, tmp_path: Path) -> None:
+    path = interrupted(tmp_path, OPTIMIZERS[saved])
+    with pytest.warns(UserWarning, match=r"group 'decay': style .* the configuration; group 'no_decay': style"):
+        trainer = fit(Net({**OPTIMIZERS[configured], "on_resume": "config"}), tmp_path, ckpt_path=path)
+    own = OPTIMIZERS[configured]
+    style = "l2" if configured == "adam_l2" else "decoupled"
+    assert [(g["style"], g["weight_decay"]) for g in trainer.optimizers[0].param_groups] == [
+        (style, own["weight_decay"]),
+        (style, 0.0),
+    ]
+    assert {int(state["step"]) for state in trainer.optimizers[0].state.values()} == {trainer.global_step}
+
+
 @pytest.mark.parametrize(
     ("mask", "words"),
     [

@@ -74,7 +74,9 @@ class DecayGroups(Optimizer):
     def on_resume(self) -> str:
         """What wins where a loaded state and the configuration differ in learning rate or decay.
 
-        ``checkpoint`` (the default; a difference warns), ``config`` or ``error``.
+        ``checkpoint`` (the default; a difference warns), ``config`` or ``error``. Only ``config`` takes the state of
+        another decay style: the configured style goes on with its moments, and warns. Those of an L2 run hold its
+        penalty until new gradients have replaced it, after some ``1 / (1 - beta2)`` steps.
         """
         return self._on_resume
 
@@ -249,7 +251,8 @@ class DecayGroups(Optimizer):
         Adam or AdamW saved them: styles ``l2`` and ``decoupled`` load either, the other styles neither.
 
         Raises:
-            CheckpointMismatchError: the state is of another optimizer or decay style, or of other groups or parameters.
+            CheckpointMismatchError: the state is of another optimizer, of other groups or parameters, or (unless
+                :attr:`on_resume` is "config") of another decay style.
         """
 
         def fit(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:

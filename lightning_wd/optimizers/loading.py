@@ -47,8 +47,8 @@ def fit_checkpoint(
         plain_style: what a state that names no style was trained with, or None where that is not known.
 
     Raises:
-        CheckpointMismatchError: another optimizer, style, group or parameter; another class of learning-rate schedule,
-            unless ``on_resume`` is "config"; or a difference under "error".
+        CheckpointMismatchError: another optimizer, group or parameter; another decay style or class of learning-rate
+            schedule, unless ``on_resume`` is "config"; or a difference under "error".
     """
     own = optimizer.param_groups
     owner = type(optimizer).__name__
@@ -57,8 +57,9 @@ def fit_checkpoint(
     _check_family(owner, optimizer, state_dict, state_keys)
     _check_members(owner, own, saved)
     _check_values(owner, own, saved)
-    plain_l2 = [
-        _check_style(owner, index, mine, theirs, plain_style) for index, (mine, theirs) in enumerate(_pairs(own, saved))
+    switched = [
+        _style_difference(owner, index, mine, theirs, plain_style, on_resume)
+        for index, (mine, theirs) in enumerate(_pairs(own, saved))
     ]
     _check_states(owner, own, saved, state_dict["state"], state_keys)
 
@@ -69,19 +70,14 @@ def fit_checkpoint(
         filled["base_lr"] = _peak(theirs)
         if "weight_decay" in theirs:
             filled["base_weight_decay"] = theirs.get("base_weight_decay", theirs["weight_decay"])
-        if plain_l2[index]:  # the number is in another unit, so it cannot win over the configured one
-            filled["weight_decay"], filled["base_weight_decay"] = mine["weight_decay"], mine["base_weight_decay"]
+        if switched[index]:  # the number is in another unit, so it cannot win over the configured one
+            filled.update({key: mine[key] for key in ("style", "weight_decay", "base_weight_decay")})
         found = _differences(mine, filled, _label(mine, index))
         if found and on_resume == "config":
             _keep_configured(mine, filled)
         if rescheduled and "lr_scheduler" in mine:  # the point of a schedule that is gone says nothing
             filled["lr"], filled["lr_scheduler"] = mine["lr"], mine["lr_scheduler"]
-        if plain_l2[index]:
-            found.append(
-                f"{_label(mine, index)}: weight_decay is an L2 penalty of {theirs['weight_decay']!r} in the checkpoint "
-                f"of a plain optimizer; style {mine['style']!r} keeps {mine['weight_decay']!r}"
-            )
-        differences += found
+        differences += [switched[index], *found] if switched[index] else found
         groups.append(filled)
     if differences:
         _report(owner, differences, on_resume)
@@ -234,36 +230,45 @@ def _is_like(key: str, value: Any, like: Any) -> bool:
     return True
 
 
-def _check_style(owner: str, index: int, mine: dict[str, Any], theirs: dict[str, Any], plain_style: str | None) -> bool:
-    """Refuse another decay style; return whether the saved amount is a plain optimizer's L2 penalty."""
+def _style_difference(
+    owner: str, index: int, mine: dict[str, Any], theirs: dict[str, Any], plain_style: str | None, on_resume: str
+) -> str:
+    """Return a line where the saved group had another decay style and the configured one holds; refuse it elsewhere.
+
+    It holds on request, by ``on_resume="config"``, and over a plain optimizer whose state names no style.
+    """
+    label, configured = _label(mine, index), mine["style"]
     style = theirs.get("style")
     if style is None and "decoupled_weight_decay" in theirs:
         style = _PLAIN[bool(theirs["decoupled_weight_decay"])]
     if style is None and plain_style == "l2":
-        return mine["style"] != "l2" and bool(theirs.get("weight_decay"))
-    if style is None and plain_style is None:  # Adam or AdamW before torch 2.7: it was one of two styles
-        if mine["style"] not in _KINDS:
-            _refuse(
-                owner,
-                f"{_label(mine, index)} was trained with another decay style.",
-                found="a state of torch.optim.Adam or AdamW before torch 2.7, so style 'l2' or 'decoupled'",
-                valid=f"style {mine['style']!r}",
-                fix="start the optimizer without this state, with weight_decay converted by lightning_wd.convert",
-            )
-        return False
-    style = plain_style if style is None else style
-    if style != mine["style"]:
-        _refuse(
-            owner,
-            f"{_label(mine, index)} was trained with another decay style.",
-            found=f"style {style!r}" + (f" ({_KINDS[style]})" if style in _KINDS else ""),
-            valid=f"style {mine['style']!r}",
-            fix=f"write style={style!r} to continue that run"
-            + (" (AdamL2 or SGDL2)" if style == "l2" else "")
-            + "; to switch on purpose, start the optimizer without this state, with weight_decay converted by "
-            "lightning_wd.convert",
+        if configured == "l2" or not theirs.get("weight_decay"):
+            return ""
+        return (
+            f"{label}: weight_decay is an L2 penalty of {theirs['weight_decay']!r} in the checkpoint of a plain "
+            f"optimizer; style {configured!r} keeps {mine['weight_decay']!r}"
         )
-    return False
+    style = plain_style if style is None else style
+    if style == configured or (style is None and configured in _KINDS):
+        return ""
+    if style is None:  # Adam or AdamW before torch 2.7: it was one of two styles
+        found = "a state of torch.optim.Adam or AdamW before torch 2.7, so style 'l2' or 'decoupled'"
+        go_on = ""
+    else:
+        found = f"style {style!r}" + (f" ({_KINDS[style]})" if style in _KINDS else "")
+        go_on = f"write style={style!r} to continue that run" + " (AdamL2 or SGDL2)" * (style == "l2") + "; "
+    if on_resume == "config":
+        amounts = f"{theirs.get('weight_decay')!r} in the checkpoint, {configured!r} with {mine['weight_decay']!r}"
+        return f"{label}: {found} with weight_decay {amounts} in the configuration"
+    raise CheckpointMismatchError(
+        explain(
+            f"the checkpoint does not fit this {owner}: {label} was trained with another decay style.",
+            found=found,
+            valid=f"style {configured!r}",
+            fix=f"{go_on}to switch on purpose, write on_resume=config, with weight_decay converted by "
+            "lightning_wd.convert: the configured style then goes on with the saved moments",
+        )
+    )
 
 
 def _check_states(
