@@ -17,6 +17,7 @@ import runpy
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
@@ -25,16 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a cell: more of them
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
-from studies import budgets, heatmaps, lost_decay, masks, restarts, schedules  # noqa: E402 - not an installed package
-
-STUDIES = {
-    "heatmaps": heatmaps,
-    "schedules": schedules,  # reads the cells that heatmaps has found
-    "budgets": budgets,
-    "restarts": restarts,
-    "lost_decay": lost_decay,
-    "masks": masks,
-}
+STUDIES = ("heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks")  # schedules reads heatmaps' cells
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         (out / name).mkdir(parents=True, exist_ok=True)
         (work / name).mkdir(parents=True, exist_ok=True)
         output.open(work / name / "log.txt")
-        sweeps = {} if options.report_only else STUDIES[name].sweeps(data, out / name, options.smoke)
+        with contextlib.redirect_stderr(output):  # Lightning's logger keeps the stream that it finds when imported
+            study = import_module(f"studies.{name}")
+        sweeps = {} if options.report_only else study.sweeps(data, out / name, options.smoke)
         for number, (sweep, overrides) in enumerate(sweeps.items(), start=1):
             print(f"study {name}: sweep {number} of {len(sweeps)}, {sweep}", flush=True)
             try:
@@ -69,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except SystemExit as stop:
                 print(f"study {name} stopped, see {work / name}/log.txt; the same command goes on", file=sys.stderr)
                 return int(stop.code or 1)
-        STUDIES[name].report(work / name, out / name)
+        study.report(work / name, out / name)
         print(f"study {name}: {out / name} written after {(time.time() - started) / 60:.1f} min", flush=True)
     return 0
 
@@ -94,9 +88,7 @@ def run_sweep(overrides: Sequence[str], output: Output) -> None:
 
 
 class Output(io.TextIOBase):
-    """Write everything to a study's log, and the lines of progress to the terminal too.
-
-    There is one for all studies: Lightning's logger keeps the stream that it finds when it is imported.
+    """Write everything to a study's log, and the lines of progress to the terminal too; one for all studies.
 
     Args:
         terminal: where the lines of progress go.
