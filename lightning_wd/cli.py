@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,20 +71,29 @@ def _add_audit(commands: Any) -> None:
         action="append",
         default=[],
         metavar="STATE:KIND",
-        help="exit with 1 if a parameter of this kind is decayed, excluded or frozen (decayed:norm); repeatable",
+        help="exit with 1 if a parameter of this kind is decayed, excluded or frozen; repeatable. norm includes the "
+        "biases of norm layers",
     )
     parser.set_defaults(run=_audit)
 
 
 def _audit(options: argparse.Namespace) -> int:
     from lightning_wd.mask import peer_plan, plan_decay
+    from lightning_wd.mask.evidence import is_norm
+    from lightning_wd.mask.names import walk
 
     conditions = [_condition(text) for text in options.fail_on]
-    model = _model(options.model)
-    plan = plan_decay(model, _mask(options.mask), options.style)
-    differences = plan.diff(peer_plan(model, options.against)) if options.against else ()
+    with redirect_stdout(sys.stderr):  # what the model's own code prints must not get between our lines
+        model = _model(options.model)
+        plan = plan_decay(model, _mask(options.mask), options.style)
+        differences = _against(plan, peer_plan(model, options.against)) if options.against else ()
+    in_norms = {found.name for found in walk(model).tensors if is_norm(type(found.module))}  # type: ignore[arg-type]
     found = {
-        text: [row.name for row in plan if row.kind == kind and _state(row.group, row.decay) == state]
+        text: [
+            row.name
+            for row in plan
+            if (row.kind == kind or (kind == "norm" and row.name in in_norms)) and _state(row.group, row.decay) == state
+        ]
         for text, (state, kind) in zip(options.fail_on, conditions, strict=True)
     }
     failures = {text: names for text, names in found.items() if names}
@@ -97,6 +107,17 @@ def _audit(options: argparse.Namespace) -> int:
     for text, names in failures.items():
         print(f"--fail-on {text}: {len(names)} parameters: {', '.join(names)}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _against(plan: DecayPlan, peers: DecayPlan) -> list[Difference]:
+    """Return what a peer decays and this plan does not, or the other way round; a peer knows no rates or styles."""
+    return [
+        difference
+        for difference in plan.diff(peers)
+        if not (difference.this and difference.other)
+        or _state(difference.this.group, difference.this.decay)
+        != _state(difference.other.group, difference.other.decay)
+    ]
 
 
 def _print_plan(plan: DecayPlan, policy: str | None, differences: Sequence[Difference]) -> None:
@@ -182,6 +203,13 @@ def _model(target: str) -> nn.Module:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = importlib.import_module(path)
+    except SystemExit as error:
+        raise ConfigError(
+            explain(
+                f"module {path!r} ends the program when it is imported, with status {error.code!r}.",
+                fix="put what it runs behind if __name__ == '__main__':",
+            )
+        ) from error
     except ModuleNotFoundError as error:
         raise ConfigError(
             explain(
@@ -218,6 +246,17 @@ def _model(target: str) -> nn.Module:
         raise ConfigError(
             explain(f"{target!r} built a {type(made).__name__}, no torch.nn.Module.", fix="return the model itself")
         )
+    if next(made.parameters(), None) is None:
+        if callable(configure := getattr(made, "configure_model", None)):  # a LightningModule may build its layers here
+            configure()
+        if next(made.parameters(), None) is None:
+            raise ConfigError(
+                explain(
+                    f"{target!r} has no parameters.",
+                    found=type(made).__name__,
+                    fix="name a function that returns the model with its layers built",
+                )
+            )
     return made
 
 

@@ -216,6 +216,40 @@ def test_a_checkpoint_of_another_finetuning_is_refused(tmp_path: Path) -> None:
         fit(Net(ADAMW), tmp_path, other, ckpt_path=tmp_path / "c.ckpt")
 
 
+def test_a_resumed_run_may_unfreeze_in_other_epochs(tmp_path: Path) -> None:
+    with pytest.raises(CrashError):
+        fit(Net(ADAMW), tmp_path, finetuning(), CrashAfter(7, tmp_path / "c.ckpt"))
+    late = wd.MaskedFinetuning(["backbone.*"], {1: ["backbone.0.*"], 2: ["backbone.4.*"]})
+    with pytest.raises(
+        wd.CheckpointMismatchError, match=r"past epoch 1 and did not unfreeze .*\n  found: backbone.0.bias"
+    ):
+        fit(Net(ADAMW), tmp_path, late, ckpt_path=tmp_path / "c.ckpt")
+    moved = wd.MaskedFinetuning(["backbone.*"], {2: ["backbone.4.*"]})
+    fit(Net(ADAMW), tmp_path, moved, ckpt_path=tmp_path / "c.ckpt")
+    assert moved.state_dict() == {"unfrozen": [[1, ["backbone.4.weight", "backbone.4.bias"]], [2, []]]}
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
+def test_matrices_that_join_are_muons(tmp_path: Path) -> None:
+    trainer = fit(Net({"name": "muon", "lr": 0.01, "weight_decay": 0.1}), tmp_path, finetuning())
+    by_muon = {g["name"]: (g["muon"], g["param_names"]) for g in trainer.optimizers[0].param_groups}
+    assert by_muon["decay_muon_epoch_1"] == (True, ["backbone.4.weight"])
+    assert by_muon["decay_muon_epoch_2"] == (True, ["backbone.0.weight"])
+    assert by_muon["decay"] == (False, ["head.weight"])
+    assert not any(muon for name, (muon, _) in by_muon.items() if name.startswith("no_decay"))
+
+
+def test_what_is_built_after_the_freeze_is_an_error(tmp_path: Path) -> None:
+    class Late(Net):
+        def setup(self, stage: str) -> None:
+            self.neck = nn.Linear(3, 3)
+
+    with pytest.raises(
+        wd.MaskError, match=r"built after its setup.*\n  found: neck.weight, neck.bias\n  fix: build it in"
+    ):
+        fit(Late(ADAMW), tmp_path, wd.MaskedFinetuning([r"regex:^(?!head)"]))
+
+
 def test_what_the_module_froze_itself_stays_frozen(tmp_path: Path) -> None:
     module = Net(ADAMW)
     module.backbone[0].weight.requires_grad_(False)

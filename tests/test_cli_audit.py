@@ -55,6 +55,17 @@ class Bracketed(nn.Module):
         self.blocks = nn.ModuleDict({"[a]": nn.Linear(2, 2), "[/b]": nn.Linear(2, 2)})
 
 
+class Late(nn.Module):
+    def configure_model(self):
+        self.norm = nn.LayerNorm(4)
+
+
+class Loud(Model):
+    def __init__(self):
+        super().__init__()
+        print("building")
+
+
 ready = Model()
 number = 3
 
@@ -109,6 +120,12 @@ def test_the_difference_to_another_policy(capsys: pytest.CaptureFixture[str]) ->
     ]
 
 
+def test_a_policy_knows_no_styles_and_no_rates(capsys: pytest.CaptureFixture[str]) -> None:
+    rule = "{rules: [{name: fc.*, lr: 2}]}"
+    assert run("audited:Model", "--style", "decoupled", "--mask", rule, "--against", "ndim") == 0
+    assert "1 parameters are treated differently by ndim" in capsys.readouterr().out
+
+
 def test_json_is_the_plan_as_plain_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("audited:Model", "--json", "--style", "corrected") == 0
     data = json.loads(capsys.readouterr().out)
@@ -119,7 +136,24 @@ def test_json_is_the_plan_as_plain_data(capsys: pytest.CaptureFixture[str]) -> N
 def test_fail_on_is_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("audited:Model", "--fail-on", "decayed:norm", "--fail-on", "decayed:bias") == 0
     assert run("audited:Model", "--mask", "all", "--fail-on", "decayed:norm", "--fail-on", "excluded:weight") == 1
-    assert capsys.readouterr().err == "--fail-on decayed:norm: 1 parameters: norm.weight\n"
+    assert capsys.readouterr().err == "--fail-on decayed:norm: 2 parameters: norm.weight, norm.bias\n"
+    rule = "{rules: [{name: norm.bias, decay: 1}]}"
+    assert run("audited:Model", "--mask", rule, "--fail-on", "decayed:norm") == 1
+    assert capsys.readouterr().err == "--fail-on decayed:norm: 1 parameters: norm.bias\n"
+    assert run("audited:Late", "--mask", "all", "--fail-on", "decayed:norm") == 1
+
+
+def test_what_the_models_own_code_does_cannot_pass_for_a_result(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("audited:Loud", "--json") == 0
+    out, err = capsys.readouterr()
+    assert (len(json.loads(out)["parameters"]), err) == (5, "building\n")
+    (package / "script.py").write_text(f"{MODEL}\nraise SystemExit(0)\n")
+    assert run("script:Model", "--fail-on", "decayed:norm") == 2
+    assert "module 'script' ends the program when it is imported, with status 0." in capsys.readouterr().err
+    assert run("torch.nn:Identity", "--fail-on", "decayed:norm") == 2
+    assert "'torch.nn:Identity' has no parameters." in capsys.readouterr().err
 
 
 def test_masks_come_from_a_mapping_or_a_file(package: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,6 +125,8 @@ def test_a_linear_inside_an_adaptive_norm_decays() -> None:
         ({"time_mix_key": (1, 1, 8)}, "vector"),
         ({"alpha": (1, 8, 1)}, "vector"),
         ({"alpha": (4, 128)}, "vector"),
+        ({"gamma": (4, 128), "beta": (4, 128)}, "vector"),
+        ({"beta": (50, 2000)}, "weight"),  # topics by words
         ({"scale": ()}, "vector"),
         ({"cls_token": (1, 1, 8)}, "vector"),
         ({"register_tokens": (1, 0, 384)}, "vector"),
@@ -135,6 +137,8 @@ def test_a_linear_inside_an_adaptive_norm_decays() -> None:
         ({"rel_pos_w": (27, 8)}, "table"),
         ({"height_rel": (31, 8)}, "table"),
         ({"emb_rel_k": (1, 9, 8)}, "table"),
+        ({"key_rel_h": (31, 8), "key_rel_w": (31, 8)}, "table"),
+        ({"w_rel": (8, 8), "w_loop": (8, 8)}, "weight"),  # a graph network's matrices
         ({"query_tokens": (1, 32, 8)}, "weight"),
         ({"latents": (256, 8)}, "weight"),
         ({"gate_up_proj": (4, 8, 8)}, "weight"),
@@ -145,6 +149,25 @@ def test_a_linear_inside_an_adaptive_norm_decays() -> None:
 )
 def test_free_parameters(shapes: dict[str, tuple[int, ...]], kind: str) -> None:
     assert kinds(Holder(**shapes)) == dict.fromkeys(shapes, kind)
+
+
+def test_experts_biases_are_known_by_the_weights_beside_them() -> None:
+    expected = {"w1": "weight", "b1": "bias", "w2": "weight", "b2": "bias"}
+    assert kinds(Holder(w1=(4, 8, 16), b1=(4, 16), w2=(4, 16, 8), b2=(4, 8))) == expected
+    assert kinds(Holder(b1=(4, 8))) == {"b1": "weight"}
+    assert kinds(Holder(w1=(4, 8), b1=(4, 8))) == {"w1": "weight", "b1": "weight"}  # a pair of low rank
+
+
+def test_what_zero3_has_partitioned_keeps_its_kind() -> None:
+    net = nn.ModuleDict({"emb": nn.Embedding(9, 4), "fc": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
+    before = plan_decay(net).to_dict()
+    for p in net.parameters():
+        p.ds_shape, p.data = p.shape, torch.empty(0)
+    assert plan_decay(net).to_dict() == before
+    assert [row.name for row in plan_decay(net, {"rules": [{"ndim": 2, "decay": 0}]}) if not row.decay][:2] == [
+        "emb.weight",
+        "fc.weight",
+    ]
 
 
 def test_thin_weights_of_layers_are_no_vectors() -> None:
@@ -329,11 +352,34 @@ def decayed(plan: Any) -> set[str]:
     return {row.name for row in plan if row.decay}
 
 
+def test_hooks_name_layers_and_parametrized_tensors() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+            self.cpb_mlp = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4))
+            self.cpb_mlp2 = nn.Linear(4, 4)
+
+        def no_weight_decay(self) -> set[str]:
+            return {"proj.weight", "cpb_mlp", "absent"}
+
+    reasons = {row.name: row.reason for row in plan_decay(Net()) if row.name.endswith(("weight", "original"))}
+    hook = "hook Net.no_weight_decay()"
+    assert reasons == {
+        "proj.parametrizations.weight.original": hook,
+        "cpb_mlp.0.weight": hook,
+        "cpb_mlp.2.weight": hook,
+        "cpb_mlp2.weight": "weight",
+    }
+
+
 def test_timm_loses_the_hook_in_a_lightning_module_and_under_compile() -> None:
     wrapped = nn.ModuleDict({"model": PosEmbed()})
     assert decayed(peer_plan(wrapped, "timm")) == {"model.grid", "model.fc.weight"}
     assert decayed(plan_decay(wrapped)) == {"model.fc.weight"}
-    assert decayed(plan_decay(torch.compile(PosEmbed(), backend="eager"))) == {"fc.weight"}  # type: ignore[arg-type]
+    compiled: Any = torch.compile(PosEmbed(), backend="eager")
+    assert decayed(peer_plan(compiled, "timm")) == {"grid", "fc.weight"}
+    assert decayed(plan_decay(compiled)) == {"fc.weight"}
 
 
 def test_transformers_decays_norms_it_does_not_know_and_exempts_debias() -> None:

@@ -117,6 +117,13 @@ def test_an_lr_rule_leaves_norms_and_biases_excluded() -> None:
             "  fix: correct the rule, or remove it",
         ),
         (
+            {"module_types": ["LayerNorm", "Liner"], "decay": 0},
+            "mask rule (module_types 'LayerNorm', 'Liner') names a class that owns no parameter: 'Liner'.\n"
+            "  found: LayerNorm, Linear\n"
+            "  nearest: 'Linear' (6 parameters)\n"
+            "  fix: correct it, or remove it from module_types",
+        ),
+        (
             {"name": "head.*", "ndim": 7, "decay": 0},
             "mask rule (name 'head.*', ndim 7) matched no parameter.\n"
             "  found: 10 trainable parameters, 0 matches\n"
@@ -134,6 +141,20 @@ def test_a_dead_rule_is_an_error(rule: dict[str, object], message: str) -> None:
     with pytest.raises(MaskError) as error:
         plan_decay(Net(), {"rules": [rule]})
     assert str(error.value) == message
+
+
+def test_a_rule_that_earlier_ones_leave_nothing_to_decide_is_an_error() -> None:
+    wide, narrow = {"name": "*.weight", "decay": 0.5}, {"name": "head.weight", "decay": 0}
+    with pytest.raises(MaskError) as error:
+        plan_decay(Net(), {"rules": [wide, narrow]})
+    assert str(error.value) == (
+        "mask rule (name 'head.weight') has no effect: earlier rules decide everything that it matches.\n"
+        "  found: the rule (name '*.weight') before it\n"
+        "  fix: write the narrower rule first, or remove this one"
+    )
+    assert plan_decay(Net(), {"rules": [narrow, wide]})["head.weight"].decay == 0
+    assert plan_decay(Net(), {"rules": [wide, {**narrow, "lr": 2}]})["head.weight"].lr == 2
+    assert plan_decay(Net(), {"rules": [wide, {"name": "head.*", "decay": 1}]})["head.bias"].decay == 1
 
 
 def test_a_rule_that_meets_only_frozen_parameters_is_no_error() -> None:

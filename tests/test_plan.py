@@ -407,6 +407,131 @@ def test_layerwise_rates_by_name() -> None:
         plan_decay(net(), Mask.layerwise(0.5))
 
 
+class Encoder(nn.Module):
+    """An embedding, a list of layers, and a norm after it."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(4, 4)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(layers))})
+        self.norm = nn.RMSNorm(4)
+
+
+def linears(count: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(count))})
+
+
+def layer_rates(module: nn.Module) -> dict[str, float]:
+    return {row.name.removesuffix(".weight"): row.lr for row in plan_decay(module, Mask.layerwise(0.5))}
+
+
+def test_layerwise_rates_of_a_head_that_is_defined_first() -> None:
+    assert layer_rates(nn.ModuleDict({"classifier": nn.Linear(4, 4, bias=False), "backbone": Encoder(2)})) == {
+        "classifier": 1.0,
+        "backbone.embeddings": 0.125,
+        "backbone.encoder.layer.0": 0.25,
+        "backbone.encoder.layer.1": 0.5,
+        "backbone.norm": 1.0,
+    }
+
+
+def test_layerwise_rates_of_two_towers_count_from_each_ones_end() -> None:
+    assert layer_rates(nn.ModuleDict({"text": Encoder(1), "vision": Encoder(2), "proj": linears(1)})) == {
+        "text.embeddings": 0.25,
+        "text.encoder.layer.0": 0.5,
+        "text.norm": 1.0,
+        "vision.embeddings": 0.125,
+        "vision.encoder.layer.0": 0.25,
+        "vision.encoder.layer.1": 0.5,
+        "vision.norm": 1.0,
+        "proj.layers.0": 1.0,
+    }
+
+
+def test_layerwise_rates_of_lists_before_and_after_the_longest() -> None:
+    net = nn.ModuleDict({"stem": linears(1), "encoder": linears(2), "box": linears(1)})
+    assert layer_rates(net) == {
+        "stem.layers.0": 0.125,
+        "encoder.layers.0": 0.25,
+        "encoder.layers.1": 0.5,
+        "box.layers.0": 1.0,
+    }
+    detr = nn.ModuleDict({"conv": nn.Linear(4, 4), "encoder": linears(2), "decoder": linears(2)})
+    with pytest.raises(MaskError, match=r"two lists of layers.*\n  found: encoder.layers \(2 layers\), decoder.layers"):
+        plan_decay(detr, Mask.layerwise(0.5))
+
+
+def test_layerwise_rates_by_the_names_of_stages_and_experts() -> None:
+    def stage() -> nn.ModuleDict:
+        return nn.ModuleDict({"down": nn.Linear(4, 4, bias=False), "blocks": linears(2)["layers"]})
+
+    assert layer_rates(nn.ModuleDict({"stem": nn.RMSNorm(4), "stages_0": stage(), "stages_1": stage()})) == {
+        "stem": 0.0625,
+        "stages_0.down": 0.125,
+        "stages_0.blocks.0": 0.125,
+        "stages_0.blocks.1": 0.25,
+        "stages_1.down": 0.5,
+        "stages_1.blocks.0": 0.5,
+        "stages_1.blocks.1": 1.0,
+    }
+    resnet = nn.ModuleDict({f"layer{i}": nn.Sequential(*linears(1)["layers"]) for i in (1, 2)})
+    assert layer_rates(nn.ModuleDict({"conv1": nn.RMSNorm(4), **resnet, "fc": nn.RMSNorm(4)})) == {
+        "conv1": 0.125,
+        "layer1.0": 0.25,
+        "layer2.0": 0.5,
+        "fc": 1.0,
+    }
+    vit = nn.ModuleDict({"conv_proj": nn.RMSNorm(4), "encoder": nn.ModuleDict({"ln0": nn.RMSNorm(4)})})
+    vit["encoder"]["layers"] = nn.ModuleDict({f"encoder_layer_{i}": nn.RMSNorm(4) for i in range(2)})
+    assert layer_rates(vit) == {
+        "conv_proj": 0.25,
+        "encoder.ln0": 0.25,
+        "encoder.layers.encoder_layer_0": 0.5,
+        "encoder.layers.encoder_layer_1": 1.0,
+    }
+    experts = nn.ModuleList(linears(2) for _ in range(2))
+    moe = nn.ModuleDict({"layers": nn.ModuleList(nn.ModuleDict({"experts": e}) for e in [experts])})
+    moe["layers"].append(nn.RMSNorm(4))
+    rates = layer_rates(moe)
+    assert rates.pop("layers.1") == 1.0
+    assert set(rates.values()) == {0.5}
+
+
+def test_layerwise_rates_of_two_models_of_timms() -> None:
+    class Timm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.blocks = nn.RMSNorm(4), linears(2)["layers"]
+
+        def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+            return {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None)]}
+
+    own = {"stem": 0.125, "blocks.0": 0.25, "blocks.1": 0.5}
+    net = nn.ModuleDict({"teacher": Timm().requires_grad_(False), "student": Timm(), "head": nn.RMSNorm(4)})
+    plan = plan_decay(net, Mask.layerwise(0.5), include_frozen=True)
+    assert {row.name.removesuffix(".weight"): row.lr for row in plan} == {
+        **{f"teacher.{name}": lr for name, lr in own.items()},
+        **{f"student.{name}": lr for name, lr in own.items()},
+        "head": 1.0,
+    }
+
+
+def test_a_frozen_teacher_does_not_take_the_output_layers_exemption() -> None:
+    student, teacher = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2))
+    assert styles(nn.ModuleDict({"student": student, "teacher": teacher.requires_grad_(False)})) == {
+        "student.0.weight": "corrected",
+        "student.1.weight": "decoupled",
+    }
+
+
+def test_a_reason_is_only_text() -> None:
+    plan = plan_decay(nn.Linear(4, 4), Mask([Rule(0, name="weight", reason="frozen")]))
+    assert [(row.name, row.group, row.reason) for row in plan] == [
+        ("weight", "no_decay", "frozen"),
+        ("bias", "no_decay", "bias"),
+    ]
+
+
 def test_diff_names_what_two_plans_treat_differently() -> None:
     module = net()
     one, other = (

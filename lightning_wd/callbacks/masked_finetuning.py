@@ -15,12 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_wd.callbacks.groups import as_float, group_style, peak_lr
+from lightning_wd.configure.build import give_matrices_to_muon
 from lightning_wd.decay import check_number
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, explain
 from lightning_wd.mask import DecayPlan, Row, Rule, as_mask, plan_decay
 from lightning_wd.mask.names import walk
 from lightning_wd.mask.strict import check_rules
 from lightning_wd.optimizers.groups import DecayGroups
+from lightning_wd.optimizers.muon import MuonAdamW
 
 __all__ = ["MaskedFinetuning"]
 
@@ -68,6 +70,7 @@ class MaskedFinetuning(L.Callback):
         }
         self.mask = None if mask is None else as_mask(mask)
         self._frozen: set[str] = set()
+        self._seen: set[str] = set()
         self._begin()
 
     def _begin(self) -> None:
@@ -83,6 +86,7 @@ class MaskedFinetuning(L.Callback):
             return
         self._begin()
         names = _tensors(pl_module)
+        self._seen = set(names)
         mine = {name for name, p in names.items() if p.requires_grad or name in self._frozen}
         self._frozen = set()
         for rule in self.freeze:
@@ -140,6 +144,16 @@ class MaskedFinetuning(L.Callback):
                 )
             )
         names = _tensors(pl_module)
+        new = {name: p for name, p in names.items() if name not in self._seen and p.requires_grad}
+        late = [name for name, p in new.items() if any(rule.matches(name, p, pl_module) for rule in self.freeze)]
+        if late:
+            raise MaskError(
+                explain(
+                    "MaskedFinetuning cannot freeze what is built after its setup: it trains already.",
+                    found=", ".join(late[:5]),
+                    fix=f"build it in {type(pl_module).__name__}.__init__",
+                )
+            )
         held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
         early = sorted(name for name in self._frozen if id(names[name]) in held)
         if early:
@@ -163,10 +177,11 @@ class MaskedFinetuning(L.Callback):
         done = {epoch for epoch, _ in self._done}
         for epoch in sorted(self.unfreeze.keys() - done):
             if epoch <= trainer.current_epoch:
-                names = _tensors(pl_module)
-                hits = {n for rule in self.unfreeze[epoch] for n in _matches(rule, names, pl_module, "unfreeze")}
-                hits &= self._frozen
-                due = [name for name in names if name in hits]
+                hits = self._hits(pl_module, epoch) & self._frozen
+                due = [name for name in _tensors(pl_module) if name in hits]
+                if not due:  # the run that is resumed unfroze it in another epoch
+                    self._done.append((epoch, []))
+                    continue
                 groups = self._unfreeze(trainer, pl_module, epoch, due)
                 rank_zero_info(
                     f"MaskedFinetuning: epoch {epoch}: {len(due)} parameters unfrozen, in groups {', '.join(groups)}."
@@ -184,6 +199,9 @@ class MaskedFinetuning(L.Callback):
         """Unfreeze again what the run that is resumed had unfrozen, in its order."""
         events, self._loaded = self._loaded, []
         for epoch, unfrozen in events:
+            if not unfrozen:
+                self._done.append((epoch, []))
+                continue
             strangers = [name for name in unfrozen if name not in self._frozen]
             if strangers:
                 raise CheckpointMismatchError(
@@ -195,6 +213,22 @@ class MaskedFinetuning(L.Callback):
                     )
                 )
             self._unfreeze(trainer, module, epoch, unfrozen)
+        for epoch, _ in events:
+            left = sorted(self._hits(module, epoch) & self._frozen)
+            if left:
+                raise CheckpointMismatchError(
+                    explain(
+                        f"the checkpoint is past epoch {epoch} and did not unfreeze all that is configured for it.",
+                        found=", ".join(left[:5]),
+                        fix="configure MaskedFinetuning as in the run that is resumed, or unfreeze these in a later "
+                        "epoch",
+                    )
+                )
+
+    def _hits(self, module: L.LightningModule, epoch: int) -> set[str]:
+        """Return the parameters that the patterns of an epoch match."""
+        names = _tensors(module)
+        return {n for rule in self.unfreeze.get(epoch, ()) for n in _matches(rule, names, module, "unfreeze")}
 
     def _unfreeze(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, unfrozen: list[str]) -> list[str]:
         """Unfreeze parameters and add their groups to the optimizer and its schedule; return the groups' names."""
@@ -230,6 +264,8 @@ class MaskedFinetuning(L.Callback):
         wanted = set(unfrozen)
         rows = tuple(row for row in whole if wanted.intersection(row.names))
         groups = DecayPlan(rows, style).groups(lr=lr, weight_decay=lam)
+        if isinstance(optimizer, MuonAdamW):
+            groups = give_matrices_to_muon(groups, module, whole)
         peak = peak_lr(first)
         for group in groups:
             group["name"] = f"{group['name']}_epoch_{epoch}"

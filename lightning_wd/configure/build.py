@@ -18,7 +18,7 @@ from lightning_wd.mask.names import walk
 from lightning_wd.mask.output import output_parameters
 from lightning_wd.optimizers.loading import NO_SCHEDULE
 
-__all__ = ["configure_optimizers"]
+__all__ = ["configure_optimizers", "give_matrices_to_muon"]
 
 
 def configure_optimizers(
@@ -86,7 +86,7 @@ def configure_optimizers(
     plan = plan_decay(module, config.mask, decay.style)
     groups = plan.groups(lr=lr, weight_decay=coefficient)
     if config["name"] == "muon":
-        groups = _give_matrices_to_muon(groups, module, plan)
+        groups = give_matrices_to_muon(groups, module, plan)
     multipliers = [group["lr"] / lr if lr else 1.0 for group in groups]
     if isinstance(peak, Sequence):
         _set_peaks(groups, peak)
@@ -101,7 +101,7 @@ def configure_optimizers(
     return {"optimizer": built, "lr_scheduler": request.build(built, multipliers, budget)}
 
 
-def _give_matrices_to_muon(
+def give_matrices_to_muon(
     groups: list[dict[str, Any]], module: torch.nn.Module, plan: DecayPlan
 ) -> list[dict[str, Any]]:
     """Split each group: the hidden matrices to Muon; the output layer, embeddings and all others stay with AdamW."""

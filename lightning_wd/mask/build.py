@@ -18,7 +18,7 @@ from lightning_wd.mask.names import Found, Tree, walk
 from lightning_wd.mask.output import output_parameters
 from lightning_wd.mask.plan import DecayPlan, Row
 from lightning_wd.mask.rules import Mask, as_mask
-from lightning_wd.mask.strict import check_placed, check_rules
+from lightning_wd.mask.strict import check_effective, check_placed, check_rules
 
 __all__ = ["plan_decay"]
 
@@ -96,7 +96,7 @@ def plan_decay(
             names += (found.name,)
             verdicts.append(decider.decide(found, classify(found)))
         if not (first.param.requires_grad or include_frozen):
-            rows.append(Row(first.name, names, first.param, 0.0, 1.0, style, "frozen", kind, {}))
+            rows.append(Row(first.name, names, first.param, 0.0, 1.0, style, "frozen", kind, {}, frozen=True))
             continue
         verdict = _reconcile(names, verdicts) if len(verdicts) > 1 else verdicts[0]
         if verdict.decay is None:
@@ -108,6 +108,7 @@ def plan_decay(
         lr = _factor(verdict.lr if "lr" in verdict.settings or verdict.lr is not None else scales.get(tensor))
         rows.append(Row(first.name, names, first.param, decay, lr, its_style, verdict.reason, kind, verdict.settings))
     check_rules(mask.rules, decider.counts, rows, tree)
+    check_effective(mask.rules, decider.winners)
     check_placed(unplaced)
     return DecayPlan(tuple(rows), style)
 
@@ -121,6 +122,8 @@ class _Decider:
         self.heeds_hooks = mask.base in ("standard", "no_embeddings", "matrices")
         self.hooked = hooked_names(tree) if tree.hooked and self.heeds_hooks else {}
         self.counts = [0] * len(mask.rules)
+        # By rule: the first earlier rule that decides all it would, or None where it decides something itself.
+        self.winners: dict[int, int | None] = {}
         # Most tensors differ from another in nothing that decides: kind, class, and the rules that match.
         self.known: dict[tuple[str, type, tuple[int, ...]], _Verdict] = {}
 
@@ -147,6 +150,9 @@ class _Decider:
             for key, value in rule.settings.items():
                 if key not in said:
                     said[key], ranks[key], why[key] = value, i, rule.reason or f"rule {rule}"
+                    self.winners[i] = None
+                else:
+                    self.winners.setdefault(i, ranks[key])
         settings: dict[str, Any] = {}
         if self.mask.base is not None:
             mark, settings = marks(found.name, found.param)

@@ -5,12 +5,13 @@ The first of these that holds gives a tensor its kind:
 =========== =========================================================================================================
 kind        evidence
 =========== =========================================================================================================
-bias        the tensor's own name has the word ``bias`` (``bias_ih_l0``, ``q_bias``; not ``debias_proj.weight``)
+bias        the tensor's own name has the word ``bias`` (``bias_ih_l0``, ``q_bias``; not ``debias_proj.weight``), or it
+            is the ``b1`` of a ``w1`` with one dimension more
 norm        a norm layer owns it directly: torch.nn's, or by class name and shape (LlamaRMSNorm, LayerNorm2d, GRN)
 magnitude   weight_norm's length of each row: ``original0``, ``weight_g``
 state       a state-space model's own ``A_log`` and ``D``, or RWKV's ``time_decay``, of any shape
 vector      at most one dimension is larger than 1, and it is no weight of a Linear, Conv, RNN or attention layer;
-            or a free parameter of any shape named a scale (``gamma``, ``temperature``)
+            or a free parameter of any shape named a scale (``gamma`` and the ``beta`` beside it, ``temperature``)
 table       a free parameter (no Embedding's) named a position table or a token
 embedding   an Embedding owns it, or a free parameter is named one
 weight      everything else
@@ -27,7 +28,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrizations import _WeightNorm
 
-from lightning_wd.mask.names import Found
+from lightning_wd.mask.names import Found, whole_shape
 
 __all__ = ["EXEMPT", "KINDS", "classify"]
 
@@ -74,12 +75,22 @@ def classify(found: Found) -> str:
         name = f"{attribute}_{name}"
         attribute = found.name.split(".")[-3] if found.name.count(".") > 1 else ""
     shape = found.param.shape
+    if shape == (0,):
+        shape = whole_shape(found.param)
     vector = len(shape) < 2 or len(shape) - shape.count(1) - shape.count(0) < 2
     if found.part == "original0" and _is_weight_norm(found):
         return "magnitude"
     # A vector only: gates called W_g and W_v both decay.
     if vector and name[-2:] == "_g" and f"{name[:-2]}_v" in found.module._parameters:
         return "magnitude"
+    if not vector:
+        own = found.module._parameters
+        if name == "beta" and "gamma" not in own:  # alone it may be any matrix, as a topic model's
+            return "weight"
+        if name[0] == "b" and (name == "b" or name[1:].isdigit()):
+            weight = own.get(f"w{name[1:]}", own.get(f"W{name[1:]}"))
+            if weight is not None and len(whole_shape(weight)) == len(shape) + 1:
+                return "bias"
     return _classify(type(found.module), name, attribute, vector)  # type: ignore[arg-type]  # classes are hashable
 
 
@@ -97,7 +108,7 @@ def _classify(cls: type, leaf: str, attribute: str, vector: bool) -> str:
     free = not embeds and not issubclass(cls, _WEIGHTED)
     if (vector and not ("weight" in words and is_weighted(cls))) or (free and leaf in _SCALE_LEAVES):
         return "vector"
-    if free and (_is_table(words) or (words[0] in _CONTENT and _has_position(frozenset(leaf_words(attribute))))):
+    if free and (_is_table(words) or (words[0] in _CONTENT and _has_position(leaf_words(attribute)))):
         return "table"
     if embeds or (free and words[-1] in _EMBED):
         return "embedding"
@@ -121,14 +132,16 @@ def _is_table(words: tuple[str, ...]) -> bool:
     have = frozenset(words)
     if have & _LEARNED_INPUT or have & _MATRIX:
         return False
-    return _has_position(have) or words[-1] in ("token", "tokens")
+    return _has_position(words) or words[-1] in ("token", "tokens")
 
 
-def _has_position(words: frozenset[str]) -> bool:
+def _has_position(words: tuple[str, ...]) -> bool:
+    have = frozenset(words)
     return bool(
-        words & _POSITION
-        or ("rel" in words and words & {"height", "width", "h", "w", *_EMBED})
-        or (words & {"time", "temporal"} and words & _EMBED)
+        have & _POSITION
+        or ("rel" in have and have & {"height", "width", *_EMBED})
+        or words[-2:] in (("rel", "h"), ("rel", "w"))  # not w_rel, a matrix of a graph network
+        or (have & {"time", "temporal"} and have & _EMBED)
     )
 
 

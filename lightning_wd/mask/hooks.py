@@ -4,12 +4,16 @@
 declaration                          meaning
 ==================================== =================================================================================
 ``no_weight_decay()``                names and globs, relative to the module that declares it, which do not decay
-                                     (timm, Swin, BEiT); a name that does not exist is passed over
+                                     (timm, Swin, BEiT); a submodule's name means all that is in it; a name that does
+                                     not exist is passed over
 ``no_weight_decay_keywords()``       texts; a parameter whose name below that module contains one does not decay
 ``parameter._no_weight_decay``       if true, it does not decay (Mamba)
 ``parameter._optim``                 settings of its own group: ``weight_decay: 0.0`` excludes, other keys are taken as
                                      they stand, ``lr`` among them (S4)
 ==================================== =================================================================================
+
+Marks are attributes of a tensor, and ``fully_shard`` (FSDP2) and ``to_empty`` make new tensors without them: a model
+that marks its parameters then needs rules that say the same.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from torch import Tensor, nn
 
 from lightning_wd.decay import check_number
 from lightning_wd.errors import ConfigError, MaskError, explain
-from lightning_wd.mask.names import Tree
+from lightning_wd.mask.names import Found, Tree
 
 __all__ = ["declared_names", "hooked_names", "marks"]
 
@@ -36,15 +40,19 @@ def hooked_names(tree: Tree) -> dict[str, str]:
     exempt: dict[str, str] = {}
     for module, prefix, raw, start, end in tree.hooked:
         names = [found.name for found in tree.tensors[start:end]]
-        inside = set(names)
+        inside = {name: name for name in names}
+        # A parametrized layer's tensor is still declared under the name that it had.
+        inside.update((f"{_layer(found)}.{found.leaf}", found.name) for found in tree.tensors[start:end] if found.part)
         owner = type(module).__name__
         for entry in declared_names(module, "no_weight_decay"):
             # A hook that lists named_parameters() itself sees the wrapped names.
             name = tree.raw_names.get(raw + entry, prefix + entry)
             if name in inside:
-                hit: Iterable[str] = (name,)
+                hit = [inside[name]]
+            elif any(char in entry for char in "*?["):
+                hit = fnmatch.filter(names, prefix + entry)
             else:
-                hit = fnmatch.filter(names, prefix + entry) if any(char in entry for char in "*?[") else ()
+                hit = [n for n in names if n.startswith(f"{prefix}{entry}.")]
             for n in hit:
                 exempt.setdefault(n, f"hook {owner}.no_weight_decay()")
         for keyword in declared_names(module, "no_weight_decay_keywords"):
@@ -52,6 +60,10 @@ def hooked_names(tree: Tree) -> dict[str, str]:
                 if keyword in n[len(prefix) :]:
                     exempt.setdefault(n, f"hook {owner}.no_weight_decay_keywords()")
     return exempt
+
+
+def _layer(found: Found) -> str:
+    return found.name.rpartition(".parametrizations.")[0]
 
 
 def declared_names(module: nn.Module, hook: str) -> list[str]:

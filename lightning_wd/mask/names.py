@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lightning_wd.errors import MaskError, explain
 
-__all__ = ["Found", "Tree", "walk"]
+__all__ = ["Found", "Tree", "walk", "whole_shape"]
 
 _FSDP1 = "_fsdp_wrapped_module"
 # Wrapper classes and the attribute that holds what they wrap. They are known by class, never by that attribute's name:
@@ -70,6 +71,12 @@ def walk(module: nn.Module) -> Tree:
     tree = Tree([], {}, [], [])
     _visit(module, "", "", "", tree, set(), {})
     return tree
+
+
+def whole_shape(param: Tensor) -> torch.Size:
+    """Return a tensor's shape; DeepSpeed's ZeRO-3 leaves an empty one where a partitioned tensor was."""
+    shape = param.shape
+    return torch.Size(getattr(param, "ds_shape", shape)) if len(shape) == 1 and not shape[0] else shape
 
 
 def _visit(

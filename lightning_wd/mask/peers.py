@@ -21,12 +21,13 @@ _TRANSFORMERS = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?
 
 
 def _timm(module: nn.Module) -> Callable[[Found], bool]:
-    """timm 1.0.31, create_optimizer_v2: vectors, ``.bias``, and the outermost module's own hook."""
+    """timm 1.0.31, create_optimizer_v2: vectors, ``.bias``, and the outermost module's own hook, by wrapped names."""
     listed = declared_names(module, "no_weight_decay")
+    raw = {name: wrapped for wrapped, name in walk(module).raw_names.items()}
     return lambda found: (
         found.param.ndim > 1
         and not found.name.endswith(".bias")
-        and not any(fnmatch.fnmatch(found.name, pattern) for pattern in listed)
+        and not any(fnmatch.fnmatch(raw.get(found.name, found.name), pattern) for pattern in listed)
     )
 
 
@@ -74,9 +75,9 @@ def peer_plan(module: nn.Module, peer: str) -> DecayPlan:
         if known is not None:
             known.names = (*known.names, found.name)
             continue
-        trains = found.param.requires_grad
-        decay, reason = (float(decays(found)), peer) if trains else (0.0, "frozen")
+        frozen = not found.param.requires_grad
+        decay, reason = (0.0, "frozen") if frozen else (float(decays(found)), peer)
         rows[id(found.param)] = Row(
-            found.name, (found.name,), found.param, decay, 1.0, None, reason, classify(found), {}
+            found.name, (found.name,), found.param, decay, 1.0, None, reason, classify(found), {}, frozen=frozen
         )
     return DecayPlan(tuple(rows.values()))

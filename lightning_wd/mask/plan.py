@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lightning_wd.decay import check_number, check_style, convert
 from lightning_wd.errors import MaskError, explain, nearest
+from lightning_wd.mask.names import whole_shape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,10 +42,11 @@ class Row:
         reason: what decided.
         kind: what it is: one of :data:`lightning_wd.mask.evidence.KINDS`, whatever the rules say.
         settings: settings of its group that its author marked it with (``_optim``), taken as they stand.
+        frozen: it does not train, so it is in no group.
         param: the tensor.
     """
 
-    __slots__ = ("decay", "group", "kind", "lr", "name", "names", "param", "reason", "settings", "style")
+    __slots__ = ("decay", "frozen", "group", "kind", "lr", "name", "names", "param", "reason", "settings", "style")
 
     def __init__(
         self,
@@ -56,21 +59,23 @@ class Row:
         reason: str,
         kind: str,
         settings: Mapping[str, Any],
-        group: str | None = None,
+        *,
+        frozen: bool = False,
     ) -> None:
         self.name, self.names, self.param = name, names, param
         self.decay, self.lr, self.style, self.reason = decay, lr, style, reason
-        self.kind, self.settings, self.group = kind, settings, group
+        self.kind, self.settings, self.frozen = kind, settings, frozen
+        self.group: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape; the whole tensor's where it is sharded."""
-        return tuple(self.param.shape)
+        return tuple(whole_shape(self.param))
 
     @property
     def numel(self) -> int:
         """How many numbers the tensor holds."""
-        return self.param.numel()
+        return math.prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain data."""
@@ -117,7 +122,7 @@ class DecayPlan:
             check_style(self.style)
         named: dict[Any, str] = {}
         for row in self.rows:
-            if row.reason == "frozen":
+            if row.frozen:
                 continue
             key = _key(row)
             if key not in named:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_wd.decay import check_number, check_style
 from lightning_wd.errors import ConfigError, MaskError, explain, nearest
+from lightning_wd.mask.names import whole_shape
 
 __all__ = ["PRESETS", "Mask", "Rule", "as_mask"]
 
@@ -132,7 +133,7 @@ class Rule:
         """Whether the parameter meets every condition of the rule."""
         return (
             (self._pattern is None or self._pattern(name) is not None)
-            and (self.ndim is None or parameter.ndim == self.ndim)
+            and (self.ndim is None or len(whole_shape(parameter)) == self.ndim)
             and (not self.module_types or any(is_a(type(module), kind) for kind in self.module_types))
             and (self.predicate is None or bool(self.predicate(name, parameter, module)))
         )

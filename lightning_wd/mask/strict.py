@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from lightning_wd.errors import MaskError, explain, nearest
 from lightning_wd.mask.names import Tree
 from lightning_wd.mask.plan import Row
-from lightning_wd.mask.rules import Rule, compile_name
+from lightning_wd.mask.rules import Rule, compile_name, is_a
 
-__all__ = ["check_placed", "check_rules"]
+__all__ = ["check_effective", "check_placed", "check_rules"]
 
 
 def check_rules(rules: Sequence[Rule], counts: Sequence[int], rows: Sequence[Row], tree: Tree) -> None:
-    """Raise a MaskError for the first rule that matched no parameter, or that sets nothing."""
+    """Raise a MaskError for the first rule that matched no parameter, names a class in vain, or sets nothing."""
     for rule, count in zip(rules, counts, strict=True):
         if not count:
             pattern = rule.name is not None and len(rule.conditions) == 1
-            frozen = sum(row.reason == "frozen" for row in rows)
+            frozen = sum(row.frozen for row in rows)
             found = f"{len(rows) - frozen} trainable" + (f" and {frozen} frozen" if frozen else "")
             message = explain(
                 f"mask {f'pattern {rule.name!r}' if pattern else f'rule ({rule})'} matched no parameter.",
@@ -29,12 +29,35 @@ def check_rules(rules: Sequence[Rule], counts: Sequence[int], rows: Sequence[Row
             )
             close = _nearest(rule, tree)
             raise MaskError(message.replace("\n  fix: ", f"\n  nearest: {close}\n  fix: ") if close else message)
+        owners = {type(found.module) for found in tree.tensors} if len(rule.module_types) > 1 else ()
+        for kind in rule.module_types[: len(owners)]:
+            if not any(is_a(owner, kind) for owner in owners):
+                close = _nearest_class(kind, tree)
+                message = explain(
+                    f"mask rule ({rule}) names a class that owns no parameter: {_class_name(kind)!r}.",
+                    found=", ".join(sorted({owner.__name__ for owner in owners})),
+                    fix="correct it, or remove it from module_types",
+                )
+                raise MaskError(message.replace("\n  fix: ", f"\n  nearest: {close}\n  fix: ") if close else message)
         if not rule.settings:
             raise MaskError(
                 explain(
                     f"mask rule ({rule}) sets nothing.",
                     found=f"{count} match{'es' if count > 1 else ''}, but neither decay, lr nor style",
                     fix="give the rule decay=0 to exclude them, or remove it",
+                )
+            )
+
+
+def check_effective(rules: Sequence[Rule], winners: Mapping[int, int | None]) -> None:
+    """Raise a MaskError for the first rule that earlier ones leave nothing to decide."""
+    for later, earlier in sorted(winners.items()):
+        if earlier is not None:
+            raise MaskError(
+                explain(
+                    f"mask rule ({rules[later]}) has no effect: earlier rules decide everything that it matches.",
+                    found=f"the rule ({rules[earlier]}) before it",
+                    fix="write the narrower rule first, or remove this one",
                 )
             )
 
@@ -56,17 +79,22 @@ def _nearest(rule: Rule, tree: Tree) -> str | None:
     names = list(dict.fromkeys(found.name for found in tree.tensors))
     if rule.name is not None and not any(map(compile_name(rule.name), names)):
         return _nearest_pattern(rule.name, names)
+    return next(filter(None, (_nearest_class(kind, tree) for kind in rule.module_types)), None)
+
+
+def _class_name(kind: type | str) -> str:
+    return kind.__name__ if isinstance(kind, type) else kind.rpartition(".")[2]
+
+
+def _nearest_class(kind: type | str, tree: Tree) -> str | None:
     classes: dict[str, int] = {}
     for found in tree.tensors:
         for cls in type(found.module).__mro__:
             if cls not in (nn.Module, object):
                 classes[cls.__name__] = classes.get(cls.__name__, 0) + 1
-    for kind in rule.module_types:
-        name = kind.__name__ if isinstance(kind, type) else kind.rpartition(".")[2]
-        close = nearest(name, classes)
-        if close and close != name:
-            return f"{close!r} ({classes[close]} parameters)"
-    return None
+    name = _class_name(kind)
+    close = nearest(name, classes)
+    return f"{close!r} ({classes[close]} parameters)" if close and close != name else None
 
 
 def _nearest_pattern(pattern: str, names: list[str]) -> str | None:
