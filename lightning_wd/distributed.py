@@ -60,6 +60,8 @@ class _HydraLaunch(ParallelStrategy):
         if _RANK_ZERO in os.environ:
             arguments = (int(os.environ[_RANK_ZERO]), _NOTICE)
             threading.Thread(target=_end_with, args=arguments, daemon=True, name="rank-zero-watch").start()
+        if isinstance(self.cluster_environment, TorchElasticEnvironment) and os.environ["WORLD_SIZE"] != "1":
+            _refuse_sweep()
         super().setup_environment()
         atexit.unregister(_leave_group_in_time)
         atexit.register(_leave_group_in_time)
@@ -85,6 +87,20 @@ class _HydraLaunch(ParallelStrategy):
         self.num_nodes = nodes
         if os.environ["RANK"] == "0":
             log.info(f"torchrun has started {devices} process(es) on each of {nodes} node(s): these are used")
+
+
+def _refuse_sweep() -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError(
+            explain(
+                "under torchrun each rank runs the whole sweep by itself, with values and folders of its own.",
+                found=f"--multirun on {os.environ['WORLD_SIZE']} processes of torchrun",
+                fix="start the sweep once, without torchrun: python train.py --multirun ... trainer=ddp",
+            )
+        )
 
 
 class HydraDDPStrategy(_HydraLaunch, DDPStrategy):
@@ -174,8 +190,9 @@ def _leave_group_in_time() -> None:
 def check_ranks_agree(device: torch.device | None = None) -> None:
     """Raise on every rank unless all ranks of the process group run the same Hydra job.
 
-    The resolved configs are compared by a hash, one small collective. Left out, for they may differ without harm: what
-    reads the environment (``${oc.env:...}``), the clock (``${now:...}``), the job's own output folder and Hydra's mode.
+    The resolved configs are compared by a hash, one small collective. Left out, for they may differ without harm: texts
+    that read the environment (``${oc.env:...}``), the clock (``${now:...}``), the job's own output folder and Hydra's
+    mode.
 
     Args:
         device: where the process group's backend wants its tensors; None for the CPU.
@@ -214,7 +231,7 @@ class _Settings:
         from omegaconf import OmegaConf
 
         self.flat: dict[str, str] = {}
-        _flatten(redact(config), "", self.flat)
+        _flatten(_with_numbers(redact(config), OmegaConf.to_container(config, resolve=True)), "", self.flat)
         job, clock = HydraConfig.get(), OmegaConf.get_cache(config)["now"].values()
         mode = {str(job.mode), repr(job.mode)}  # a sweep's rank 0 starts the other ranks as single runs
         self.changing = {job.runtime.output_dir, *mode, *map(str, clock)}
@@ -223,6 +240,16 @@ class _Settings:
         """Return the settings with these texts replaced, the longest first: a folder's name holds the time."""
         pattern = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
         return {key: pattern.sub("<run>", value) for key, value in sorted(self.flat.items())}
+
+
+def _with_numbers(node: Any, resolved: Any, key: Any = "") -> Any:
+    """Put the numbers that a config reads from the environment in their places, where ``redact`` leaves the text."""
+    if isinstance(node, dict):
+        return {key: _with_numbers(item, resolved[key], key) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_with_numbers(*pair, key) for pair in zip(node, resolved, strict=True)]
+    reads = isinstance(node, str) and "${oc.env:" in node and isinstance(resolved, (int, float))
+    return redact({key: resolved})[key] if reads else node
 
 
 def _flatten(node: Any, path: str, into: dict[str, str]) -> None:
@@ -399,7 +426,9 @@ class _JobEnd:
         """End this process when another rank has failed and this one, waiting for it, does not notice."""
         waited = 0.0
         while not self._ended.wait(_TICK):
-            waited = waited + _TICK if self._failed() and _inside.is_set() else 0.0
+            # one that has ended well before the group began is missed too
+            gone = self._failed() or (not dist.is_initialized() and self._ended_ranks())
+            waited = waited + _TICK if gone and _inside.is_set() else 0.0
             if waited >= _NOTICE:
                 log.error("a rank has failed and rank 0 still waits for it: killing this job; the error stands above.")
                 for process in self._processes:
@@ -420,5 +449,8 @@ class _JobEnd:
 
     def _failed(self) -> list[tuple[int, int]]:
         """Return local rank and exit code of every process that has ended with an error."""
+        return [(rank, code) for rank, code in self._ended_ranks() if code]
+
+    def _ended_ranks(self) -> list[tuple[int, int]]:
         codes = [(rank, process.poll()) for rank, process in enumerate(self._processes, start=1)]
-        return [(rank, code) for rank, code in codes if code]
+        return [(rank, code) for rank, code in codes if code is not None]

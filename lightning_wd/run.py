@@ -25,6 +25,7 @@ _SECRET_NAME = re.compile(
 _VOCABULARY = re.compile(r"(^|_)(pad|eos|bos|unk|mask|sep|cls|start|end|special|next|per|num|max|min|n)_token$", re.I)
 _LONGEST_COUNT = 7  # digits: a longer number under such a name is no count
 _SHORTEST_SECRET = 6  # shorter values would redact ordinary words
+_SHORTEST_REFUSED = 8  # nor may a short one stop a run
 
 
 def run_dir() -> Path:
@@ -51,10 +52,14 @@ def redact(config: Any) -> Any:
 
     raw = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     resolved = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-    names = {name for name in os.environ if _names_secret(name)}
+    names = set(_secret_variables())
     names |= set(re.findall(r"\$\{oc\.env:\s*'?\"?([A-Za-z_]\w*)", str(raw)))
     secrets = sorted((os.environ[n] for n in names if len(os.environ.get(n, "")) >= _SHORTEST_SECRET), key=len)
     return _redact(raw, resolved, secrets[::-1], secret=False)
+
+
+def _secret_variables() -> list[str]:
+    return [name for name in os.environ if _names_secret(name)]
 
 
 def _names_secret(path: str) -> bool:
@@ -92,8 +97,10 @@ def _redact(raw: Any, value: Any, secrets: list[str], *, secret: bool) -> Any:
 def refuse_secrets(overrides: Any) -> None:
     """Refuse a secret on the command line, at any depth of a value.
 
-    It would stay in the shell's history, in the metadata of every logger, and in what Hydra writes about a job and a
-    sweep; so this is called before Hydra writes: in ``on_run_start`` and ``on_multirun_start`` of a Hydra callback.
+    A secret is a value under such a name, and the value of an environment variable with such a name wherever it stands
+    (the shell puts ``$HF_TOKEN`` into a URL). It would stay in the shell's history, in the metadata of every logger,
+    and in what Hydra writes about a job and a sweep; so this is called before Hydra writes: in ``on_run_start`` and
+    ``on_multirun_start`` of a Hydra callback.
 
     Args:
         overrides: ``key=value`` each: a list, or ``hydra.overrides.task`` or ``.hydra`` of Hydra's config.
@@ -106,14 +113,24 @@ def refuse_secrets(overrides: Any) -> None:
 
     if OmegaConf.is_config(overrides):  # a plain look would resolve `${oc.env:...}`
         overrides = OmegaConf.to_container(overrides, resolve=False)
+    values = {name: os.environ[name] for name in _secret_variables() if len(os.environ[name]) >= _SHORTEST_REFUSED}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if key := _secret_within(str(override.input_line).partition("=")[0], override.value()):
+        line = str(override.input_line)
+        if key := _secret_within(line.partition("=")[0], override.value()):
             raise ConfigError(
                 explain(
                     f"{key} is a secret, and a command line is no place for one.",
                     found="a value in an override",
                     fix=f"export it as an environment variable and write '{key}=${{oc.env:NAME}}'; "
                     "wandb reads WANDB_API_KEY by itself",
+                )
+            )
+        if name := next((name for name, value in values.items() if value in line), None):
+            raise ConfigError(
+                explain(
+                    f"{line.partition('=')[0]} holds a secret, and a command line is no place for one.",
+                    found=f"the value of the environment variable {name}",
+                    fix=f"write ${{oc.env:{name}}} in its place, in single quotes, so that the config reads it",
                 )
             )
 

@@ -244,7 +244,7 @@ def test_another_schedule_gives_way_to_the_checkpoints_with_a_warning(at_seven: 
     assert [decay for decay, _ in seen] == pytest.approx([0.04 * (1 - t / 15) for t in range(7, 15)])
 
 
-@pytest.mark.filterwarnings("ignore:the checkpoint's learning rate or decay differs")
+@pytest.mark.filterwarnings("ignore:the checkpoint's settings differ")
 @pytest.mark.parametrize("end", [0.0, 0.5])
 def test_the_checkpoints_base_wins_over_a_changed_decay(end: float, at_seven: Path, tmp_path: Path) -> None:
     """A base taken from the configuration would make the next value 5 times too large."""
@@ -286,7 +286,7 @@ def test_another_function_is_not_taken_for_the_checkpoints(tmp_path: Path) -> No
     assert other[0][0] == pytest.approx(0.04 * (1 - (7 / 15) ** 2))
 
 
-@pytest.mark.filterwarnings("ignore:the checkpoint's learning rate or decay differs")
+@pytest.mark.filterwarnings("ignore:the checkpoint's settings differ")
 def test_on_resume_config_takes_the_configured_schedule_and_base(at_seven: Path, tmp_path: Path) -> None:
     config = {**ADAMW, "weight_decay": 0.2, "on_resume": "config"}
     with pytest.warns(

@@ -356,7 +356,7 @@ def test_on_resume_of_the_schedule() -> None:
     with pytest.warns(UserWarning, match="learning-rate schedule of the checkpoint differs"):
         assert resumed(20, 0.01) == pytest.approx(0.005)
     with (
-        pytest.warns(UserWarning, match=r"checkpoint's learning rate or decay differs"),
+        pytest.warns(UserWarning, match=r"checkpoint's settings differ"),
         pytest.warns(UserWarning, match=r"(?s)schedule of the checkpoint differs.*now: the configured one is used"),
     ):
         assert resumed(20, 0.02, "config") == pytest.approx(0.02 * 0.853553, rel=1e-5)
@@ -438,9 +438,26 @@ def test_the_state_of_another_class_of_schedule_is_refused() -> None:
         ours.load_state_dict(step)
 
 
-def test_on_resume_config_refuses_a_schedule_it_cannot_rebase() -> None:
-    with pytest.raises(wd.ConfigError, match="on_resume=config cannot replace the learning rates"):
-        configure_optimizers(Lit(), {**ADAMW, "on_resume": "config"}, {"name": "StepLR", "step_size": 2})
+def test_on_resume_config_refuses_learning_rates_that_the_schedule_brings_back() -> None:
+    step = {"name": "StepLR", "step_size": 2}
+    saved = configure_optimizers(Lit(), {**ADAMW, "lr": 0.02}, step)["optimizer"].state_dict()
+
+    def load(schedule: Any, **changed: Any) -> Any:
+        optimizer = configure_optimizers(Lit(), {**ADAMW, "lr": 0.02, "on_resume": "config", **changed}, schedule)
+        optimizer["optimizer"].load_state_dict(copy.deepcopy(saved))
+        return optimizer["optimizer"].param_groups[0]
+
+    words = (
+        r"on_resume=config cannot replace the learning rates that its schedule restores.\n  found: lr_scheduler StepLR"
+    )
+    with pytest.raises(wd.CheckpointMismatchError, match=words):
+        load(step, lr=0.01)
+    with pytest.raises(wd.CheckpointMismatchError, match="cannot replace the learning rates"):
+        load({"name": "ExponentialLR", "gamma": 0.9})
+    with pytest.warns(UserWarning, match="weight_decay is .* in the checkpoint, 0.5 in the configuration"):
+        assert load(step, weight_decay=0.5)["weight_decay"] == 0.5
+    with pytest.warns(UserWarning, match="style 'decoupled'"):
+        assert load(step, name="adam_l2")["style"] == "l2"
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:

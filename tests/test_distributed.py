@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -159,11 +160,12 @@ def test_a_rank_that_fails_before_it_joins_ends_the_job_with_its_own_error(tmp_p
     assert "a rank has failed and rank 0 still waits for it: killing this job; the error stands above." in output
 
 
-def test_rank_zero_is_killed_only_where_it_waits_for_the_others(monkeypatch):
+@pytest.mark.parametrize("code", [1, 0])  # with 0 it left before it joined
+def test_rank_zero_is_killed_only_where_it_waits_for_the_others(monkeypatch, code):
     """Not while it sends a run to a server, or draws, after a rank that failed late."""
     monkeypatch.setattr(distributed, "_TICK", 0.02)
     monkeypatch.setattr(distributed, "_NOTICE", 0.1)
-    failed = SimpleNamespace(poll=lambda: 1, kill=lambda: None)
+    failed = SimpleNamespace(poll=lambda: code, kill=lambda: None)
     ending, killed = _JobEnd([], [failed]), []
 
     def kill(*arguments: int) -> None:
@@ -378,6 +380,31 @@ def test_the_folder_the_clock_the_environment_and_secrets_do_not_count(monkeypat
     assert "abcdef" not in repr(first.flat)
     third = settings({**config, "lr": 0.2}, monkeypatch)
     assert first.without(first.changing) != third.without(third.changing)
+
+
+def test_a_number_from_the_environment_counts(monkeypatch):
+    """A variable that only one machine has changes what its ranks train; a path does not."""
+    config = {"groups": [{"lr": "${oc.decode:${oc.env:MY_RATE}}"}], "token": "${oc.decode:${oc.env:MY_NUMBER}}"}
+    monkeypatch.setenv("MY_NUMBER", "1234567890")
+    monkeypatch.setenv("MY_RATE", "0.1")
+    first = settings(config, monkeypatch)
+    assert first.flat == {"groups": "[{'lr': 0.1}]", "token": "'<redacted>'"}
+    monkeypatch.setenv("MY_RATE", "0.01")
+    assert settings(config, monkeypatch).flat != first.flat
+
+
+def test_torchrun_does_not_start_a_sweep_on_every_rank(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
+    for mode in (RunMode.RUN, RunMode.MULTIRUN):
+        monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda mode=mode: SimpleNamespace(mode=mode)))
+        with pytest.raises(ConfigError) if mode is RunMode.MULTIRUN else contextlib.nullcontext() as caught:
+            distributed._refuse_sweep()
+    assert str(caught.value) == (
+        "under torchrun each rank runs the whole sweep by itself, with values and folders of its own.\n"
+        "  found: --multirun on 2 processes of torchrun\n"
+        "  fix: start the sweep once, without torchrun: python train.py --multirun ... trainer=ddp"
+    )
 
 
 def test_one_ranks_clock_may_stand_as_text_on_another(monkeypatch):

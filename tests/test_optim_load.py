@@ -189,6 +189,10 @@ def test_other_groups_or_members_are_refused() -> None:
         "found: group 'decay' (1 parameters)",
         "valid: group 'decay' (1 parameters), group 'no_decay' (1 parameters)",
     )
+    corrected = groups(style="corrected")
+    corrected.append({"params": [("head", params()[0])], "name": "decay_decoupled", "style": "decoupled"})
+    refused(make(corrected), make(groups(style="independent")).state_dict(), "number of parameter groups",
+            "its decay style was independent and is corrected, decoupled here")  # fmt: skip
     swapped = list(reversed(groups()))
     refused(target, make(swapped).state_dict(), "group 0 has another name.", "found: group 'no_decay'")
     renamed = groups()
@@ -285,6 +289,41 @@ def test_on_request_the_configured_style_goes_on_with_the_saved_moments(saved: A
         by_hand.state[p] = copy.deepcopy(held)
     assert same(weights(stepped(switched)), weights(stepped(by_hand)))
     assert not same(weights(switched), weights(stepped(source)))
+
+
+def test_every_setting_is_compared() -> None:
+    saved = stepped(wd.AdamW(params(), lr=0.1, betas=(0.9, 0.95))).state_dict()
+    words = "group 0: betas is (0.9, 0.95) in the checkpoint, (0.5, 0.9) in the configuration; group 0: eps is 1e-08"
+
+    def changed(mode: str, **more: Any) -> Any:
+        target = wd.AdamW(params(), lr=0.1, betas=(0.5, 0.9), eps=1e-3, **more)
+        (message,) = load(copy.deepcopy(saved), target, mode)
+        assert words in message
+        return target.param_groups[0]
+
+    assert (changed("checkpoint")["betas"], changed("config")["betas"]) == ((0.9, 0.95), (0.5, 0.9))
+    assert (changed("checkpoint")["eps"], changed("config")["eps"]) == (1e-8, 1e-3)
+    with pytest.raises(wd.CheckpointMismatchError, match=r"betas is \(0.9, 0.95\) in the checkpoint"):
+        changed("error")
+    with pytest.raises(wd.CheckpointMismatchError, match="amsgrad, whose maximum the run did not keep"):
+        changed("config", amsgrad=True)
+    sgd = stepped(wd.SGDW(params(), lr=0.1, momentum=0.9)).state_dict()
+    target = wd.SGDW(params(), lr=0.1, momentum=0.5, nesterov=True)
+    (message,) = load(sgd, target, "config")
+    assert "momentum is 0.9 in the checkpoint, 0.5 in the configuration" in message
+    assert (target.param_groups[0]["momentum"], target.param_groups[0]["nesterov"]) == (0.5, True)
+
+
+def test_settings_that_a_schedule_drives_are_no_difference() -> None:
+    def build() -> tuple[Any, Any]:
+        optimizer = wd.AdamW(params(), lr=0.1)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)
+
+    source, schedule = build()
+    stepped(source)
+    schedule.step()
+    assert source.param_groups[0]["betas"][0] != 0.95
+    assert load(source.state_dict(), build()[0], "error") == []
 
 
 def test_error_refuses_a_difference() -> None:

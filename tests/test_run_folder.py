@@ -80,6 +80,19 @@ def test_what_does_not(name: str, value: Any) -> None:
     refuse_secrets([f"model.{name}={written}", f"+a.{name}=${{oc.env:X}}"])
 
 
+def test_the_value_of_a_secret_variable_is_one_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary93")
+    monkeypatch.setenv("DB_PASSWORD", "admin")  # too short to stop a run that says it by chance
+    with pytest.raises(ConfigError) as caught:
+        refuse_secrets(["+user=admin", "+url='https://user:hf_canary93@hub.example/x'"])
+    assert str(caught.value) == (
+        "+url holds a secret, and a command line is no place for one.\n"
+        "  found: the value of the environment variable HF_TOKEN\n"
+        "  fix: write ${oc.env:HF_TOKEN} in its place, in single quotes, so that the config reads it"
+    )
+    refuse_secrets(["+url='https://user:${oc.env:HF_TOKEN}@hub.example/x'"])
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [

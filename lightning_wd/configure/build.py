@@ -65,14 +65,6 @@ def configure_optimizers(
         None if total_steps is None else _whole("total_steps", total_steps),
         None if steps_per_epoch is None else check_number("steps_per_epoch", steps_per_epoch, exclusive=True),
     )
-    if request is not None and config["on_resume"] == "config" and not request.rebases:
-        raise ConfigError(
-            explain(
-                "optimizer.on_resume=config cannot replace the learning rates that this lr_scheduler restores.",
-                found=repr(request.make)[:200],
-                fix="use a schedule of the pack (lr_scheduler=warmup_cosine, ...), or on_resume=checkpoint",
-            )
-        )
     decay = config.decay
     if decay.normalized is not None and request is not None and request.make == "cosine_restarts":
         _warn_of_one_budget_for_all_cycles(module)
@@ -92,6 +84,8 @@ def configure_optimizers(
         _set_peaks(groups, peak)
     built = _build(config, groups, lr, coefficient)
     built.on_resume = config["on_resume"]
+    if request is not None and not request.rebases:
+        built.rates_restored_by = f"lr_scheduler {getattr(request.make, '__name__', request.make)}"
     built.decay_plan = plan
     built.decay_config = config
     if request is None:

@@ -81,7 +81,7 @@ class OptimizerConfig(PlainConfig):
         decay: ``style``, ``normalized``, ``timescale_epochs``, ``cautious`` (see :class:`lightning_wd.Decay`) and
             ``typical`` (the amounts the YAML files offer).
         mask: ``base`` and ``rules`` (see :class:`lightning_wd.Mask`), the name of a preset, or a Mask.
-        on_resume: whose lr and decay win when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
+        on_resume: whose settings win when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
             ``error``. Another decay style is refused, but for ``config``, which goes on in the configured one.
         **hyperparameters: the optimizer's own keywords, such as ``betas`` or ``momentum``.
 

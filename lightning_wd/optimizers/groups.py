@@ -59,6 +59,7 @@ class DecayGroups(Optimizer):
     default_weight_decay: ClassVar[float] = 0.0
     state_keys: ClassVar[frozenset[str] | None] = None  # names of its state tensors; None: unknown
     plain_style: ClassVar[str | None] = "l2"  # of the torch class's own states, which name no style; None: unknown
+    rates_restored_by: str = ""  # a schedule that brings the checkpoint's learning rates back, whatever on_resume says
     _initialising = False
 
     def _begin(self, *, weight_decay: Any, compile: bool, **settings: Any) -> Any:
@@ -72,7 +73,7 @@ class DecayGroups(Optimizer):
 
     @property
     def on_resume(self) -> str:
-        """What wins where a loaded state and the configuration differ in learning rate or decay.
+        """What wins where a loaded state and the configuration differ in learning rate, decay or another setting.
 
         ``checkpoint`` (the default; a difference warns), ``config`` or ``error``. Only ``config`` takes the state of
         another decay style: the configured style goes on with its moments, and warns. Those of an L2 run hold its
@@ -244,8 +245,8 @@ class DecayGroups(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state that fits; nothing is changed by one that does not.
 
-        Settings that the state lacks (plain torch.optim states) keep their configured values. Where learning rate or
-        decay differ, :attr:`on_resume` says which side wins.
+        Settings that the state lacks (plain torch.optim states) keep their configured values. Where settings
+        differ, :attr:`on_resume` says which side wins.
 
         States of this package name their style in every torch version. Plain states of torch < 2.7 do not say whether
         Adam or AdamW saved them: styles ``l2`` and ``decoupled`` load either, the other styles neither.
@@ -262,6 +263,7 @@ class DecayGroups(Optimizer):
                 on_resume=self._on_resume,
                 state_keys=self.state_keys,
                 plain_style=self.plain_style,
+                rates_restored_by=self.rates_restored_by,
             )
 
         # As a hook it runs after the user's own, which may rename parameters, and before anything is written.

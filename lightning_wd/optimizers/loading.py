@@ -36,15 +36,17 @@ def fit_checkpoint(
     on_resume: str,
     state_keys: frozenset[str] | None,
     plain_style: str | None,
+    rates_restored_by: str = "",
 ) -> dict[str, Any]:
     """Return a state dict that is safe to load, with the settings it lacks filled in from the optimizer's groups.
 
     Args:
         optimizer: the optimizer that loads; it is not changed.
         state_dict: what it is asked to load; it is not changed.
-        on_resume: ``checkpoint``, ``config`` or ``error``: what holds where learning rate or decay differ.
+        on_resume: ``checkpoint``, ``config`` or ``error``: what holds where settings differ.
         state_keys: names of the optimizer's state tensors, or None where they are not known.
         plain_style: what a state that names no style was trained with, or None where that is not known.
+        rates_restored_by: the configured schedule, if it brings the checkpoint's learning rates back whatever is said.
 
     Raises:
         CheckpointMismatchError: another optimizer, group or parameter; another decay style or class of learning-rate
@@ -72,9 +74,18 @@ def fit_checkpoint(
             filled["base_weight_decay"] = theirs.get("base_weight_decay", theirs["weight_decay"])
         if switched[index]:  # the number is in another unit, so it cannot win over the configured one
             filled.update({key: mine[key] for key in ("style", "weight_decay", "base_weight_decay")})
-        found = _differences(mine, filled, _label(mine, index))
+        keys = _settings_of(optimizer, theirs)
+        found = _differences(mine, filled, keys, _label(mine, index))
+        if on_resume == "config" and rates_restored_by and (rescheduled or mine["base_lr"] != filled["base_lr"]):
+            _refuse(
+                owner,
+                "on_resume=config cannot replace the learning rates that its schedule restores.",
+                found=f"{rates_restored_by}, " + "; ".join([*differences, *found]),
+                valid="the checkpoint's learning rates and schedule",
+                fix="use a schedule of the pack (lr_scheduler=warmup_cosine, ...), or on_resume=checkpoint",
+            )
         if found and on_resume == "config":
-            _keep_configured(mine, filled)
+            _keep_configured(owner, mine, filled, keys, _label(mine, index))
         if rescheduled and "lr_scheduler" in mine:  # the point of a schedule that is gone says nothing
             filled["lr"], filled["lr_scheduler"] = mine["lr"], mine["lr_scheduler"]
         differences += [switched[index], *found] if switched[index] else found
@@ -158,6 +169,10 @@ def _check_family(
 def _check_members(owner: str, own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
     """Refuse other groups or other parameters: by name where both sides have names, else by number."""
     fix = "build the model, the mask and the optimizer as they were when the checkpoint was saved"
+    styles, theirs_styles = ({group.get("style") for group in groups} for groups in (own, saved))
+    if styles != theirs_styles and theirs_styles != {None}:  # `corrected` has a group for the output layer
+        shown, theirs_shown = (", ".join(sorted(map(str, each))) for each in (styles, theirs_styles))
+        fix += f"; its decay style was {theirs_shown} and is {shown} here"
     if len(own) != len(saved):
         _refuse(
             owner,
@@ -350,28 +365,47 @@ def _schedule_differences(
     return [f"lr_scheduler is {had} in the checkpoint, {configured} in the configuration"]
 
 
-def _differences(mine: dict[str, Any], saved: dict[str, Any], label: str) -> list[str]:
-    """Return one line for each configured setting of learning rate and decay that differs."""
-    lines = []
-    for key, shown in (
-        ("base_lr", "lr (base_lr)"),
-        ("base_weight_decay", "weight_decay"),
-        ("cautious", "cautious"),
-        ("kahan", "kahan"),
-    ):
-        if key in mine and mine[key] != saved[key]:
-            lines.append(f"{label}: {shown} is {saved[key]!r} in the checkpoint, {mine[key]!r} in the configuration")
-    return lines
+def _settings_of(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> list[str]:
+    """Return the settings that are compared: the optimizer's own, but for what a schedule of the saved run drives."""
+    driven = {"momentum", "betas"} if "max_momentum" in saved else set()
+    own = [
+        key for key in optimizer.defaults if key not in _VERSIONED | _OURS | driven | {"lr", "decoupled_weight_decay"}
+    ]
+    return ["base_lr", "base_weight_decay", "cautious", "kahan", *own]
 
 
-def _keep_configured(mine: dict[str, Any], filled: dict[str, Any]) -> None:
-    """Put the configured learning rate and decay into a loaded group, at the checkpoint's point of the schedule."""
+def _differences(mine: dict[str, Any], saved: dict[str, Any], keys: list[str], label: str) -> list[str]:
+    """Return one line for each configured setting that differs."""
+    shown = {"base_lr": "lr (base_lr)", "base_weight_decay": "weight_decay"}
+    return [
+        f"{label}: {shown.get(key, key)} is {saved[key]!r} in the checkpoint, {mine[key]!r} in the configuration"
+        for key in keys
+        if key in mine and key in saved and _plain(mine[key]) != _plain(saved[key])
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def _keep_configured(owner: str, mine: dict[str, Any], filled: dict[str, Any], keys: list[str], label: str) -> None:
+    """Put the configured settings into a loaded group, its learning rate at the checkpoint's point of the schedule."""
+    if mine.get("amsgrad") and not filled.get("amsgrad"):
+        _refuse(
+            owner,
+            f"{label} has amsgrad, whose maximum the run did not keep.",
+            found="amsgrad=False",
+            valid="amsgrad=True",
+            fix="write amsgrad=False to continue that run",
+        )
     lr, peak = filled["lr"], filled["base_lr"]
     if isinstance(lr, Tensor):
         filled["lr"] = lr * (mine["base_lr"] / peak) if peak else mine["lr"]
     else:
         filled["lr"] = mine["base_lr"] * (lr / peak) if peak else mine["lr"]
-    for key in ("base_lr", "initial_lr", "weight_decay", "base_weight_decay", "cautious", "kahan"):
+    for key in (*keys, "initial_lr", "weight_decay"):
         if key in mine:
             filled[key] = mine[key]
 
@@ -383,7 +417,7 @@ def _report(owner: str, differences: list[str], on_resume: str) -> None:
         "error": "on_resume is 'error'",
     }[on_resume]
     message = explain(
-        f"the checkpoint's learning rate or decay differs from this {owner}'s; {winner}.",
+        f"the checkpoint's settings differ from this {owner}'s; {winner}.",
         found="; ".join(differences),
         fix="set on_resume to 'checkpoint', 'config' or 'error' to say which wins",
     )
