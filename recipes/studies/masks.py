@@ -36,23 +36,26 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write each run's test loss and the picture."""
+    """Write each run's loss, and the picture of its difference to the standard mask's: seeds differ more than masks."""
     rows, figure = [], new_figure(8, 3.6)
-    axes, seeds, finished = figure.subplots(), 0, read_runs(runs)
-    for place, name in enumerate(VARIANTS):
-        found = [run for run in finished if run.folder.parent.name == name.replace(" ", "_")]
-        losses = [run.last["test/loss"] for run in found]
-        seeds = max(seeds, len(losses))
-        rows += [(name, run.config["seed"], run.last["test/loss"]) for run in found]
-        mean, half = mean_and_half_width(losses)
+    axes, finished = figure.subplots(), read_runs(runs)
+    losses = {
+        name: {run.config["seed"]: run.last["test/loss"] for run in finished if run.folder.parent.name == folder}
+        for name, folder in ((name, name.replace(" ", "_")) for name in VARIANTS)
+    }
+    standard = losses["standard mask"]
+    for place, (name, found) in enumerate(losses.items()):
+        rows += [(name, seed, loss) for seed, loss in found.items()]
+        against = [loss - standard[seed] for seed, loss in found.items()]
+        mean, half = mean_and_half_width(against)
         axes.errorbar([mean], [place], xerr=[half], fmt="o", color="C0", capsize=4)
-        if len(losses) > 1:
-            axes.plot(losses, [place + 0.15] * len(losses), "x", color="0.4", markersize=5)
+        axes.plot(against, [place + 0.2] * len(against), "x", color="0.4", markersize=5)
     axes.set_yticks(range(len(VARIANTS)), list(VARIANTS))
     axes.invert_yaxis()
-    axes.set(xlabel="validation loss after the last step (nats per character)")
-    shown = "one seed" if seeds < 2 else f"mean and single runs of {seeds} seeds" + ", 95 % interval" * (seeds > 2)
-    axes.set_title(f"A character GPT by AdamW, lr {LR:g}, lam {LAM:g}: {shown}", fontsize=10)
+    axes.axvline(0.0, color="0.6", linewidth=0.8)
+    axes.set(xlabel="validation loss minus the standard mask's, same seed (nats per character)")
+    figure.suptitle(f"A character GPT by AdamW, lr {LR:g}, lam {LAM:g}", fontsize=11)
+    axes.set_title(f"crosses: {len(standard)} seeds; dots: mean, with 95 % interval", fontsize=9)
     axes.grid(alpha=0.3)
     figure.savefig(out / "masks.png", dpi=130)
     write_csv(out / "runs.csv", ["variant", "seed", "loss_nats"], rows)

@@ -5,8 +5,10 @@ Normalized decay, resolved anew for each cycle (callback ``decay_restarts``); cy
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from studies.runs import base, new_figure, read_runs, write_csv
 
 OPTIMIZERS = {"adamw": 2.0**-7, "sgdw": 2.0**-4}  # learning rates
@@ -44,21 +46,24 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 def report(runs: Path, out: Path) -> None:
     """Write the validation error after each epoch of each run, and the picture."""
     rows, figure = [], new_figure(10, 4.2)
-    figure.suptitle("Validation error during training: one run with warm restarts beside cosines of fixed length")
+    figure.suptitle(
+        "Validation error during training, mean and range over seeds: warm restarts beside cosines of fixed length"
+    )
     for axes, optimizer in zip(figure.subplots(1, 2, sharey=True), OPTIMIZERS, strict=True):
-        named = set()
+        curves: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
         for run in read_runs(runs / optimizer):
             kind, epochs = run.folder.parent.name, run.config["trainer"]["max_epochs"]
             errors = [100.0 * (1.0 - acc) for _, acc in run.series["val/acc"]]
             rows += [(optimizer, kind, epochs, run.config["seed"], i + 1, e) for i, e in enumerate(errors)]
-            label = "warm restarts" if kind == "restarts" else f"cosine, {epochs} epochs"
-            color = {"restarts": "black"}.get(kind) or f"C{(*ENDS, epochs).index(epochs)}"
-            axes.plot(
-                range(1, len(errors) + 1), errors, color=color, linewidth=1.6 if kind == "restarts" else 1.0,
-                alpha=0.8, label=None if label in named else label,
-            )  # fmt: skip
-            axes.plot([len(errors)], [errors[-1]], "o", color=color, markersize=5)
-            named.add(label)
+            curves[kind, epochs].append(errors)
+        for (kind, epochs), seeds in sorted(curves.items()):
+            restarts = kind == "restarts"
+            color = "black" if restarts else f"C{(*ENDS, epochs).index(epochs)}"
+            x, y = range(1, len(seeds[0]) + 1), np.array(seeds)
+            label = "warm restarts" if restarts else f"cosine, {epochs} epochs"
+            axes.plot(x, y.mean(0), color=color, linewidth=1.6 if restarts else 1.0, label=label)
+            axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
+            axes.plot([len(x)], [y[:, -1].mean()], "o", color=color, markersize=5)
         axes.set(title={"adamw": "AdamWR", "sgdw": "SGDWR"}[optimizer], xlabel="epoch", xscale="log")
         axes.set_xticks(ENDS, [str(end) for end in ENDS])
         axes.grid(alpha=0.3)
