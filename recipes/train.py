@@ -34,6 +34,7 @@ from step_seed import StepSeed
 from wandb_run import open_run, resumed_id
 
 from lightning_wd import LRSchedulerConfig, OptimizerConfig
+from lightning_wd.distributed import HydraDDPStrategy, HydraFSDP2Strategy
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, explain
 from lightning_wd.pictures import curves
 from lightning_wd.run import redact, run_dir, save_config
@@ -162,6 +163,18 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
     )
 
 
+def check_strategy(trainer: L.Trainer) -> None:
+    """Refuse processes that Lightning would start: under a sweep, each of them would run the whole of it."""
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, (HydraDDPStrategy, HydraFSDP2Strategy)):
+        raise ConfigError(
+            explain(
+                f"{trainer.world_size} processes need a strategy that starts this job in each of them.",
+                found=type(trainer.strategy).__name__,
+                fix="write trainer=ddp (GPUs) or trainer=ddp_cpu, and trainer.devices=... beside it",
+            )
+        )
+
+
 @rank_zero_only
 def print_global_batch(batch_size: int | None, trainer: L.Trainer) -> None:
     """Say how many rows an optimizer step sees: those of a process, times processes, times accumulated batches."""
@@ -207,6 +220,7 @@ def main(cfg: DictConfig) -> float | None:
         callbacks=[LoggedSteps(), *callbacks, StepSeed(), last],
         default_root_dir=folder,
     )
+    check_strategy(trainer)
     save_config(cfg, folder)
     print_global_batch(cfg.data.get("batch_size"), trainer)
     for logger in loggers:
