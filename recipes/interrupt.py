@@ -56,9 +56,9 @@ class LastCheckpoint(Checkpoint):
 
     The last.ckpt before it stays as ``previous.ckpt``, to go on from should the disk damage the newer one.
 
-    A signal acts at the next optimizer step: the checkpoint is written there, on every rank at the same step, and the
-    run ends. A second signal of the same kind ends the process at once. SIGUSR2 acts too where it has a handler, which
-    is then called: submitit's requeues the job.
+    A signal acts at the next optimizer step, behind the validation where one is due: the checkpoint is written there,
+    on every rank at the same step, and the run ends. A second signal of the same kind ends the process at once. SIGUSR2
+    acts too where it has a handler, which is then called: submitit's requeues the job.
 
     Args:
         folder: the folder of the checkpoint.
@@ -74,6 +74,7 @@ class LastCheckpoint(Checkpoint):
         self.trained = False
         self._handlers: dict[int, Any] = {}
         self._saved_at = -1
+        self._held = False
         self._own = False  # whether last.ckpt is of this run: what was not trusted to resume from replaces nothing
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -94,10 +95,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        epoch_loop = trainer.fit_loop.epoch_loop
+        self._hold(trainer)
+        if epoch_loop._should_accumulate():
             return
         self._decide(trainer)
-        if self.stopping or trainer.global_step == trainer.max_steps:  # so that a longer run can go on from mid-epoch
+        # resumed from here, Lightning goes on behind the validation of this batch, and behind the end of the epoch
+        validates = epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        if self.stopping and not validates and not _complete(trainer):
             self._save(trainer)
 
     # Only in the hooks below does the run end: by then Lightning has logged the step.
@@ -107,11 +112,23 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         self._stop(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop(trainer)
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._hold(trainer)  # early stopping acts here
+        if self.stopping and not _complete(trainer):
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
+        if _complete(trainer):
+            self._save(trainer)
+        else:  # the run ends within the epoch, which Lightning has counted already: a longer run is to go on there
+            progress = trainer.fit_loop.epoch_progress
+            for count in (progress.current, progress.total):
+                count.processed -= 1
+            self._save(trainer)
+            for count in (progress.current, progress.total):
+                count.processed += 1
         self._decide(trainer)  # it may have come while validating
         self._stop(trainer)
 
@@ -141,6 +158,11 @@ class LastCheckpoint(Checkpoint):
             os.kill(os.getpid(), number)
         self.received.add(number)
 
+    def _hold(self, trainer: L.Trainer) -> None:
+        """Let ``should_stop``, of ``max_time`` or early stopping, wait for the optimizer step, as a signal does."""
+        self._held = self._held or trainer.should_stop
+        trainer.should_stop = self._held and not trainer.fit_loop.epoch_loop._should_accumulate()
+
     def _decide(self, trainer: L.Trainer) -> None:
         """Let all ranks stop when one of them has received a signal, and all requeue."""
         self.stopping = self._on_any_rank(trainer, bool(self.received))
@@ -150,7 +172,7 @@ class LastCheckpoint(Checkpoint):
         return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)
 
     def _stop(self, trainer: L.Trainer) -> None:
-        if not self.stopping:
+        if not self.stopping or trainer.global_step != self._saved_at:
             return
         rank_zero_only(print)(
             f"\nstopped after optimizer step {trainer.global_step}; to go on: ckpt_path={self.path}", flush=True
@@ -169,6 +191,11 @@ class LastCheckpoint(Checkpoint):
                 _keep(self.path, self.previous)
             _move(written, self.path)
         self._saved_at, self._own = trainer.global_step, True
+
+
+def _complete(trainer: L.Trainer) -> bool:
+    """Whether the batch is the last one of the epoch."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
 def _keep(path: Path, to: Path) -> None:
