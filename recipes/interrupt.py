@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import shutil
 import signal
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -121,7 +124,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if _complete(trainer):
-            self._save(trainer)
+            trainer.fit_loop._restarting = False  # else Lightning leaves the epoch resumed into out of what is next
+            with _plateau_stepped(trainer):
+                self._save(trainer)
         else:  # the run ends within the epoch, which Lightning has counted already: a longer run is to go on there
             progress = trainer.fit_loop.epoch_progress
             for count in (progress.current, progress.total):
@@ -191,6 +196,23 @@ class LastCheckpoint(Checkpoint):
                 _keep(self.path, self.previous)
             _move(written, self.path)
         self._saved_at, self._own = trainer.global_step, True
+
+
+@contextlib.contextmanager
+def _plateau_stepped(trainer: L.Trainer) -> Iterator[None]:
+    """Show the plateau schedulers as they are behind the end of the epoch: Lightning steps them after the last hook."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+    states = copy.deepcopy([scheduler.state_dict() for scheduler in schedulers])
+    lrs = copy.deepcopy([[group["lr"] for group in scheduler.optimizer.param_groups] for scheduler in schedulers])
+    epoch_loop = trainer.fit_loop.epoch_loop
+    progress = copy.deepcopy(epoch_loop.scheduler_progress)
+    epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    yield
+    epoch_loop.scheduler_progress = progress
+    for scheduler, state, of_groups in zip(schedulers, states, lrs, strict=True):
+        scheduler.load_state_dict(state)
+        for group, lr in zip(scheduler.optimizer.param_groups, of_groups, strict=True):
+            group["lr"] = lr
 
 
 def _complete(trainer: L.Trainer) -> bool:

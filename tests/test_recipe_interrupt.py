@@ -225,6 +225,26 @@ def test_a_signal_at_the_batch_before_a_validation_does_not_cost_it(
     assert digits(folder, **settings) == unbroken
 
 
+def test_each_resume_keeps_every_update_of_reduce_on_plateau(tmp_path: Path) -> None:
+    """Lightning makes them after the last hook of an epoch, and none at the end of an epoch that it resumed into."""
+    schedule = {
+        "name": "ReduceLROnPlateau",
+        "monitor": "val/loss",
+        "patience": 0,
+        "threshold": 10.0,
+    }  # halves it
+    settings = {"lr_scheduler": {**schedule, "threshold_mode": "abs", "factor": 0.5}}
+    for batch in (9, 37):  # within an epoch, and at the end of one
+        interrupt = At(batch, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        digits(tmp_path / "broken", interrupt, **settings)
+    assert digits(tmp_path / "broken", **settings) == digits(tmp_path / "whole", **settings)
+    lrs = [
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"][0]["lr"]
+        for name in ("whole", "broken")
+    ]
+    assert lrs == [1e-2 / 2**2] * 2
+
+
 def steps_saved(folder: Path) -> int:
     return int(torch.load(folder / "last.ckpt", weights_only=True)["global_step"])
 
