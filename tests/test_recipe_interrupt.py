@@ -20,6 +20,7 @@ from interrupt import LastCheckpoint, LoggedSteps
 from lightning.pytorch.demos.boring_classes import BoringModel
 from recipe import TRAIN, train
 
+from lightning_wd.errors import ConfigError
 from lightning_wd.run import RunCSVLogger
 
 OVERRIDES = ("callbacks=none", "trainer.max_epochs=12", "trainer.accumulate_grad_batches=2", "model.dropout=0.1")
@@ -156,6 +157,7 @@ def digits(folder: Path, *callbacks: L.Callback, **settings: Any) -> tuple[Any, 
         optimizer={"name": "adamw", "lr": 1e-2, "weight_decay": 0.1},
         lr_scheduler=settings.pop("lr_scheduler", "constant"),
     )
+    data = Digits(batch_size=settings.pop("batch_size", 64))
     trainer = L.Trainer(
         accelerator="cpu",
         num_sanity_val_steps=0,
@@ -168,7 +170,7 @@ def digits(folder: Path, *callbacks: L.Callback, **settings: Any) -> tuple[Any, 
     )
     ckpt_path = folder / "last.ckpt"
     with contextlib.suppress(SystemExit):
-        trainer.fit(model, Digits(batch_size=64), ckpt_path=ckpt_path if ckpt_path.exists() else None)
+        trainer.fit(model, data, ckpt_path=ckpt_path if ckpt_path.exists() else None)
     found = [[(row["step"], row[key]) for row in rows(folder) if row.get(key)] for key in ("train/loss", "val/loss")]
     return plain(model.state_dict()), found
 
@@ -243,6 +245,15 @@ def test_each_resume_keeps_every_update_of_reduce_on_plateau(tmp_path: Path) -> 
         for name in ("whole", "broken")
     ]
     assert lrs == [1e-2 / 2**2] * 2
+
+
+def test_an_epoch_is_not_resumed_with_another_batch_size_but_the_next_one_is(tmp_path: Path) -> None:
+    digits(tmp_path, max_steps=25)
+    with pytest.raises(ConfigError, match=r"found: 64 rows a batch over all processes then, 128 now"):
+        digits(tmp_path, batch_size=128)
+    digits(tmp_path, max_epochs=2)
+    digits(tmp_path, batch_size=128)
+    assert steps_saved(tmp_path) == 2 * 19 + 9
 
 
 def steps_saved(folder: Path) -> int:
