@@ -197,13 +197,17 @@ def main(cfg: DictConfig) -> float | None:
     """Run one job and return its validation loss, which is what a sweeper optimises."""
     folder = run_dir()
     check_targets(cfg, OWN_TARGETS)
-    requeued = "SLURM_RESTART_COUNT" in os.environ and (folder / "checkpoints/last.ckpt").exists()
-    if cfg.get("skip_finished") and not requeued:
-        done = skip_finished(folder, redact(cfg))
+    has_own = (folder / "checkpoints/last.ckpt").exists()
+    ckpt_path = "last" if has_own and "SLURM_RESTART_COUNT" in os.environ else cfg.ckpt_path
+    if cfg.get("skip_finished"):
+        resumes = ckpt_path in ("last", "previous")
+        if resumes and not has_own:  # the newest run of ./outputs is not this cell's
+            ckpt_path, resumes = None, False
+        done = skip_finished(folder, redact(cfg), resumes=resumes)
         if done is not None:
             print(f"finished already: {folder}", flush=True)
             return done.get("val/loss")
-    ckpt_path = find_checkpoint("last" if requeued else cfg.ckpt_path, folder)
+    ckpt_path = find_checkpoint(ckpt_path, folder)
     L.seed_everything(cfg.seed, workers=True)
 
     optimizer, lr_scheduler = OptimizerConfig.of(cfg.optimizer), LRSchedulerConfig.of(cfg.lr_scheduler)
