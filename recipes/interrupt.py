@@ -84,10 +84,11 @@ class LastCheckpoint(Checkpoint):
         self.trained = True
         self._saved_at = trainer.global_step
         self._own = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.path.resolve()
-        if trainer.ckpt_path is not None:  # a killed run has logged more steps than it has saved
-            for logger in trainer.loggers:
-                if isinstance(logger, RunCSVLogger):
-                    logger.rewind(trainer.global_step)
+        for logger in trainer.loggers:  # a killed run has logged more steps than it has saved
+            if isinstance(logger, RunCSVLogger):
+                logger.rewind(trainer.global_step)
+        if trainer.ckpt_path is None and trainer.is_global_zero:  # another run's, which this one replaces
+            _remove(self.previous)
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT, signal.SIGTERM]
             if REQUEUE is not None and callable(signal.getsignal(REQUEUE)):
@@ -234,5 +235,12 @@ def _keep(path: Path, to: Path) -> None:
 
 def _move(path: Path, to: Path) -> None:
     if to.is_dir():
-        shutil.rmtree(to)
+        _remove(to)
     path.replace(to)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

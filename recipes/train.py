@@ -132,35 +132,34 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
     """
     if ckpt_path is None:
         return None
-    found = [Path(ckpt_path)]
+    path = Path(ckpt_path)
     if ckpt_path in ("last", "previous"):
         own = folder / "checkpoints" / "last.ckpt"
         newest = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        found = [path.with_name(f"{ckpt_path}.ckpt") for path in (own, *newest[::-1])]
-    for path in found:
-        if not path.exists():
-            continue
-        if wrong := damage(path):
-            before = path.with_name("previous.ckpt")
-            raise ConfigError(
-                explain(
-                    f"the checkpoint {path} is damaged.",
-                    found=wrong,
-                    fix=f"ckpt_path={'previous' if ckpt_path == 'last' else before} goes on from the one before it"
-                    if path.name == "last.ckpt" and before.exists()
-                    else "give the path of another one, or ckpt_path=null to start afresh",
-                )
+        last = own if own.exists() or not newest else newest[-1]  # of the run, whichever of the two is asked for
+        path = last.with_name(f"{ckpt_path}.ckpt")
+    if not path.exists():
+        no_run = ckpt_path in ("last", "previous") and not last.exists()
+        raise ConfigError(
+            explain(
+                f"ckpt_path={ckpt_path} is not there.",
+                found=f"no file {path}" + " and no outputs/**/checkpoints/last.ckpt" * no_run,
+                fix="give the path of a .ckpt file, or ckpt_path=null to start afresh",
             )
-        rank_zero_only(print)(f"resuming from {path}", flush=True)
-        return str(path)
-    raise ConfigError(
-        explain(
-            f"ckpt_path={ckpt_path} is not there.",
-            found=f"no file {found[0]}"
-            + (f" and no outputs/**/checkpoints/{ckpt_path}.ckpt" if ckpt_path in ("last", "previous") else ""),
-            fix="give the path of a .ckpt file, or ckpt_path=null to start afresh",
         )
-    )
+    if wrong := damage(path):
+        before = path.with_name("previous.ckpt")
+        raise ConfigError(
+            explain(
+                f"the checkpoint {path} is damaged.",
+                found=wrong,
+                fix=f"ckpt_path={'previous' if ckpt_path == 'last' else before} goes on from the one before it"
+                if path.name == "last.ckpt" and before.exists()
+                else "give the path of another one, or ckpt_path=null to start afresh",
+            )
+        )
+    rank_zero_only(print)(f"resuming from {path}", flush=True)
+    return str(path)
 
 
 def check_strategy(trainer: L.Trainer) -> None:

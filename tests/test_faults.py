@@ -190,6 +190,21 @@ def test_the_checkpoint_before_the_last_is_kept_and_taken_on_request(
         find_checkpoint("previous", run)
 
 
+def test_the_previous_checkpoint_is_of_the_same_run_as_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit(Eventful(), Path("outputs/older/checkpoints"))
+    new = Path("outputs/newer/checkpoints")
+    fit(Eventful(), new)
+    (new / "previous.ckpt").unlink()  # as after one epoch
+    for folder in (new.parent, Path("outputs/another")):
+        assert find_checkpoint("last", folder) == str(new / "last.ckpt")
+        with pytest.raises(ConfigError, match=rf"found: no file {new}/previous\.ckpt\n"):
+            find_checkpoint("previous", folder)
+    assert find_checkpoint("previous", Path("outputs/older")) == "outputs/older/checkpoints/previous.ckpt"
+
+
 def job(folder: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Any:
     """Return the config of a job in this folder, for main to run in this process."""
     with initialize_config_dir(str(TRAIN.parent / "conf"), version_base="1.3"):

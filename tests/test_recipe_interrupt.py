@@ -157,6 +157,8 @@ def digits(folder: Path, *callbacks: L.Callback, **settings: Any) -> tuple[Any, 
         optimizer={"name": "adamw", "lr": 1e-2, "weight_decay": 0.1},
         lr_scheduler=settings.pop("lr_scheduler", "constant"),
     )
+    last = folder / "last.ckpt"
+    ckpt_path = settings.pop("ckpt_path", last if last.exists() else None)
     data = Digits(batch_size=settings.pop("batch_size", 64))
     trainer = L.Trainer(
         accelerator="cpu",
@@ -168,9 +170,8 @@ def digits(folder: Path, *callbacks: L.Callback, **settings: Any) -> tuple[Any, 
         enable_model_summary=False,
         **{"max_epochs": 3, **settings},
     )
-    ckpt_path = folder / "last.ckpt"
     with contextlib.suppress(SystemExit):
-        trainer.fit(model, data, ckpt_path=ckpt_path if ckpt_path.exists() else None)
+        trainer.fit(model, data, ckpt_path=ckpt_path)
     found = [[(row["step"], row[key]) for row in rows(folder) if row.get(key)] for key in ("train/loss", "val/loss")]
     return plain(model.state_dict()), found
 
@@ -254,6 +255,14 @@ def test_an_epoch_is_not_resumed_with_another_batch_size_but_the_next_one_is(tmp
     digits(tmp_path, max_epochs=2)
     digits(tmp_path, batch_size=128)
     assert steps_saved(tmp_path) == 2 * 19 + 9
+
+
+def test_a_run_that_starts_afresh_in_the_folder_of_another_leaves_nothing_of_it(tmp_path: Path) -> None:
+    digits(tmp_path)
+    digits(tmp_path, ckpt_path=None, max_epochs=1)
+    assert steps_saved(tmp_path) == 19
+    assert not (tmp_path / "previous.ckpt").exists()
+    assert [int(row["step"]) for row in rows(tmp_path) if row["train/loss"]] == list(range(19))
 
 
 def steps_saved(folder: Path) -> int:
