@@ -64,12 +64,13 @@ def finished(folder: str | Path) -> dict[str, float] | None:
     return values if any(name.startswith(_TEST) for name in values) else None
 
 
-def skip_finished(folder: str | Path, config: Any) -> dict[str, float] | None:
+def skip_finished(folder: str | Path, config: Any, *, resumes: bool = False) -> dict[str, float] | None:
     """Return what a finished cell of the same config measured, else clear what a broken run of it has logged.
 
     Args:
         folder: the cell's folder.
         config: the cell's config as plain containers, as :func:`lightning_wd.run.save_config` writes it.
+        resumes: whether a broken cell goes on from its own checkpoint: then what it has logged stays.
 
     Raises:
         ConfigError: the folder holds a finished cell of another config.
@@ -78,12 +79,12 @@ def skip_finished(folder: str | Path, config: Any) -> dict[str, float] | None:
 
     values = finished(folder)
     if values is None:
-        (Path(folder) / "metrics.csv").unlink(missing_ok=True)
+        if not resumes:
+            (Path(folder) / "metrics.csv").unlink(missing_ok=True)
         return None
     path = Path(folder) / "config.yaml"
     saved = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    # the grid is not the cell's: a wider one takes the cells there are
-    before, now = ({**(c or {}), "hparams_search": None} for c in (saved, config))
+    before, now = _of_cell(saved or {}), _of_cell(config)
     if before != now:
         where, before, now = _first_difference(before, now)
         raise ConfigError(
@@ -94,6 +95,12 @@ def skip_finished(folder: str | Path, config: Any) -> dict[str, float] | None:
             )
         )
     return values
+
+
+def _of_cell(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config without what is not the cell's: the grid, a wider one takes the cells there are, and a resume."""
+    resumed = config.get("ckpt_path") in ("last", "previous")
+    return {**config, "hparams_search": None, "ckpt_path": None if resumed else config.get("ckpt_path")}
 
 
 def _first_difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any]:

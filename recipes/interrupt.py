@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import shutil
 import signal
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -56,9 +59,9 @@ class LastCheckpoint(Checkpoint):
 
     The last.ckpt before it stays as ``previous.ckpt``, to go on from should the disk damage the newer one.
 
-    A signal acts at the next optimizer step: the checkpoint is written there, on every rank at the same step, and the
-    run ends. A second signal of the same kind ends the process at once. SIGUSR2 acts too where it has a handler, which
-    is then called: submitit's requeues the job.
+    A signal acts at the next optimizer step, behind the validation where one is due: the checkpoint is written there,
+    on every rank at the same step, and the run ends. A second signal of the same kind ends the process at once. SIGUSR2
+    acts too where it has a handler, which is then called: submitit's requeues the job.
 
     Args:
         folder: the folder of the checkpoint.
@@ -74,16 +77,18 @@ class LastCheckpoint(Checkpoint):
         self.trained = False
         self._handlers: dict[int, Any] = {}
         self._saved_at = -1
+        self._held = False
         self._own = False  # whether last.ckpt is of this run: what was not trusted to resume from replaces nothing
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.trained = True
         self._saved_at = trainer.global_step
         self._own = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.path.resolve()
-        if trainer.ckpt_path is not None:  # a killed run has logged more steps than it has saved
-            for logger in trainer.loggers:
-                if isinstance(logger, RunCSVLogger):
-                    logger.rewind(trainer.global_step)
+        for logger in trainer.loggers:  # a killed run has logged more steps than it has saved
+            if isinstance(logger, RunCSVLogger):
+                logger.rewind(trainer.global_step)
+        if trainer.ckpt_path is None and trainer.is_global_zero:  # another run's, which this one replaces
+            _remove(self.previous)
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT, signal.SIGTERM]
             if REQUEUE is not None and callable(signal.getsignal(REQUEUE)):
@@ -94,10 +99,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        epoch_loop = trainer.fit_loop.epoch_loop
+        self._hold(trainer)
+        if epoch_loop._should_accumulate():
             return
         self._decide(trainer)
-        if self.stopping or trainer.global_step == trainer.max_steps:  # so that a longer run can go on from mid-epoch
+        # resumed from here, Lightning goes on behind the validation of this batch, and behind the end of the epoch
+        validates = epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        if self.stopping and not validates and not _complete(trainer):
             self._save(trainer)
 
     # Only in the hooks below does the run end: by then Lightning has logged the step.
@@ -107,11 +116,25 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         self._stop(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop(trainer)
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._hold(trainer)  # early stopping acts here
+        if self.stopping and not _complete(trainer):
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
+        if _complete(trainer):
+            trainer.fit_loop._restarting = False  # else Lightning leaves the epoch resumed into out of what is next
+            with _plateau_stepped(trainer):
+                self._save(trainer)
+        else:  # the run ends within the epoch, which Lightning has counted already: a longer run is to go on there
+            progress = trainer.fit_loop.epoch_progress
+            for count in (progress.current, progress.total):
+                count.processed -= 1
+            self._save(trainer)
+            for count in (progress.current, progress.total):
+                count.processed += 1
         self._decide(trainer)  # it may have come while validating
         self._stop(trainer)
 
@@ -141,6 +164,11 @@ class LastCheckpoint(Checkpoint):
             os.kill(os.getpid(), number)
         self.received.add(number)
 
+    def _hold(self, trainer: L.Trainer) -> None:
+        """Let ``should_stop``, of ``max_time`` or early stopping, wait for the optimizer step, as a signal does."""
+        self._held = self._held or trainer.should_stop
+        trainer.should_stop = self._held and not trainer.fit_loop.epoch_loop._should_accumulate()
+
     def _decide(self, trainer: L.Trainer) -> None:
         """Let all ranks stop when one of them has received a signal, and all requeue."""
         self.stopping = self._on_any_rank(trainer, bool(self.received))
@@ -150,7 +178,7 @@ class LastCheckpoint(Checkpoint):
         return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)
 
     def _stop(self, trainer: L.Trainer) -> None:
-        if not self.stopping:
+        if not self.stopping or trainer.global_step != self._saved_at:
             return
         rank_zero_only(print)(
             f"\nstopped after optimizer step {trainer.global_step}; to go on: ckpt_path={self.path}", flush=True
@@ -171,6 +199,28 @@ class LastCheckpoint(Checkpoint):
         self._saved_at, self._own = trainer.global_step, True
 
 
+@contextlib.contextmanager
+def _plateau_stepped(trainer: L.Trainer) -> Iterator[None]:
+    """Show the plateau schedulers as they are behind the end of the epoch: Lightning steps them after the last hook."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+    states = copy.deepcopy([scheduler.state_dict() for scheduler in schedulers])
+    lrs = copy.deepcopy([[group["lr"] for group in scheduler.optimizer.param_groups] for scheduler in schedulers])
+    epoch_loop = trainer.fit_loop.epoch_loop
+    progress = copy.deepcopy(epoch_loop.scheduler_progress)
+    epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    yield
+    epoch_loop.scheduler_progress = progress
+    for scheduler, state, of_groups in zip(schedulers, states, lrs, strict=True):
+        scheduler.load_state_dict(state)
+        for group, lr in zip(scheduler.optimizer.param_groups, of_groups, strict=True):
+            group["lr"] = lr
+
+
+def _complete(trainer: L.Trainer) -> bool:
+    """Whether the batch is the last one of the epoch."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
 def _keep(path: Path, to: Path) -> None:
     """Give a file a second name: whenever a kill comes, there is a whole one at ``path``."""
     if path.is_dir():  # a sharded checkpoint has but one
@@ -185,5 +235,12 @@ def _keep(path: Path, to: Path) -> None:
 
 def _move(path: Path, to: Path) -> None:
     if to.is_dir():
-        shutil.rmtree(to)
+        _remove(to)
     path.replace(to)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -34,6 +34,7 @@ from step_seed import StepSeed
 from wandb_run import open_run, resumed_id
 
 from lightning_wd import LRSchedulerConfig, OptimizerConfig
+from lightning_wd.distributed import HydraDDPStrategy, HydraFSDP2Strategy
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, explain
 from lightning_wd.pictures import curves
 from lightning_wd.run import redact, run_dir, save_config
@@ -131,35 +132,46 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
     """
     if ckpt_path is None:
         return None
-    found = [Path(ckpt_path)]
+    path = Path(ckpt_path)
     if ckpt_path in ("last", "previous"):
         own = folder / "checkpoints" / "last.ckpt"
         newest = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        found = [path.with_name(f"{ckpt_path}.ckpt") for path in (own, *newest[::-1])]
-    for path in found:
-        if not path.exists():
-            continue
-        if wrong := damage(path):
-            before = path.with_name("previous.ckpt")
-            raise ConfigError(
-                explain(
-                    f"the checkpoint {path} is damaged.",
-                    found=wrong,
-                    fix=f"ckpt_path={'previous' if ckpt_path == 'last' else before} goes on from the one before it"
-                    if path.name == "last.ckpt" and before.exists()
-                    else "give the path of another one, or ckpt_path=null to start afresh",
-                )
+        last = own if own.exists() or not newest else newest[-1]  # of the run, whichever of the two is asked for
+        path = last.with_name(f"{ckpt_path}.ckpt")
+    if not path.exists():
+        no_run = ckpt_path in ("last", "previous") and not last.exists()
+        raise ConfigError(
+            explain(
+                f"ckpt_path={ckpt_path} is not there.",
+                found=f"no file {path}" + " and no outputs/**/checkpoints/last.ckpt" * no_run,
+                fix="give the path of a .ckpt file, or ckpt_path=null to start afresh",
             )
-        rank_zero_only(print)(f"resuming from {path}", flush=True)
-        return str(path)
-    raise ConfigError(
-        explain(
-            f"ckpt_path={ckpt_path} is not there.",
-            found=f"no file {found[0]}"
-            + (f" and no outputs/**/checkpoints/{ckpt_path}.ckpt" if ckpt_path in ("last", "previous") else ""),
-            fix="give the path of a .ckpt file, or ckpt_path=null to start afresh",
         )
-    )
+    if wrong := damage(path):
+        before = path.with_name("previous.ckpt")
+        raise ConfigError(
+            explain(
+                f"the checkpoint {path} is damaged.",
+                found=wrong,
+                fix=f"ckpt_path={'previous' if ckpt_path == 'last' else before} goes on from the one before it"
+                if path.name == "last.ckpt" and before.exists()
+                else "give the path of another one, or ckpt_path=null to start afresh",
+            )
+        )
+    rank_zero_only(print)(f"resuming from {path}", flush=True)
+    return str(path)
+
+
+def check_strategy(trainer: L.Trainer) -> None:
+    """Refuse processes that Lightning would start: under a sweep, each of them would run the whole of it."""
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, (HydraDDPStrategy, HydraFSDP2Strategy)):
+        raise ConfigError(
+            explain(
+                f"{trainer.world_size} processes need a strategy that starts this job in each of them.",
+                found=type(trainer.strategy).__name__,
+                fix="write trainer=ddp (GPUs) or trainer=ddp_cpu, and trainer.devices=... beside it",
+            )
+        )
 
 
 @rank_zero_only
@@ -184,13 +196,17 @@ def main(cfg: DictConfig) -> float | None:
     """Run one job and return its validation loss, which is what a sweeper optimises."""
     folder = run_dir()
     check_targets(cfg, OWN_TARGETS)
-    requeued = "SLURM_RESTART_COUNT" in os.environ and (folder / "checkpoints/last.ckpt").exists()
-    if cfg.get("skip_finished") and not requeued:
-        done = skip_finished(folder, redact(cfg))
+    has_own = (folder / "checkpoints/last.ckpt").exists()
+    ckpt_path = "last" if has_own and "SLURM_RESTART_COUNT" in os.environ else cfg.ckpt_path
+    if cfg.get("skip_finished"):
+        resumes = ckpt_path in ("last", "previous")
+        if resumes and not has_own:  # the newest run of ./outputs is not this cell's
+            ckpt_path, resumes = None, False
+        done = skip_finished(folder, redact(cfg), resumes=resumes)
         if done is not None:
             print(f"finished already: {folder}", flush=True)
             return done.get("val/loss")
-    ckpt_path = find_checkpoint("last" if requeued else cfg.ckpt_path, folder)
+    ckpt_path = find_checkpoint(ckpt_path, folder)
     L.seed_everything(cfg.seed, workers=True)
 
     optimizer, lr_scheduler = OptimizerConfig.of(cfg.optimizer), LRSchedulerConfig.of(cfg.lr_scheduler)
@@ -207,6 +223,7 @@ def main(cfg: DictConfig) -> float | None:
         callbacks=[LoggedSteps(), *callbacks, StepSeed(), last],
         default_root_dir=folder,
     )
+    check_strategy(trainer)
     save_config(cfg, folder)
     print_global_batch(cfg.data.get("batch_size"), trainer)
     for logger in loggers:

@@ -25,6 +25,7 @@ from test_recipe_interrupt import Eventful, fit, rows, steps_saved
 from train import find_checkpoint, main
 
 from lightning_wd.errors import ConfigError
+from lightning_wd.run import save_config
 
 DDP = ["trainer=ddp_cpu", "callbacks=none", "lr_scheduler=constant", "model.dropout=0.1", "data.batch_size=128"]
 QUIET = ["trainer.enable_progress_bar=false", "trainer.max_epochs=100000"]
@@ -189,6 +190,33 @@ def test_the_checkpoint_before_the_last_is_kept_and_taken_on_request(
         find_checkpoint("previous", run)
 
 
+def test_the_previous_checkpoint_is_of_the_same_run_as_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit(Eventful(), Path("outputs/older/checkpoints"))
+    new = Path("outputs/newer/checkpoints")
+    fit(Eventful(), new)
+    (new / "previous.ckpt").unlink()  # as after one epoch
+    for folder in (new.parent, Path("outputs/another")):
+        assert find_checkpoint("last", folder) == str(new / "last.ckpt")
+        with pytest.raises(ConfigError, match=rf"found: no file {new}/previous\.ckpt\n"):
+            find_checkpoint("previous", folder)
+    assert find_checkpoint("previous", Path("outputs/older")) == "outputs/older/checkpoints/previous.ckpt"
+
+
+def job(folder: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Any:
+    """Return the config of a job in this folder, for main to run in this process."""
+    with initialize_config_dir(str(TRAIN.parent / "conf"), version_base="1.3"):
+        cfg = compose("train", ["logger=none", "callbacks=none", *overrides], return_hydra_config=True)
+    cfg.hydra.runtime.output_dir = folder
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
 @pytest.mark.parametrize("requeued", [False, True])
 def test_which_checkpoint_last_is_stands_in_what_the_ranks_compare(
     requeued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -198,14 +226,8 @@ def test_which_checkpoint_last_is_stands_in_what_the_ranks_compare(
     A job that SLURM has requeued has the overrides with which it was begun, and goes on from its own.
     """
     monkeypatch.chdir(tmp_path)
-    with initialize_config_dir(str(TRAIN.parent / "conf"), version_base="1.3"):
-        cfg = compose("train", ["logger=none", "callbacks=none"], return_hydra_config=True)
+    cfg = job("outputs/run", monkeypatch)
     cfg.ckpt_path = None if requeued else "last"
-    cfg.hydra.runtime.output_dir = "outputs/run"
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
     if requeued:
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         fit(Eventful(), tmp_path / "outputs/run/checkpoints")
@@ -214,6 +236,32 @@ def test_which_checkpoint_last_is_stands_in_what_the_ranks_compare(
     with pytest.raises(CompactHydraException, match=f"ckpt_path={path} holds another model"):
         main(cfg)
     assert cfg.ckpt_path == path
+
+
+def test_a_finished_cell_of_a_requeued_sweep_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    cfg = job(str(tmp_path), monkeypatch, "+skip_finished=true")
+    save_config(cfg, tmp_path)
+    fit(Eventful(), tmp_path / "checkpoints")
+    logged = "epoch,step,val/loss,test/acc\n0,8,0.5,\n0,8,,0.75\n"
+    (tmp_path / "metrics.csv").write_text(logged)
+    assert main(cfg) == 0.5
+    assert (tmp_path / "metrics.csv").read_text() == logged
+
+
+def test_a_cell_goes_on_from_its_own_checkpoint_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit(Eventful(), tmp_path / "outputs/other/checkpoints")  # the newest run, of another model
+    brief = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "logger=csv", "lr_scheduler=constant"]
+    overrides = ["+skip_finished=true", "ckpt_path=last", *brief]
+    for max_steps in (2, 4):
+        cell = job("multirun/cell", monkeypatch, *overrides, f"trainer.max_steps={max_steps}")
+        (tmp_path / "multirun/cell").mkdir(parents=True, exist_ok=True)
+        main(cell)
+        path = tmp_path / "multirun/cell/metrics.csv"
+        if max_steps == 2:  # cut before its test
+            path.write_text("epoch,step,train/loss,val/loss\n0,1,0.5,\n")
+    assert [row["step"] for row in rows(path.parent) if row["train/loss"] == "0.5"] == ["1"]
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -208,6 +208,7 @@ def test_hydras_own_refusals_stand(override: str, words: str) -> None:
     [
         ("+optimizer.weight_decy=1", "ConfigError: optimizer.weight_decy is not a setting of adamw."),
         ("ckpt_path=nowhere.ckpt", "ConfigError: ckpt_path=nowhere.ckpt is not there."),
+        ("trainer.devices=2", "ConfigError: 2 processes need a strategy that starts this job in each of them."),
         ("model._target_=os.system", "ConfigError: model._target_ 'os.system' is not a class that a config may name."),
         (
             "hydra.run.dir=outputs/earlier/metrics.csv/x",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from interrupt import LastCheckpoint, LoggedSteps
 from lightning.pytorch.demos.boring_classes import BoringModel
 from recipe import TRAIN, train
 
+from lightning_wd.errors import ConfigError
 from lightning_wd.run import RunCSVLogger
 
 OVERRIDES = ("callbacks=none", "trainer.max_epochs=12", "trainer.accumulate_grad_batches=2", "model.dropout=0.1")
@@ -139,6 +142,127 @@ def test_resumed_from_the_end_of_an_epoch_the_steps_that_are_logged_go_on(fixed:
         ckpt_path = tmp_path / "last.ckpt"
     steps = [int(row["step"]) for row in rows(tmp_path) if row["loss"]]
     assert (steps == list(range(12))) is fixed, steps  # without it, Lightning's own numbers
+
+
+def digits(folder: Path, *callbacks: L.Callback, **settings: Any) -> tuple[Any, list[list[tuple[str, str]]]]:
+    """Train on the digits, 19 batches an epoch, from last.ckpt where there is one; return the weights and rows."""
+    from data.digits import Digits
+    from models.mlp import MLP
+    from step_seed import StepSeed
+
+    L.seed_everything(0, workers=True, verbose=False)
+    model = MLP(
+        hidden=[8],
+        dropout=0.1,
+        optimizer={"name": "adamw", "lr": 1e-2, "weight_decay": 0.1},
+        lr_scheduler=settings.pop("lr_scheduler", "constant"),
+    )
+    last = folder / "last.ckpt"
+    ckpt_path = settings.pop("ckpt_path", last if last.exists() else None)
+    data = Digits(batch_size=settings.pop("batch_size", 64))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        callbacks=[LoggedSteps(), *callbacks, StepSeed(), LastCheckpoint(folder)],
+        logger=RunCSVLogger(folder, flush_logs_every_n_steps=1),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 3, **settings},
+    )
+    with contextlib.suppress(SystemExit):
+        trainer.fit(model, data, ckpt_path=ckpt_path)
+    found = [[(row["step"], row[key]) for row in rows(folder) if row.get(key)] for key in ("train/loss", "val/loss")]
+    return plain(model.state_dict()), found
+
+
+def plain(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: weight.tolist() for name, weight in weights.items()}
+
+
+class At(L.Callback):
+    """Does something in one training batch."""
+
+    def __init__(self, batch: int, event: Callable[[L.Trainer], None]) -> None:
+        self.batch, self.event = batch, event
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            self.event(trainer)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"accumulate_grad_batches": 2}, {"limit_val_batches": 0}],
+    ids=["", "in an accumulation window", "without validation"],
+)
+def test_a_run_that_max_time_or_early_stopping_ends_within_an_epoch_goes_on_there(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    weights, (losses, _) = digits(tmp_path / "whole", **settings)
+
+    def stop(trainer: L.Trainer) -> None:
+        trainer.should_stop = True
+
+    digits(tmp_path / "broken", At(24, stop), **settings)
+    saved = torch.load(tmp_path / "broken/last.ckpt", weights_only=True)
+    steps = 10 + 3 if "accumulate_grad_batches" in settings else 25  # to the end of the window
+    assert (saved["global_step"], saved["epoch"]) == (steps, 1)
+    resumed, (after, _) = digits(tmp_path / "broken", **settings)
+    assert resumed == weights
+    assert after == losses
+
+
+@pytest.mark.parametrize(
+    ("batch", "settings"),
+    [(18, {}), (37, {"accumulate_grad_batches": 2}), (9, {"val_check_interval": 5})],
+    ids=["at the end of the epoch", "in an accumulation window", "within it"],
+)
+def test_a_signal_at_the_batch_before_a_validation_does_not_cost_it(
+    batch: int, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    unbroken = digits(tmp_path / "whole", **settings)
+    folder = tmp_path / "broken"
+    _, (_, before) = digits(folder, At(batch, lambda _: os.kill(os.getpid(), signal.SIGTERM)), **settings)
+    assert len(before) == (batch + 1) // settings.get("val_check_interval", 19)
+    assert digits(folder, **settings) == unbroken
+
+
+def test_each_resume_keeps_every_update_of_reduce_on_plateau(tmp_path: Path) -> None:
+    """Lightning makes them after the last hook of an epoch, and none at the end of an epoch that it resumed into."""
+    schedule = {
+        "name": "ReduceLROnPlateau",
+        "monitor": "val/loss",
+        "patience": 0,
+        "threshold": 10.0,
+    }  # halves it
+    settings = {"lr_scheduler": {**schedule, "threshold_mode": "abs", "factor": 0.5}}
+    for batch in (9, 37):  # within an epoch, and at the end of one
+        interrupt = At(batch, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        digits(tmp_path / "broken", interrupt, **settings)
+    assert digits(tmp_path / "broken", **settings) == digits(tmp_path / "whole", **settings)
+    lrs = [
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"][0]["lr"]
+        for name in ("whole", "broken")
+    ]
+    assert lrs == [1e-2 / 2**2] * 2
+
+
+def test_an_epoch_is_not_resumed_with_another_batch_size_but_the_next_one_is(tmp_path: Path) -> None:
+    digits(tmp_path, max_steps=25)
+    with pytest.raises(ConfigError, match=r"found: 64 rows a batch over all processes then, 128 now"):
+        digits(tmp_path, batch_size=128)
+    digits(tmp_path, max_epochs=2)
+    digits(tmp_path, batch_size=128)
+    assert steps_saved(tmp_path) == 2 * 19 + 9
+
+
+def test_a_run_that_starts_afresh_in_the_folder_of_another_leaves_nothing_of_it(tmp_path: Path) -> None:
+    digits(tmp_path)
+    digits(tmp_path, ckpt_path=None, max_epochs=1)
+    assert steps_saved(tmp_path) == 19
+    assert not (tmp_path / "previous.ckpt").exists()
+    assert [int(row["step"]) for row in rows(tmp_path) if row["train/loss"]] == list(range(19))
 
 
 def steps_saved(folder: Path) -> int:

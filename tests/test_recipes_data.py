@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import math
 import struct
 import tarfile
 import urllib.request
@@ -347,6 +348,26 @@ def test_a_restored_sampler_goes_on_where_the_saved_one_was(batches: int, saved_
     expected = list(whole)[batches * 4 if batches < 10 else 0 :]
     assert list(restored) == expected[::read_by]
     assert len(list(restored)) == len(restored)  # and the next time from the start
+
+
+@pytest.mark.parametrize(("saved", "now"), [((4, 1), (8, 1)), ((8, 1), (4, 1)), ((4, 1), (4, 2))])
+def test_an_epoch_is_not_gone_on_with_in_batches_of_another_size(saved: tuple[int, int], now: tuple[int, int]) -> None:
+    def sampler(batch_size: int, world_size: int) -> EpochSampler:
+        return EpochSampler(44, 44, batch_size, 0, 0, world_size)
+
+    before, after = sampler(*saved), sampler(*now)
+    iterator = iter(before)
+    for _ in range(8):
+        next(iterator)
+    words = rf"found: {math.prod(saved)} rows a batch over all processes then, {math.prod(now)} now\n  fix: resume with"
+    with pytest.raises(ConfigError, match=words):
+        after.load_state_dict(before.state_dict())
+    list(iterator)
+    after = sampler(*now)
+    after.load_state_dict(before.state_dict())
+    whole = sampler(*now)
+    whole.set_epoch(1)
+    assert list(after) == list(whole)  # at the end of an epoch it is free
 
 
 def test_windows_are_the_text_and_what_follows() -> None:

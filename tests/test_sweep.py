@@ -124,7 +124,19 @@ def test_a_finished_cell_is_skipped_only_for_the_same_config(tmp_path: Path) -> 
         skip_finished(tmp_path, {"optimizer": {"lr": 0.2, "name": "adamw"}, "seed": 0})
     with pytest.raises(ConfigError, match="found: extra was None there and is 1 now"):
         skip_finished(tmp_path, {**config, "extra": 1})
+    with pytest.raises(ConfigError, match=r"found: ckpt_path was None there and is 'a\.ckpt' now"):
+        skip_finished(tmp_path, {**config, "ckpt_path": "a.ckpt"})
+    assert skip_finished(tmp_path, {**config, "ckpt_path": "last"}, resumes=True) == {"test/acc": 0.5}
     assert (tmp_path / "metrics.csv").exists()
+
+
+def test_a_broken_cell_keeps_its_rows_only_where_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,train/loss\n0,4,0.5\n")
+    assert skip_finished(tmp_path, {}, resumes=True) is None
+    assert path.exists()
+    assert skip_finished(tmp_path, {}) is None
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

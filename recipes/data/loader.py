@@ -71,10 +71,12 @@ class EpochSampler(DistributedSampler[int]):
         trainer: L.Trainer | None = None,
     ) -> None:
         super().__init__(range(length), world_size, rank, seed=seed)  # type: ignore[arg-type]
-        self.num_samples = samples // (world_size * batch_size) * batch_size
+        self.samples, self.rows = samples, world_size * batch_size  # of an epoch, of a global batch
+        self.num_samples = samples // self.rows * batch_size
         self.trainer = trainer
         self._seen = 0  # rows of this epoch already handed out, on each process
         self._start = 0  # where the next iteration begins: 0, except on resume
+        self._refused: ConfigError | None = None  # raised while loading, Lightning's teardown would hide it
 
     def __len__(self) -> int:
         return self.num_samples
@@ -90,6 +92,8 @@ class EpochSampler(DistributedSampler[int]):
             yield index
 
     def set_epoch(self, epoch: int) -> None:
+        if self._refused:
+            raise self._refused
         if self.trainer is not None:
             # Counted in batches: after a resume from the end of an epoch Lightning's own numbers may be one off.
             epoch = (self.trainer.fit_loop.total_batch_idx + 1) // int(self.trainer.num_training_batches)
@@ -98,12 +102,27 @@ class EpochSampler(DistributedSampler[int]):
 
     def state_dict(self) -> dict[str, int]:
         """The position, alike on every process (Lightning saves that of process 0) and for any number of them."""
-        return {"epoch": self.epoch, "seen": self._seen * self.num_replicas}
+        return {"epoch": self.epoch, "seen": self._seen * self.num_replicas, "rows": self.rows}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self._start = state["epoch"], state["seen"] // self.num_replicas
-        if self._start >= self.num_samples:  # saved behind the last row of an epoch
+        rows = state.get("rows", self.rows)
+        if state["seen"] >= self.samples // rows * rows:  # saved behind the last row of an epoch
             self.epoch, self._start = self.epoch + 1, 0
+        # Lightning counts the batches of an epoch, not its rows; it may end one sooner (limit_train_batches)
+        progress = None if self.trainer is None else self.trainer.fit_loop.epoch_progress.current
+        within = self._start > 0 and (progress is None or progress.processed < progress.ready)
+        if within and rows != self.rows:
+            self._refused = ConfigError(
+                explain(
+                    "the checkpoint lies within an epoch of batches of another size.",
+                    found=f"{rows} rows a batch over all processes then, {self.rows} now",
+                    fix="resume with the same rows per batch (data.batch_size times processes), or from the end of an "
+                    "epoch",
+                )
+            )
+            if self.trainer is None:
+                raise self._refused
         self._seen = self._start
 
 
