@@ -20,7 +20,6 @@ from interrupt import LastCheckpoint, LoggedSteps
 from lightning.pytorch.demos.boring_classes import BoringModel
 from recipe import TRAIN, train
 
-from lightning_wd.errors import ConfigError
 from lightning_wd.run import RunCSVLogger
 
 OVERRIDES = ("callbacks=none", "trainer.max_epochs=12", "trainer.accumulate_grad_batches=2", "model.dropout=0.1")
@@ -248,10 +247,10 @@ def test_each_resume_keeps_every_update_of_reduce_on_plateau(tmp_path: Path) -> 
     assert lrs == [1e-2 / 2**2] * 2
 
 
-def test_an_epoch_is_not_resumed_with_another_batch_size_but_the_next_one_is(tmp_path: Path) -> None:
+def test_a_resume_within_an_epoch_with_another_batch_size_warns_and_the_next_epoch_is_whole(tmp_path: Path) -> None:
     digits(tmp_path, max_steps=25)
-    with pytest.raises(ConfigError, match=r"found: 64 rows a batch over all processes then, 128 now"):
-        digits(tmp_path, batch_size=128)
+    with pytest.warns(UserWarning, match=r"found: 64 rows a batch over all processes then, 128 now"):
+        digits(tmp_path / "other", batch_size=128, ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
     digits(tmp_path, max_epochs=2)
     digits(tmp_path, batch_size=128)
     assert steps_saved(tmp_path) == 2 * 19 + 9

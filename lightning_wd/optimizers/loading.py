@@ -169,10 +169,9 @@ def _check_family(
 def _check_members(owner: str, own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
     """Refuse other groups or other parameters: by name where both sides have names, else by number."""
     fix = "build the model, the mask and the optimizer as they were when the checkpoint was saved"
-    styles, theirs_styles = ({group.get("style") for group in groups} for groups in (own, saved))
-    if styles != theirs_styles and theirs_styles != {None}:  # `corrected` has a group for the output layer
-        shown, theirs_shown = (", ".join(sorted(map(str, each))) for each in (styles, theirs_styles))
-        fix += f"; its decay style was {theirs_shown} and is {shown} here"
+    style, theirs_style = (", ".join(sorted({str(g["style"]) for g in each if "style" in g})) for each in (own, saved))
+    if theirs_style and theirs_style != style:  # `corrected` has a group for the output layer
+        fix += f"; its decay style was {theirs_style} and is {style} here"
     if len(own) != len(saved):
         _refuse(
             owner,

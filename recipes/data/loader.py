@@ -76,7 +76,6 @@ class EpochSampler(DistributedSampler[int]):
         self.trainer = trainer
         self._seen = 0  # rows of this epoch already handed out, on each process
         self._start = 0  # where the next iteration begins: 0, except on resume
-        self._refused: ConfigError | None = None  # raised while loading, Lightning's teardown would hide it
 
     def __len__(self) -> int:
         return self.num_samples
@@ -92,8 +91,6 @@ class EpochSampler(DistributedSampler[int]):
             yield index
 
     def set_epoch(self, epoch: int) -> None:
-        if self._refused:
-            raise self._refused
         if self.trainer is not None:
             # Counted in batches: after a resume from the end of an epoch Lightning's own numbers may be one off.
             epoch = (self.trainer.fit_loop.total_batch_idx + 1) // int(self.trainer.num_training_batches)
@@ -113,16 +110,17 @@ class EpochSampler(DistributedSampler[int]):
         progress = None if self.trainer is None else self.trainer.fit_loop.epoch_progress.current
         within = self._start > 0 and (progress is None or progress.processed < progress.ready)
         if within and rows != self.rows:
-            self._refused = ConfigError(
+            warnings.warn(
                 explain(
-                    "the checkpoint lies within an epoch of batches of another size.",
+                    "the checkpoint lies within an epoch of batches of another size, of which Lightning goes on by the "
+                    "number: some rows of this epoch are seen twice, or not at all.",
                     found=f"{rows} rows a batch over all processes then, {self.rows} now",
                     fix="resume with the same rows per batch (data.batch_size times processes), or from the end of an "
                     "epoch",
-                )
+                ),
+                UserWarning,
+                stacklevel=2,
             )
-            if self.trainer is None:
-                raise self._refused
         self._seen = self._start
 
 
