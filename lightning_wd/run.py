@@ -59,7 +59,7 @@ def redact(config: Any) -> Any:
 
 
 def _secret_variables() -> list[str]:
-    return [name for name in os.environ if _names_secret(name)]
+    return [name for name in os.environ if _names_secret(name) and name != "PWD"]  # the shell's working directory
 
 
 def _names_secret(path: str) -> bool:

@@ -93,6 +93,13 @@ def test_the_value_of_a_secret_variable_is_one_wherever_it_stands(monkeypatch: p
     refuse_secrets(["+url='https://user:${oc.env:HF_TOKEN}@hub.example/x'"])
 
 
+def test_the_working_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shell exports it as PWD, the name of many a password; the other ranks are started with a folder in it."""
+    monkeypatch.setenv("PWD", "/home/me/project")
+    refuse_secrets(["hydra.run.dir=/home/me/project/outputs"])
+    assert redact({"root": "/home/me/project/data"}) == {"root": "/home/me/project/data"}
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [

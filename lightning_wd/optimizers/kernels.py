@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
+from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach, _foreach_supported_types
 
 from lightning_wd.errors import ConfigError, explain
 from lightning_wd.optimizers.compiled import compiles, kinds_of
@@ -57,9 +57,12 @@ def prefers_fused(group: dict[str, Any], params: Sequence[Tensor]) -> bool:
     """
     if group["fused"] is not None or group["foreach"] is not None or torch.compiler.is_compiling():
         return bool(group["fused"])
-    if any(p.device.type not in _FUSED_DEVICES for p in params):
+    if group["differentiable"]:
         return False
-    return _default_to_fused_or_foreach(list(params), group["differentiable"], use_fused=True)[0]
+    for p in params:  # torch asks the same, by many more calls
+        if p.device.type not in _FUSED_DEVICES or type(p) not in _foreach_supported_types or not p.is_floating_point():
+            return False
+    return True
 
 
 def choose_kernels(
