@@ -14,7 +14,8 @@ TRAIN = ROOT / "recipes/train.py"
 
 def train(*overrides: str, cwd: Path, ok: bool = True, timeout: int = 560) -> subprocess.CompletedProcess[str]:
     """Run the recipe in ``cwd`` and return what it printed; unless ``ok`` is False it must succeed."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "CUDA_VISIBLE_DEVICES": ""}
+    shell = {"PWD": str(cwd)}  # where a user's shell would stand
+    env = {**os.environ, **shell, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, str(TRAIN), *overrides], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
     )

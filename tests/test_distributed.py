@@ -52,7 +52,7 @@ def run(folder: Path, command: list[str], expected: int = 0, **environment: str)
     """Run a command in a folder and return its output; fail with that output unless it exits as expected."""
     folder.mkdir(parents=True, exist_ok=True)
     variables = {k: v for k, v in os.environ.items() if k not in (*LAUNCH_VARIABLES, "PL_GLOBAL_SEED")}
-    variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent), **environment}
+    variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent), "PWD": str(folder), **environment}
     done = subprocess.run(
         command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=560
     )
