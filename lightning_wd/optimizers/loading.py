@@ -367,9 +367,7 @@ def _schedule_differences(
 def _settings_of(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> list[str]:
     """Return the settings that are compared: the optimizer's own, but for what a schedule of the saved run drives."""
     driven = {"momentum", "betas"} if "max_momentum" in saved else set()
-    own = [
-        key for key in optimizer.defaults if key not in _VERSIONED | _OURS | driven | {"lr", "decoupled_weight_decay"}
-    ]
+    own = [key for key in optimizer.defaults if key not in _VERSIONED | _OURS | driven | {"lr"}]
     return ["base_lr", "base_weight_decay", "cautious", "kahan", *own]
 
 
