@@ -185,7 +185,7 @@ def _mask(text: str) -> Any:
             explain(
                 f"mask {text!r} cannot be read as YAML.",
                 found=" ".join(str(error).split()),
-                fix="write {base: standard, rules: [{name: '*.head.*', decay: 0.1}]}, or a file that holds this",
+                fix="write {base: standard, rules: [{name: '*.head.weight', decay: 0.1}]}, or a file that holds this",
             )
         ) from error
 

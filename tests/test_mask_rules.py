@@ -157,6 +157,40 @@ def test_a_rule_that_earlier_ones_leave_nothing_to_decide_is_an_error() -> None:
     assert plan_decay(Net(), {"rules": [wide, {"name": "head.*", "decay": 1}]})["head.bias"].decay == 1
 
 
+def logged(caplog: pytest.LogCaptureFixture, *rules: dict[str, object], base: str | None = "standard") -> list[str]:
+    caplog.clear()
+    plan_decay(Net(), {"rules": rules, "base": base})
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_rule_that_decays_a_bias_beside_weights_warns(caplog: pytest.LogCaptureFixture) -> None:
+    head = {"name": "*.head.*", "decay": 0.1, "lr": 10}
+    assert logged(caplog, head) == [
+        "mask rule (name '*.head.*') decays 1 parameter that base 'standard' leaves out, beside 1 that it decays.\n"
+        "  found: head.bias (bias)\n"
+        "  fix: put {name: 'head.bias', decay: 0} before it, or narrow its conditions; to decay them on purpose, give "
+        "them a rule of their own before it"
+    ]
+    (both,) = logged(caplog, {"name": "*.weight", "decay": 0.5})
+    assert "found: blocks.0.layernorm.weight (norm), blocks.1.layernorm.weight (norm)\n" in both
+
+
+def test_a_rule_that_means_it_does_not_warn(caplog: pytest.LogCaptureFixture) -> None:
+    head = {"name": "*.head.*", "decay": 0.1}
+    assert logged(caplog, {"name": "*.bias", "decay": 0}, head) == []  # the fix that the warning names
+    assert logged(caplog, {"name": "head.bias", "decay": 0.1}, head) == []  # the other one
+    assert logged(caplog, {"name": "*.bias", "decay": 1}) == []
+    assert logged(caplog, {"name": "*.head.*", "decay": 0}, {"name": "*.fc.*", "lr": 2}) == []
+    assert logged(caplog, head, {"decay": 1}, base=None) == logged(caplog, head, base="all") == []
+
+
+def test_a_rule_that_decays_what_a_hook_names_warns(caplog: pytest.LogCaptureFixture) -> None:
+    net = Net()
+    net.no_weight_decay = lambda: ["blocks.0.fc.weight"]  # type: ignore[assignment]
+    plan_decay(net, {"rules": [{"name": "*.fc.weight", "decay": 2}]})
+    assert "found: blocks.0.fc.weight (weight)\n" in caplog.text
+
+
 def test_a_rule_that_meets_only_frozen_parameters_is_no_error() -> None:
     net = Net()
     net.head.requires_grad_(False)
@@ -204,12 +238,12 @@ def test_a_parameter_that_no_rule_places_is_an_error() -> None:
         (
             lambda: as_mask({"rules": {"name": "head.*"}}),
             "mask rules must be a list of rules but got {'name': 'head.*'}.\n  found: dict\n"
-            "  fix: put the rule in brackets: rules='[{name: \"*.head.*\", decay: 0.1}]'",
+            "  fix: put the rule in brackets: rules='[{name: \"*.head.weight\", decay: 0.1}]'",
         ),
         (
             lambda: Mask(["head.*"]),
             "mask rule must be a Rule or a mapping but got 'head.*'.\n  found: str\n"
-            '  fix: write {name: "*.head.*", decay: 0.1}',
+            '  fix: write {name: "*.head.weight", decay: 0.1}',
         ),
         (
             lambda: as_mask(3),

@@ -18,7 +18,7 @@ from lightning_wd.mask.names import Found, Tree, walk
 from lightning_wd.mask.output import output_parameters
 from lightning_wd.mask.plan import DecayPlan, Row
 from lightning_wd.mask.rules import Mask, as_mask
-from lightning_wd.mask.strict import check_effective, check_placed, check_rules
+from lightning_wd.mask.strict import check_effective, check_placed, check_rules, warn_spared
 
 __all__ = ["plan_decay"]
 
@@ -34,6 +34,7 @@ class _Verdict(NamedTuple):
     ranks: Mapping[str, int]
     reason: str
     settings: Mapping[str, Any]
+    spared: bool  # whether a rule makes it decay that the base leaves out
 
     def rank(self, key: str) -> int:
         return self.ranks.get(key, _BASE_RANK)
@@ -53,7 +54,8 @@ def plan_decay(
     and tokens; embeddings, as the mask's base says; the rest decays.
 
     A tied tensor is planned under all its names: exclusion wins where they disagree, then the earlier evidence, and a
-    warning names them. With style ``corrected`` the output layer stays ``decoupled``, unless a rule says otherwise. The
+    warning names them. A warning also names the biases and norms that a rule decays beside other parameters, as
+    ``*.head.*`` would. With style ``corrected`` the output layer stays ``decoupled``, unless a rule says otherwise. The
     module may be wrapped (compiled, DDP, FSDP2, checkpointed), on the meta device, or a LightningModule.
 
     Args:
@@ -88,6 +90,7 @@ def plan_decay(
             ties.setdefault(id(found.param), []).append(found)
     rows: list[Row] = []
     unplaced: list[str] = []
+    decayed: dict[int, list[tuple[Row, bool]]] = {}  # by a rule's position: what it makes decay, and whether spared
     for tensor, first in firsts.items():
         kind = classify(first)
         verdicts = [decider.decide(first, kind)]
@@ -106,10 +109,14 @@ def plan_decay(
         if its_style is None or not decay:
             its_style = "decoupled" if decay and tensor in output else style
         lr = _factor(verdict.lr if "lr" in verdict.settings or verdict.lr is not None else scales.get(tensor))
-        rows.append(Row(first.name, names, first.param, decay, lr, its_style, verdict.reason, kind, verdict.settings))
+        row = Row(first.name, names, first.param, decay, lr, its_style, verdict.reason, kind, verdict.settings)
+        rows.append(row)
+        if decay and "decay" in verdict.ranks:
+            decayed.setdefault(verdict.ranks["decay"], []).append((row, verdict.spared))
     check_rules(mask.rules, decider.counts, rows, tree)
     check_effective(mask.rules, decider.winners)
     check_placed(unplaced)
+    warn_spared(mask, decayed)
     return DecayPlan(tuple(rows), style)
 
 
@@ -154,10 +161,13 @@ class _Decider:
                 else:
                     self.winners.setdefault(i, ranks[key])
         settings: dict[str, Any] = {}
+        spared = False
         if self.mask.base is not None:
             mark, settings = marks(found.name, found.param)
             own_decay = settings.pop("weight_decay", None)
-            if "decay" not in said:
+            if "decay" in said:
+                spared = self.heeds_hooks and not self._base(found, kind, hook or mark)[0]
+            else:
                 said["decay"], why["decay"] = self._base(found, kind, hook or mark)
                 if own_decay and self.heeds_hooks:
                     said["decay"], why["decay"], settings["weight_decay"] = 1.0, "mark _optim", own_decay
@@ -168,7 +178,7 @@ class _Decider:
             for key in ("decay", "lr", "style")
             if key in why
         )
-        return _Verdict(said.get("decay"), said.get("lr"), said.get("style"), ranks, reason, settings)
+        return _Verdict(said.get("decay"), said.get("lr"), said.get("style"), ranks, reason, settings, spared)
 
     def _base(self, found: Found, kind: str, declared: str) -> tuple[float, str]:
         if not self.heeds_hooks:

@@ -27,7 +27,7 @@ class Rule:
 
     A group's coefficient is ``weight_decay * decay`` and its learning rate ``lr * Rule.lr``. A property that the rule
     leaves at None is left to later rules and then to the base, so an lr-only rule on ``*.head.*`` does not make the
-    head's bias decay.
+    head's bias decay. A rule with a decay does, and :func:`lightning_wd.plan_decay` warns of it.
 
     Args:
         decay: multiplies the coefficient, >= 0; 0 excludes.
@@ -46,8 +46,8 @@ class Rule:
         MaskError: a value that no rule can have.
 
     Example:
-        >>> Rule(0.1, name="*.head.*", lr=10)
-        Rule(decay=0.1, name='*.head.*', lr=10.0)
+        >>> Rule(0.1, name="*.head.weight", lr=10)
+        Rule(decay=0.1, name='*.head.weight', lr=10.0)
         >>> Rule(name="regex:(")
         Traceback (most recent call last):
         ...
@@ -103,8 +103,8 @@ class Rule:
         Raises:
             MaskError: a key that is not a field.
 
-        >>> Rule.from_mapping({"name": "*.head.*", "decay": 0.1})
-        Rule(decay=0.1, name='*.head.*')
+        >>> Rule.from_mapping({"name": "*.head.weight", "decay": 0.1})
+        Rule(decay=0.1, name='*.head.weight')
         """
         _check_keys("mask rule", mapping, [f.name for f in fields(cls)])
         return cls(**mapping)
@@ -208,8 +208,8 @@ class Mask:
         MaskError: an unknown base, a misspelt key, or two rules with equal conditions that set the same property.
 
     Example:
-        >>> Mask([{"name": "*.head.*", "decay": 0.1, "lr": 10}], base="no_embeddings").rules
-        (Rule(decay=0.1, name='*.head.*', lr=10.0),)
+        >>> Mask([{"name": "*.head.*", "lr": 10}, {"name": "*.head.weight", "decay": 0.1}]).rules
+        (Rule(name='*.head.*', lr=10.0), Rule(decay=0.1, name='*.head.weight'))
     """
 
     rules: tuple[Rule, ...] = ()
@@ -326,7 +326,7 @@ def _as_rules(rules: Any) -> tuple[Rule, ...]:
             explain(
                 f"mask rules must be a list of rules but got {rules!r}.",
                 found=type(rules).__name__,
-                fix="put the rule in brackets: rules='[{name: \"*.head.*\", decay: 0.1}]'",
+                fix="put the rule in brackets: rules='[{name: \"*.head.weight\", decay: 0.1}]'",
             )
         )
     made = []
@@ -336,7 +336,7 @@ def _as_rules(rules: Any) -> tuple[Rule, ...]:
                 explain(
                     f"mask rule must be a Rule or a mapping but got {rule!r}.",
                     found=type(rule).__name__,
-                    fix='write {name: "*.head.*", decay: 0.1}',
+                    fix='write {name: "*.head.weight", decay: 0.1}',
                 )
             )
         made.append(rule if isinstance(rule, Rule) else Rule.from_mapping(rule))

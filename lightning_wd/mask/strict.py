@@ -1,8 +1,9 @@
-"""Refusals: a rule that matches nothing, a rule that says nothing, a parameter that no rule places."""
+"""Refusals: a rule that matches nothing, that says nothing, a parameter that no rule places; and one warning."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -10,9 +11,11 @@ from torch import nn
 from lightning_wd.errors import MaskError, explain, nearest
 from lightning_wd.mask.names import Tree
 from lightning_wd.mask.plan import Row
-from lightning_wd.mask.rules import Rule, compile_name, is_a
+from lightning_wd.mask.rules import Mask, Rule, compile_name, is_a
 
-__all__ = ["check_effective", "check_placed", "check_rules"]
+__all__ = ["check_effective", "check_placed", "check_rules", "warn_spared"]
+
+log = logging.getLogger(__name__)
 
 
 def check_rules(rules: Sequence[Rule], counts: Sequence[int], rows: Sequence[Row], tree: Tree) -> None:
@@ -70,6 +73,31 @@ def check_placed(unplaced: Sequence[str]) -> None:
                 f"{len(unplaced)} parameter{'s are' if len(unplaced) > 1 else ' is'} placed by no rule (base is null).",
                 found=", ".join(unplaced[:5]) + (", ..." if len(unplaced) > 5 else ""),
                 fix="add a last rule for the rest, such as Rule(1.0), or give the mask a base such as 'standard'",
+            )
+        )
+
+
+def warn_spared(mask: Mask, decayed: Mapping[int, Sequence[tuple[Row, bool]]]) -> None:
+    """Warn of each rule that decays, beside what decays anyway, parameters that the base leaves out.
+
+    A rule for such parameters alone, as for ``*.bias``, is meant.
+
+    Args:
+        mask: the rules and their base.
+        decayed: by the position of a rule, the rows that it makes decay, each with whether the base leaves it out.
+    """
+    for position, rows in sorted(decayed.items()):
+        spared = [row for row, left_out in rows if left_out]
+        if not spared or len(spared) == len(rows):
+            continue
+        shown = ", ".join(f"{row.name} ({row.kind})" for row in spared[:5]) + (", ..." if len(spared) > 5 else "")
+        log.warning(
+            explain(
+                f"mask rule ({mask.rules[position]}) decays {len(spared)} parameter{'s' * (len(spared) > 1)} that "
+                f"base '{mask.base}' leaves out, beside {len(rows) - len(spared)} that it decays.",
+                found=shown,
+                fix=f"put {{name: {spared[0].name!r}, decay: 0}} before it, or narrow its conditions; to decay them on "
+                "purpose, give them a rule of their own before it",
             )
         )
 

@@ -20,8 +20,8 @@ from torch.optim.optimizer import (
 )
 
 from lightning_wd.decay import kernel_coefficient
-from lightning_wd.optimizers.compiled import adam_pass, kinds_of, run_pass
-from lightning_wd.optimizers.groups import DecayGroups, all_l2, group_label
+from lightning_wd.optimizers.compiled import adam_pass, run_pass
+from lightning_wd.optimizers.groups import DecayGroups, all_l2
 from lightning_wd.optimizers.kernels import Part, add_penalty, choose_kernels, prefers_fused, step_with_decay
 
 __all__ = ["AdamStep", "AdamW", "in_kernel"]
@@ -65,14 +65,10 @@ class AdamStep(DecayGroups):
 
     def _collect(self, index: int, group: dict[str, Any]) -> _Work:
         """Return the group, its columns (in the order of `_init_group`), whether one is complex, and its parts."""
-        columns: list[list[Tensor]] = [[] for _ in range(6)]
+        columns: list[list[Tensor]] = [[], [], [], [], [], []]
         has_complex = self._init_group(group, *columns)
-        return (
-            group,
-            columns,
-            has_complex,
-            choose_kernels(group, columns[0], columns[1:5], where=group_label(group, index), compile=self._compile),
-        )
+        parts = choose_kernels(group, columns[0], columns[1:5], index=index, compile=self._compile)
+        return group, columns, has_complex, parts
 
     def _init_group(
         self,
@@ -95,7 +91,7 @@ class AdamStep(DecayGroups):
             has_complex |= p.is_complex()
             state = self.state[p]
             if fused is None and (not state or state["step"].device != p.device):
-                fused = prefers_fused(group, kinds_of([q for q in group["params"] if q.grad is not None]))
+                fused = prefers_fused(group, [q for q in group["params"] if q.grad is not None])
             if not state:
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)

@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_wd.errors import ConfigError, explain
 from lightning_wd.optimizers.native import is_native, run_native
 
-__all__ = ["adam_pass", "check_compiler", "compiles", "kinds_of", "run_pass", "sgd_pass"]
+__all__ = ["adam_pass", "check_compiler", "compiles", "kind_of", "kinds_of", "run_pass", "sgd_pass"]
 
 MIN_NUMEL = 2**18  # below, a call costs more than the bytes it saves
 _CHUNKS = (24, 6, 1)  # tensors of one graph: more of them take longer to compile (24: 20 s), fewer cost more calls
@@ -32,10 +32,14 @@ def compiles(p: Tensor) -> bool:
     return is_native(p) or p.numel() >= MIN_NUMEL
 
 
+kind_of = attrgetter("__class__", "device", "dtype")
+
+
 def kinds_of(params: Sequence[Tensor]) -> list[Tensor]:
     """Return one tensor of each class, device and dtype: asking every one of 1,000 small tensors shows in a step."""
-    keys = zip(map(type, params), map(attrgetter("device"), params), map(attrgetter("dtype"), params), strict=True)
-    return list(dict(zip(keys, params, strict=True)).values())
+    if torch.compiler.is_compiling():
+        return list(params)
+    return list(dict(zip(map(kind_of, params), params, strict=True)).values())
 
 
 def check_compiler(device_types: set[str]) -> None:

@@ -9,7 +9,8 @@ and no cache that a later ``model.to(memory_format=...)`` could make stale.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
+from functools import cache
+from itertools import chain, starmap
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach, _foreach_supported_types
 
 from lightning_wd.errors import ConfigError, explain
-from lightning_wd.optimizers.compiled import compiles, kinds_of
+from lightning_wd.optimizers.compiled import compiles, kind_of, kinds_of
+from lightning_wd.optimizers.groups import group_label
 from lightning_wd.optimizers.native import is_native
 
 __all__ = [
@@ -51,18 +53,16 @@ class Part(NamedTuple):
 
 
 def prefers_fused(group: dict[str, Any], params: Sequence[Tensor]) -> bool:
-    """Whether the fused kernel is what a group runs on, layouts aside: asked for, or left to us and supported.
-
-    One parameter of each kind is enough.
-    """
+    """Whether the fused kernel is what a group runs on, layouts aside: asked for, or left to us and supported."""
     if group["fused"] is not None or group["foreach"] is not None or torch.compiler.is_compiling():
         return bool(group["fused"])
-    if group["differentiable"]:
-        return False
-    for p in params:  # torch asks the same, by many more calls
-        if p.device.type not in _FUSED_DEVICES or type(p) not in _foreach_supported_types or not p.is_floating_point():
-            return False
-    return True
+    # torch asks the same of every tensor, by many more calls
+    return not group["differentiable"] and all(starmap(_fusable, set(map(kind_of, params))))
+
+
+@cache
+def _fusable(kind: type, device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type in _FUSED_DEVICES and kind in _foreach_supported_types and dtype.is_floating_point
 
 
 def choose_kernels(
@@ -70,10 +70,10 @@ def choose_kernels(
     params: list[Tensor],
     columns: Sequence[list[Tensor]],
     *,
-    where: str,
+    index: int,
     sparse: bool = False,
     compile: bool = False,
-    flawed: Callable[[Tensor], bool] = lambda p: False,
+    flawed: Callable[[Tensor], bool] | None = None,
 ) -> list[Part]:
     """Choose the kernel of a group's step; tensors that the fused kernel would get wrong get another one.
 
@@ -81,25 +81,28 @@ def choose_kernels(
         group: the parameter group; its ``fused`` and ``foreach`` choose as in torch.optim.
         params: its parameters that have a gradient.
         columns: gradients and state tensors, each in the order of ``params``.
-        where: the group's name, for the error.
+        index: the group's position, for the error.
         sparse: whether a gradient is sparse, which no fused kernel takes.
         compile: whether tensors go to the compiled pass, which needs the same layouts.
-        flawed: whether the fused kernel gets parameters of this one's class, device and dtype wrong in any layout.
+        flawed: whether the fused kernel gets parameters of this one's class, device and dtype wrong in any layout;
+            None for a kernel without flaws.
 
     Raises:
         ConfigError: ``fused=True`` was asked for and would be wrong.
     """
-    kinds = params if torch.compiler.is_compiling() else kinds_of(params)
-    if not prefers_fused(group, kinds) or (sparse and not group["fused"]):
+    if not prefers_fused(group, params) or (sparse and not group["fused"]):
         return [Part(None, group["fused"], group["foreach"])]
     bad = [] if sparse else misfits(params, columns)
-    wrong = [i for i, p in enumerate(params) if flawed(p)] if any(map(flawed, kinds)) else []
+    wrong = []
+    if flawed is not None and any(map(flawed, kinds_of(params))):
+        wrong = [i for i, p in enumerate(params) if flawed(p)]
     if not bad and not compile and not wrong:
         return [Part(None, True, False)]
     if group["fused"] and (bad or wrong):
-        _refuse_fused(group, params, columns, bad[0] if bad else wrong[0], where=where, layout=bool(bad))
+        label = group_label(group, index)
+        _refuse_fused(group, params, columns, bad[0] if bad else wrong[0], label=label, layout=bool(bad))
     unfit = set(bad)
-    if compile and not unfit and all(map(is_native, kinds)):
+    if compile and not unfit and all(map(is_native, kinds_of(params))):
         return [Part(None, None, None, compiled=True)]
     large = {i for i, p in enumerate(params) if compile and i not in unfit and compiles(p)}
     plain = {*unfit, *wrong} - large
@@ -114,7 +117,7 @@ def _refuse_fused(
     columns: Sequence[list[Tensor]],
     index: int,
     *,
-    where: str,
+    label: str,
     layout: bool,
 ) -> None:
     p, names = params[index], group.get("param_names")
@@ -128,7 +131,7 @@ def _refuse_fused(
         found = str(p.dtype)
     raise ConfigError(
         explain(
-            f"fused=True is wrong for parameter {names[position] if names else position!r} of {where}: {reason}",
+            f"fused=True is wrong for parameter {names[position] if names else position!r} of {label}: {reason}",
             found=found,
             fix="leave out fused: the fused kernel is then used wherever it is right",
         )

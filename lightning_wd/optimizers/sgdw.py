@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT, _device_dtype_check_for_fused, _use_g
 from torch.optim.sgd import sgd
 
 from lightning_wd.optimizers.compiled import run_pass, sgd_pass
-from lightning_wd.optimizers.groups import DecayGroups, all_l2, group_label
+from lightning_wd.optimizers.groups import DecayGroups, all_l2
 from lightning_wd.optimizers.kernels import Part, add_penalty, choose_kernels, is_zero, step_with_decay
 
 __all__ = ["SGDW", "SGDStep"]
@@ -58,7 +58,7 @@ class SGDStep(DecayGroups):
             group,
             params,
             [grads, held],
-            where=group_label(group, index),
+            index=index,
             sparse=sparse,
             compile=self._compile,
             flawed=_unfused if not group["fused"] else _skipped,
