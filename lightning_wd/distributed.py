@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -49,6 +50,8 @@ _JOIN = 5.0  # seconds to end by themselves: for the other ranks once rank 0 has
 class _HydraLaunch(ParallelStrategy):
     """What both strategies add to Lightning's: one Hydra job on every rank, torchrun's numbers, and the comparison."""
 
+    _joined = False
+
     def set_world_ranks(self) -> None:
         """Take the number of processes from torchrun, then set the ranks as Lightning does."""
         if isinstance(self.cluster_environment, TorchElasticEnvironment):
@@ -65,7 +68,11 @@ class _HydraLaunch(ParallelStrategy):
         super().setup_environment()
         atexit.unregister(_leave_group_in_time)
         atexit.register(_leave_group_in_time)
-        check_ranks_agree(self.root_device)
+        config = check_ranks_agree(self.root_device)
+        if config is not None and not self._joined:  # a Trainer sets up again for each fit and test
+            self._joined = True
+            where = f"rank {dist.get_rank()} of {dist.get_world_size()} on {socket.gethostname()}"
+            log.info(f"{where}: config {config[:12]}")
 
     def _configure_launcher(self) -> None:
         super()._configure_launcher()
@@ -112,7 +119,8 @@ class HydraDDPStrategy(_HydraLaunch, DDPStrategy):
     - The other ranks are started with the overrides of the current job, in its output folder.
     - When the job ends, its processes, its process group and its environment variables go with it, so that the next job
       of a sweep starts clean, distributed or not.
-    - At set-up the ranks compare their resolved configs, whoever started them (this class, torchrun, SLURM).
+    - At set-up the ranks compare their resolved configs, whoever started them (this class, torchrun, SLURM), and each
+      logs the hash of its own.
     - Under torchrun, torchrun's number of processes and nodes holds, not ``Trainer(devices=, num_nodes=)``.
 
     Without Hydra this is the plain DDPStrategy.
@@ -187,7 +195,7 @@ def _leave_group_in_time() -> None:
     leaving.join(_JOIN)
 
 
-def check_ranks_agree(device: torch.device | None = None) -> None:
+def check_ranks_agree(device: torch.device | None = None) -> str | None:
     """Raise on every rank unless all ranks of the process group run the same Hydra job.
 
     The resolved configs are compared by a hash, one small collective. Left out, for they may differ without harm: texts
@@ -197,19 +205,22 @@ def check_ranks_agree(device: torch.device | None = None) -> None:
     Args:
         device: where the process group's backend wants its tensors; None for the CPU.
 
+    Returns:
+        The hash of this rank's config, in hexadecimal digits; None outside of Hydra, or with a single process.
+
     Raises:
         ConfigError: names each key that differs, with the ranks and their values.
     """
     job = _current_job()
     if job is None or not dist.is_initialized() or dist.get_world_size() == 1:
-        return
+        return None
     mine = _Settings(job["task_cfg"])
     digest = hashlib.sha256(repr(mine.without(mine.changing)).encode()).digest()
     own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(device or "cpu")
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, own)
     if all(torch.equal(own, other) for other in everyone):
-        return
+        return digest.hex()
     ranks: list[Any] = [None] * len(everyone)
     dist.all_gather_object(ranks, mine)
     changing = set().union(*(rank.changing for rank in ranks))  # one rank's clock may stand as plain text on another
@@ -221,6 +232,7 @@ def check_ranks_agree(device: torch.device | None = None) -> None:
                 fix="give every rank the same overrides; start a sweep once and let trainer=ddp start the other ranks",
             )
         )
+    return digest.hex()
 
 
 class _Settings:

@@ -107,7 +107,8 @@ class LastCheckpoint(Checkpoint):
         # resumed from here, Lightning goes on behind the validation of this batch, and behind the end of the epoch
         validates = epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
         if self.stopping and not validates and not _complete(trainer):
-            self._save(trainer)
+            with _plateau_stepped(trainer, "step"):
+                self._save(trainer)
 
     # Only in the hooks below does the run end: by then Lightning has logged the step.
 
@@ -120,13 +121,17 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._hold(trainer)  # early stopping acts here
-        if self.stopping and not _complete(trainer):
+        # resumed from here, Lightning would step such a schedule again, and miss its metric: the next step will do
+        each_step = any(
+            config.reduce_on_plateau and config.interval == "step" for config in trainer.lr_scheduler_configs
+        )
+        if self.stopping and not _complete(trainer) and not each_step:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if _complete(trainer):
             trainer.fit_loop._restarting = False  # else Lightning leaves the epoch resumed into out of what is next
-            with _plateau_stepped(trainer):
+            with _plateau_stepped(trainer, "epoch"):
                 self._save(trainer)
         else:  # the run ends within the epoch, which Lightning has counted already: a longer run is to go on there
             progress = trainer.fit_loop.epoch_progress
@@ -200,14 +205,14 @@ class LastCheckpoint(Checkpoint):
 
 
 @contextlib.contextmanager
-def _plateau_stepped(trainer: L.Trainer) -> Iterator[None]:
-    """Show the plateau schedulers as they are behind the end of the epoch: Lightning steps them after the last hook."""
+def _plateau_stepped(trainer: L.Trainer, interval: str) -> Iterator[None]:
+    """Show the plateau schedulers as they are behind the step or epoch: Lightning steps them after the last hook."""
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
     states = copy.deepcopy([scheduler.state_dict() for scheduler in schedulers])
     lrs = copy.deepcopy([[group["lr"] for group in scheduler.optimizer.param_groups] for scheduler in schedulers])
     epoch_loop = trainer.fit_loop.epoch_loop
     progress = copy.deepcopy(epoch_loop.scheduler_progress)
-    epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    epoch_loop.update_lr_schedulers(interval, update_plateau_schedulers=True)
     yield
     epoch_loop.scheduler_progress = progress
     for scheduler, state, of_groups in zip(schedulers, states, lrs, strict=True):

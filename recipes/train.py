@@ -26,6 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from interrupt import LastCheckpoint, LoggedSteps, damage
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
 from lightning.pytorch.loggers import WandbLogger
@@ -140,11 +141,13 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
         path = last.with_name(f"{ckpt_path}.ckpt")
     if not path.exists():
         no_run = ckpt_path in ("last", "previous") and not last.exists()
+        kept = ckpt_path == "last" and path.with_name("previous.ckpt").exists()
         raise ConfigError(
             explain(
                 f"ckpt_path={ckpt_path} is not there.",
                 found=f"no file {path}" + " and no outputs/**/checkpoints/last.ckpt" * no_run,
-                fix="give the path of a .ckpt file, or ckpt_path=null to start afresh",
+                fix="ckpt_path=previous goes on from the one before it; or " * kept
+                + "give the path of a .ckpt file, or ckpt_path=null to start afresh",
             )
         )
     if wrong := damage(path):
@@ -163,11 +166,15 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
 
 
 def check_strategy(trainer: L.Trainer) -> None:
-    """Refuse processes that Lightning would start: under a sweep, each of them would run the whole of it."""
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, (HydraDDPStrategy, HydraFSDP2Strategy)):
+    """Refuse processes that Lightning would start: under a sweep, each of them would run the whole of it. And those of
+    torchrun that would each train alone.
+    """
+    started = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
+    processes = max(trainer.world_size, started)
+    if processes > 1 and not isinstance(trainer.strategy, (HydraDDPStrategy, HydraFSDP2Strategy)):
         raise ConfigError(
             explain(
-                f"{trainer.world_size} processes need a strategy that starts this job in each of them.",
+                f"{processes} processes need a strategy that runs this job in all of them, as one.",
                 found=type(trainer.strategy).__name__,
                 fix="write trainer=ddp (GPUs) or trainer=ddp_cpu, and trainer.devices=... beside it",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,23 @@ def test_a_shuffled_sweep_trains_the_same_config_on_every_rank(tmp_path):
     assert assert_ranks_agree(jobs) == [1, 2, 3, 4]
     assert assert_ranks_agree(jobs, "number") == [0, 1, 2, 3]
     assert sorted(path.name for path in (tree / "0").iterdir()) == [".hydra", "app.log", "rank0.json", "rank1.json"]
+
+
+def test_the_recipes_shuffled_sweep_is_one_run_a_job_by_what_each_rank_logs(tmp_path):
+    quick = ["trainer.max_steps=2", "trainer.enable_progress_bar=false", "callbacks=none"]
+    run(tmp_path, [sys.executable, str(RECIPE), "-m", "seed=shuffle(range(1,4))", "trainer=ddp_cpu", *quick])
+    tree = one_tree(tmp_path)
+    assert sorted(path.name for path in tree.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    configs, seeds = [], []
+    for job in ("0", "1", "2"):
+        seeds.append(OmegaConf.load(tree / job / "config.yaml").seed)
+        log = (tree / job / "train.log").read_text()
+        ranks = re.findall(r"rank (\d) of 2 on \S+: config ([0-9a-f]{12})$", log, re.M)
+        assert sorted(rank for rank, _ in ranks) == ["0", "1"], log
+        configs.append({config for _, config in ranks})
+    assert sorted(seeds) == [1, 2, 3]
+    assert [len(config) for config in configs] == [1, 1, 1]
+    assert len(set.union(*configs)) == 3
 
 
 def test_each_job_starts_clean_after_a_distributed_one(tmp_path):

@@ -208,7 +208,7 @@ def test_hydras_own_refusals_stand(override: str, words: str) -> None:
     [
         ("+optimizer.weight_decy=1", "ConfigError: optimizer.weight_decy is not a setting of adamw."),
         ("ckpt_path=nowhere.ckpt", "ConfigError: ckpt_path=nowhere.ckpt is not there."),
-        ("trainer.devices=2", "ConfigError: 2 processes need a strategy that starts this job in each of them."),
+        ("trainer.devices=2", "ConfigError: 2 processes need a strategy that runs this job in all of them, as one."),
         ("model._target_=os.system", "ConfigError: model._target_ 'os.system' is not a class that a config may name."),
         (
             "hydra.run.dir=outputs/earlier/metrics.csv/x",
@@ -227,6 +227,17 @@ def test_bad_input_ends_with_an_error_code_and_leaves_earlier_runs_alone(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert (earlier / "metrics.csv").read_text() == "step\n1\n"
+
+
+def test_processes_of_torchrun_do_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning as L
+    from train import check_strategy
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_strategy(L.Trainer(accelerator="cpu", logger=False))  # no one's variable that torchrun did not set
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")
+    with pytest.raises(wd.ConfigError, match=r"(?s)2 processes need a strategy .* fix: write trainer=ddp "):
+        check_strategy(L.Trainer(accelerator="cpu", logger=False))
 
 
 @one_worker

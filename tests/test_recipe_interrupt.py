@@ -227,15 +227,18 @@ def test_a_signal_at_the_batch_before_a_validation_does_not_cost_it(
     assert digits(folder, **settings) == unbroken
 
 
-def test_each_resume_keeps_every_update_of_reduce_on_plateau(tmp_path: Path) -> None:
-    """Lightning makes them after the last hook of an epoch, and none at the end of an epoch that it resumed into."""
-    schedule = {
-        "name": "ReduceLROnPlateau",
-        "monitor": "val/loss",
-        "patience": 0,
-        "threshold": 10.0,
-    }  # halves it
-    settings = {"lr_scheduler": {**schedule, "threshold_mode": "abs", "factor": 0.5}}
+@pytest.mark.parametrize(
+    ("watch", "factor", "updates"),
+    [({"monitor": "val/loss"}, 0.5, 2), ({"monitor": "train/loss", "interval": "step"}, 0.9, 3 * 19 - 1)],
+    ids=["epoch", "step"],
+)
+@pytest.mark.parametrize("checks", [{}, {"val_check_interval": 5}], ids=["validates each epoch", "validates in it"])
+def test_each_resume_keeps_every_update_of_reduce_on_plateau(
+    watch: dict[str, Any], factor: float, updates: int, checks: dict[str, Any], tmp_path: Path
+) -> None:
+    """Lightning makes them after the last hook of a step or an epoch, and none at the end of an epoch resumed into."""
+    lowers_each_time = {"patience": 0, "threshold": 10.0, "threshold_mode": "abs", "factor": factor}
+    settings = {"lr_scheduler": {"name": "ReduceLROnPlateau", **watch, **lowers_each_time}, **checks}
     for batch in (9, 37):  # within an epoch, and at the end of one
         interrupt = At(batch, lambda _: os.kill(os.getpid(), signal.SIGTERM))
         digits(tmp_path / "broken", interrupt, **settings)
@@ -244,7 +247,8 @@ def test_each_resume_keeps_every_update_of_reduce_on_plateau(tmp_path: Path) -> 
         torch.load(tmp_path / name / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"][0]["lr"]
         for name in ("whole", "broken")
     ]
-    assert lrs == [1e-2 / 2**2] * 2
+    assert lrs == pytest.approx([1e-2 * factor**updates] * 2, rel=1e-9)
+    assert lrs[0] == lrs[1]
 
 
 def test_a_resume_within_an_epoch_with_another_batch_size_warns_and_the_next_epoch_is_whole(tmp_path: Path) -> None:
