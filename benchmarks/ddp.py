@@ -4,7 +4,7 @@ Every variant leaves biases out of the decay, torch's AdamW by two groups made b
 
 Times on a shared machine differ by some percent from one run to the next (the null row shows by how much), so Python
 calls are counted too: a strategy that makes none of its own in a step costs a step nothing. The optimizers' steps are
-also timed alone, in turn.
+also timed alone, each beside torch's in the same round, which a busy machine disturbs less.
 
 Run it with: python benchmarks/ddp.py
 """
@@ -164,30 +164,53 @@ def lightning(
     return watch.seconds
 
 
-def ratio(seconds: list[tuple[float, float]], base: list[tuple[float, float]]) -> str:
-    """The median over rounds of the ratio of CPU times, with its 95 % interval by the bootstrap."""
-    ratios = [a / b for (_, a), (_, b) in zip(seconds, base, strict=True)]
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """The median, with its 95 % interval by the bootstrap."""
     draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(1000))
-    return f"{statistics.median(ratios):.3f} [{medians[25]:.3f}, {medians[974]:.3f}]"
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(1000))
+    return statistics.median(values), medians[25], medians[974]
 
 
-def steps_alone() -> tuple[float, float]:
-    """Median milliseconds of an optimizer's step on the network: torch's AdamW and ours, in turn."""
-    optimizers, seconds = [], ([], [])
-    for ours in (False, True):
-        module = Lit(ours)
+def ratio(seconds: list[tuple[float, float]], base: list[tuple[float, float]]) -> str:
+    """The median over rounds of the ratio of CPU times, with its interval."""
+    median, low, high = interval([a / b for (_, a), (_, b) in zip(seconds, base, strict=True)])
+    return f"{median:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def steps_alone() -> str:
+    """What an optimizer's step on the network costs beyond torch's AdamW, by CPU time, as a share of a training step.
+
+    A round times one forward and backward pass and one step of each optimizer, in an order drawn anew.
+    """
+    modules = {"torch's AdamW": Lit(ours=False), "null: the same again": Lit(ours=False), "our AdamW": Lit(ours=True)}
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for name, module in modules.items():
         configured = module.configure_optimizers()
-        optimizers.append(configured["optimizer"] if ours else configured)
-        for p in module.parameters():
-            p.grad = torch.randn_like(p)
-    for _ in range(1000):
-        for optimizer, found in zip(optimizers, seconds, strict=True):
-            start = time.perf_counter()
-            optimizer.step()
-            found.append(time.perf_counter() - start)
-    torchs, ours = (1e3 * statistics.median(found) for found in seconds)
-    return torchs, ours
+        optimizers[name] = configured["optimizer"] if module.ours else configured
+    batch = torch.randn(BATCH, WIDTH)
+    passes: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in modules}
+    for number in range(1000):
+        for name in random.Random(number).sample(list(modules), len(modules)):
+            optimizers[name].zero_grad()
+            start = time.process_time()
+            modules[name].training_step([batch], 0).backward()
+            passes.append(time.process_time() - start)
+            start = time.process_time()
+            optimizers[name].step()
+            seconds[name].append(time.process_time() - start)
+    torchs = seconds["torch's AdamW"]
+    whole = statistics.median(passes) + statistics.median(torchs)
+    lines = [
+        f"Without DDP, a step of {1e3 * whole:.2f} ms, {1e3 * statistics.median(torchs):.2f} of it torch's AdamW:",
+        "",
+    ]
+    for name in list(modules)[1:]:
+        extra = interval([a - b for a, b in zip(seconds[name], torchs, strict=True)])
+        microseconds = "{:.0f} [{:.0f}, {:.0f}] us".format(*(1e6 * value for value in extra))
+        share = "{:.2f} [{:.2f}, {:.2f}] %".format(*(100 * value / whole for value in extra))
+        lines.append(f"- {name}: {microseconds} more, {share} of the step")
+    return "\n".join(lines)
 
 
 def worker() -> None:
@@ -237,8 +260,7 @@ def main() -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run([*command, __file__], check=True, env=environment, stderr=subprocess.DEVNULL)
     torch.set_num_threads(1)
-    torchs, ours = steps_alone()
-    print(f"\nThe optimizer's step alone: torch's AdamW {torchs:.3f} ms, ours {ours:.3f} ms.")
+    print(f"\n{steps_alone()}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch.optim.optimizer import (
 from lightning_wd.decay import kernel_coefficient
 from lightning_wd.optimizers.compiled import adam_pass, run_pass
 from lightning_wd.optimizers.groups import DecayGroups, all_l2
-from lightning_wd.optimizers.kernels import Part, add_penalty, choose_kernels, prefers_fused, step_with_decay
+from lightning_wd.optimizers.kernels import Part, add_penalty, choose_kernels, kinds_in, prefers_fused, step_with_decay
 
 __all__ = ["AdamStep", "AdamW", "in_kernel"]
 
@@ -84,14 +84,15 @@ class AdamStep(DecayGroups):
         fused: bool | None = None  # only asked for where a step count is to be made or moved
         has_complex = False
         for p in group["params"]:
-            if p.grad is None:
+            grad = p.grad
+            if grad is None:
                 continue
-            if p.grad.is_sparse:
+            if grad.is_sparse:
                 raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
             has_complex |= p.is_complex()
             state = self.state[p]
             if fused is None and (not state or state["step"].device != p.device):
-                fused = prefers_fused(group, [q for q in group["params"] if q.grad is not None])
+                fused = prefers_fused(group, kinds_in([q for q in group["params"] if q.grad is not None]))
             if not state:
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)
@@ -112,7 +113,7 @@ class AdamStep(DecayGroups):
             if group["foreach"] and isinstance(group["lr"], Tensor) and not group["capturable"]:
                 raise RuntimeError("lr as a Tensor is not supported for capturable=False and foreach=True")
             params_with_grad.append(p)
-            grads.append(p.grad)
+            grads.append(grad)
             exp_avgs.append(state["exp_avg"])
             exp_avg_sqs.append(state["exp_avg_sq"])
             if group["amsgrad"]:
@@ -134,14 +135,25 @@ class AdamStep(DecayGroups):
             # The kernel will see a stand-in for the weights, so the penalty joins the gradient here.
             grads, coefficient = add_penalty(grads, params, group, grad_scale), 0.0
 
+        beta1, beta2 = group["betas"]
+        lr, decay = group["lr"], 0.0 if coefficient is None else coefficient
+        # Then torch's functional form would only sort the tensors, by more Python than all of this class takes.
+        direct = part.alike and grad_scale is None and found_inf is None and not group["differentiable"]
+        direct = direct and type(lr) is type(beta1) is type(beta2) is type(decay) is float
+
         def kernel(targets: list[Tensor]) -> None:
+            settings = {"amsgrad": group["amsgrad"], "eps": group["eps"], "maximize": group["maximize"]}
+            numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": decay}
+            tensors = (targets, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)
+            if direct:
+                fused: Any = torch._fused_adam_ if functional is adam else torch._fused_adamw_
+                torch._foreach_add_(steps, 1)
+                fused(*tensors, **settings, **numbers)
+                return
             functional(
-                targets,
-                grads,
-                exp_avgs,
-                exp_avg_sqs,
-                max_exp_avg_sqs,
-                steps,
+                *tensors,
+                **settings,
+                **numbers,
                 foreach=part.foreach,
                 capturable=group["capturable"],
                 differentiable=group["differentiable"],
@@ -149,13 +161,6 @@ class AdamStep(DecayGroups):
                 grad_scale=grad_scale,
                 found_inf=found_inf,
                 has_complex=has_complex,
-                amsgrad=group["amsgrad"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=0.0 if coefficient is None else coefficient,
-                eps=group["eps"],
-                maximize=group["maximize"],
             )
 
         step_with_decay(

@@ -27,6 +27,7 @@ __all__ = [
     "add_penalty",
     "choose_kernels",
     "is_zero",
+    "kinds_in",
     "masked",
     "misfits",
     "prefers_fused",
@@ -44,6 +45,7 @@ class Part(NamedTuple):
     fused: bool | None
     foreach: bool | None
     compiled: bool = False
+    alike: bool = False  # known to be of one class, device and dtype
 
     def take(self, columns: list[list[Any]]) -> list[list[Any]]:
         """Return the part's entries of columns, each of which has one entry per parameter (or none at all)."""
@@ -52,12 +54,17 @@ class Part(NamedTuple):
         return [column and [column[i] for i in self.indices] for column in columns]
 
 
-def prefers_fused(group: dict[str, Any], params: Sequence[Tensor]) -> bool:
+def kinds_in(params: Sequence[Tensor]) -> set[tuple[type, torch.device, torch.dtype]] | None:
+    """Return the classes, devices and dtypes of parameters; None while torch.compile traces, which it could not."""
+    return None if torch.compiler.is_compiling() else set(map(kind_of, params))
+
+
+def prefers_fused(group: dict[str, Any], kinds: set[tuple[type, torch.device, torch.dtype]] | None) -> bool:
     """Whether the fused kernel is what a group runs on, layouts aside: asked for, or left to us and supported."""
-    if group["fused"] is not None or group["foreach"] is not None or torch.compiler.is_compiling():
+    if group["fused"] is not None or group["foreach"] is not None or kinds is None:
         return bool(group["fused"])
     # torch asks the same of every tensor, by many more calls
-    return not group["differentiable"] and all(starmap(_fusable, set(map(kind_of, params))))
+    return not group["differentiable"] and all(starmap(_fusable, kinds))
 
 
 @cache
@@ -90,14 +97,15 @@ def choose_kernels(
     Raises:
         ConfigError: ``fused=True`` was asked for and would be wrong.
     """
-    if not prefers_fused(group, params) or (sparse and not group["fused"]):
+    kinds = kinds_in(params)
+    if not prefers_fused(group, kinds) or (sparse and not group["fused"]):
         return [Part(None, group["fused"], group["foreach"])]
     bad = [] if sparse else misfits(params, columns)
     wrong = []
     if flawed is not None and any(map(flawed, kinds_of(params))):
         wrong = [i for i, p in enumerate(params) if flawed(p)]
     if not bad and not compile and not wrong:
-        return [Part(None, True, False)]
+        return [Part(None, True, False, alike=kinds is not None and len(kinds) == 1)]
     if group["fused"] and (bad or wrong):
         label = group_label(group, index)
         _refuse_fused(group, params, columns, bad[0] if bad else wrong[0], label=label, layout=bool(bad))
