@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import warnings
 from typing import Any
 
@@ -212,6 +214,47 @@ def test_a_layout_that_changes_under_way_is_seen() -> None:
             optimizer.step()
         results.append(p.detach().contiguous())
     torch.testing.assert_close(*results)
+
+
+def python_calls(function: Any) -> int:
+    calls = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+@pytest.mark.parametrize("flags", [{}, {"amsgrad": True}, {"maximize": True}], ids=str)
+@pytest.mark.parametrize("l2", [False, True], ids=["AdamW", "AdamL2"])
+def test_a_fused_step_is_torchs_to_the_last_bit_by_no_more_python(l2: bool, flags: dict[str, Any]) -> None:
+    peer, style = (torch.optim.Adam, "l2") if l2 else (torch.optim.AdamW, "decoupled")
+    params, optimizers = [], []
+    for make in (peer, functools.partial(wd.AdamW, style=style)):
+        source = torch.Generator().manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(shape, generator=source)) for shape in ((4, 3), (5,), (2, 2), (3,))]
+        groups = [{"params": weights[:2]}, {"params": weights[2:], "weight_decay": 0.0}]
+        params.append(weights)
+        optimizers.append(make(groups, lr=0.1, weight_decay=0.1, fused=True, **flags))
+    for _ in range(3):
+        for weights in zip(*params, strict=True):
+            gradient = torch.randn(weights[0].shape)
+            for w in weights:
+                w.grad = gradient.clone()
+        theirs, ours = (python_calls(optimizer.step) for optimizer in optimizers)
+        for theirs_w, ours_w in zip(*params, strict=True):
+            assert torch.equal(theirs_w, ours_w)
+            states = [optimizer.state[w] for optimizer, w in zip(optimizers, (theirs_w, ours_w), strict=True)]
+            assert states[0].keys() == states[1].keys()
+            assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert ours <= theirs
 
 
 def test_misfits() -> None:
