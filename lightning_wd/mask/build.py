@@ -93,15 +93,17 @@ def plan_decay(
     decayed: dict[int, list[tuple[Row, bool]]] = {}  # by a rule's position: what it makes decay, and whether spared
     for tensor, first in firsts.items():
         kind = classify(first)
-        verdicts = [decider.decide(first, kind)]
+        verdict = decider.decide(first, kind)
         names: tuple[str, ...] = (first.name,)
-        for found in ties.get(tensor, ()):
-            names += (found.name,)
-            verdicts.append(decider.decide(found, classify(found)))
-        if not (first.param.requires_grad or include_frozen):
+        tied = ties.get(tensor)
+        if tied:
+            names += tuple(found.name for found in tied)
+            verdicts = [verdict, *(decider.decide(found, classify(found)) for found in tied)]
+        if not (include_frozen or first.param.requires_grad):
             rows.append(Row(first.name, names, first.param, 0.0, 1.0, style, "frozen", kind, {}, frozen=True))
             continue
-        verdict = _reconcile(names, verdicts) if len(verdicts) > 1 else verdicts[0]
+        if tied:
+            verdict = _reconcile(names, verdicts)
         if verdict.decay is None:
             unplaced.append(first.name)
         decay = _factor(verdict.decay)
@@ -136,9 +138,11 @@ class _Decider:
 
     def decide(self, found: Found, kind: str) -> _Verdict:
         param, module = found.param, found.module
-        matched = tuple(i for i, rule in enumerate(self.mask.rules) if rule.matches(found.name, param, module))
-        for i in matched:
-            self.counts[i] += 1
+        matched: tuple[int, ...] = ()
+        for i, rule in enumerate(self.mask.rules):
+            if rule.matches(found.name, param, module):
+                matched += (i,)
+                self.counts[i] += 1
         hook = self.hooked.get(found.name, "")
         if hook or hasattr(param, "_no_weight_decay") or hasattr(param, "_optim"):
             return self._decide(found, kind, matched, hook)
@@ -224,7 +228,7 @@ def _reconcile(names: tuple[str, ...], verdicts: list[_Verdict]) -> _Verdict:
 
 
 def _check_shapes(tree: Tree) -> None:
-    lazy = [found.name for found in tree.tensors if is_lazy(found.param)]
+    lazy = [found.name for found in tree.tensors if type(found.param) is not nn.Parameter and is_lazy(found.param)]
     if lazy:
         raise MaskError(
             explain(

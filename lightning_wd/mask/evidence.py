@@ -75,9 +75,11 @@ def classify(found: Found) -> str:
         name = f"{attribute}_{name}"
         attribute = found.name.split(".")[-3] if found.name.count(".") > 1 else ""
     shape = found.param.shape
-    if shape == (0,):
+    dimensions = len(shape)
+    if dimensions == 1 and not shape[0]:
         shape = whole_shape(found.param)
-    vector = len(shape) < 2 or len(shape) - shape.count(1) - shape.count(0) < 2
+        dimensions = len(shape)
+    vector = dimensions < 2 or dimensions - shape.count(1) - shape.count(0) < 2
     if found.part == "original0" and _is_weight_norm(found):
         return "magnitude"
     # A vector only: gates called W_g and W_v both decay.

@@ -86,12 +86,13 @@ def _visit(
     if cls not in inner:
         inner[cls] = wrapped_attribute(cls), hasattr(cls, "no_weight_decay") or hasattr(cls, "no_weight_decay_keywords")
     wrapped, hooks = inner[cls]
-    start = len(tree.tensors)
+    tensors = tree.tensors
+    start = len(tensors)
     differs = prefix is not raw and prefix != raw
     for leaf, param in module._parameters.items():
         if param is not None:
             name = prefix + leaf
-            tree.tensors.append(Found(name, param, module, leaf, attribute, ""))
+            tensors.append(Found(name, param, module, leaf, attribute, ""))
             if differs:
                 tree.raw_names[raw + leaf] = name
     if wrapped is not None:
