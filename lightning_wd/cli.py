@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from lightning_wd.errors import ConfigError, MaskError, explain, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-    from lightning_wd.mask import DecayPlan, Difference
+    from lightning_wd.mask import DecayPlan, Difference, Row
 
 __all__ = ["main"]
 
@@ -72,41 +73,70 @@ def _add_audit(commands: Any) -> None:
         default=[],
         metavar="STATE:KIND",
         help="exit with 1 if a parameter of this kind is decayed, excluded or frozen; repeatable. norm includes the "
-        "biases of norm layers",
+        "biases of norm layers, and a tied tensor is of the kind of each of its names",
     )
     parser.set_defaults(run=_audit)
 
 
 def _audit(options: argparse.Namespace) -> int:
     from lightning_wd.mask import peer_plan, plan_decay
-    from lightning_wd.mask.evidence import is_norm
-    from lightning_wd.mask.names import walk
 
     conditions = [_condition(text) for text in options.fail_on]
     with redirect_stdout(sys.stderr):  # what the model's own code prints must not get between our lines
-        model = _model(options.model)
+        try:
+            model = _model(options.model)
+        except SystemExit as error:
+            raise ConfigError(
+                explain(
+                    f"{options.model!r} ends the program when it is imported or built, with status {error.code!r}.",
+                    fix="put what it runs behind if __name__ == '__main__':, and name what returns a model",
+                )
+            ) from error
         plan = plan_decay(model, _mask(options.mask), options.style)
         differences = _against(plan, peer_plan(model, options.against)) if options.against else ()
-    in_norms = {found.name for found in walk(model).tensors if is_norm(type(found.module))}  # type: ignore[arg-type]
+    kinds = _kinds(model)
     found = {
-        text: [
-            row.name
-            for row in plan
-            if (row.kind == kind or (kind == "norm" and row.name in in_norms)) and _state(row.group, row.decay) == state
-        ]
+        text: [row.name for row in plan if kind in kinds[id(row.param)] and _state(row) == state]
         for text, (state, kind) in zip(options.fail_on, conditions, strict=True)
     }
     failures = {text: names for text, names in found.items() if names}
-    if options.json:
-        data = plan.to_dict()
-        if options.against:
-            data["against"] = {"policy": options.against, "differences": [_side_by_side(d) for d in differences]}
-        print(json.dumps({**data, "failures": failures}, indent=2))
-    else:
-        _print_plan(plan, options.against, differences)
+    with _reader_may_leave():
+        if options.json:
+            data = plan.to_dict()
+            if options.against:
+                data["against"] = {"policy": options.against, "differences": [_side_by_side(d) for d in differences]}
+            print(json.dumps({**data, "failures": failures}, indent=2))
+        else:
+            _print_plan(plan, options.against, differences)
     for text, names in failures.items():
         print(f"--fail-on {text}: {len(names)} parameters: {', '.join(names)}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _kinds(model: nn.Module) -> dict[int, set[str]]:
+    """Return the kinds of each tensor by its id: of all its names, and norm for what a norm layer owns."""
+    from lightning_wd.mask.evidence import classify, is_norm
+    from lightning_wd.mask.names import walk
+
+    kinds: dict[int, set[str]] = {}
+    for found in walk(model).tensors:
+        mine = kinds.setdefault(id(found.param), set())
+        mine.add(classify(found))
+        if is_norm(type(found.module)):  # type: ignore[arg-type]  # classes are hashable
+            mine.add("norm")
+    return kinds
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Let ``| head`` close the pipe: what was found is still the exit status."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:  # rich ends the program, with the status of a finding
+        if not isinstance(error.__context__ or error, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _against(plan: DecayPlan, peers: DecayPlan) -> list[Difference]:
@@ -114,9 +144,7 @@ def _against(plan: DecayPlan, peers: DecayPlan) -> list[Difference]:
     return [
         difference
         for difference in plan.diff(peers)
-        if not (difference.this and difference.other)
-        or _state(difference.this.group, difference.this.decay)
-        != _state(difference.other.group, difference.other.decay)
+        if not (difference.this and difference.other) or _state(difference.this) != _state(difference.other)
     ]
 
 
@@ -129,7 +157,7 @@ def _print_plan(plan: DecayPlan, policy: str | None, differences: Sequence[Diffe
     console = Console() if sys.stdout.isatty() else Console(width=200)
     data = plan.to_dict()
     console.print(plan.table())
-    kinds = Counter(f"{_state(row.group, row.decay)} {row.kind}" for row in plan)
+    kinds = Counter(f"{_state(row)} {row.kind}" for row in plan)
     console.print(totals_table(data))
     console.print("Tensors by kind: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
     if policy:
@@ -143,25 +171,28 @@ def _side_by_side(difference: Difference) -> dict[str, Any]:
     return {"name": difference.name, **{side: row.to_dict() if row else None for side, row in sides.items()}}
 
 
-def _state(group: str | None, decay: float) -> str:
-    if group is None:
+def _state(row: Row) -> str:
+    if row.group is None:
         return "frozen"
-    return "decayed" if decay else "excluded"
+    return "decayed" if row.decay and row.style != "none" else "excluded"
 
 
 def _condition(text: str) -> tuple[str, str]:
     from lightning_wd.mask.evidence import KINDS
 
     state, _, kind = text.partition(":")
-    for value, valid, example in ((state, _STATES, "decayed"), (kind, KINDS, "norm")):
+    closest = tuple(
+        value if value in valid else nearest(value, valid) or example
+        for value, valid, example in ((state, _STATES, "decayed"), (kind, KINDS, "norm"))
+    )
+    for value, valid in ((state, _STATES), (kind, KINDS)):
         if value not in valid:
-            close = nearest(value, valid)
             raise ConfigError(
                 explain(
                     f"--fail-on {text!r} is not STATE:KIND: {value!r} is unknown.",
                     valid=valid,
-                    nearest=close,
-                    fix=f"write {text.replace(value, close or example) if value else 'decayed:norm'}",
+                    nearest=nearest(value, valid),
+                    fix=f"write {':'.join(closest)}",
                 )
             )
     return state, kind
@@ -169,6 +200,8 @@ def _condition(text: str) -> tuple[str, str]:
 
 def _mask(text: str) -> Any:
     """Read ``--mask``: a preset's name, a YAML file, or a mapping typed on the command line."""
+    if text.lstrip().startswith("["):
+        raise MaskError(explain(f"mask {text!r} is a list.", fix=f"write {{rules: {text.strip()}}}"))
     if not text.endswith((".yaml", ".yml")) and not text.lstrip().startswith("{"):
         return text
     from omegaconf import OmegaConf
@@ -195,7 +228,7 @@ def _model(target: str) -> nn.Module:
     from torch import nn
 
     path, _, name = target.partition(":")
-    if not path or not name:
+    if not path or not name or path.startswith("."):
         raise ConfigError(
             explain(f"model {target!r} is not MODULE:NAME.", fix="write my_pkg.module:Model, as in an entry point")
         )
@@ -203,13 +236,6 @@ def _model(target: str) -> nn.Module:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = importlib.import_module(path)
-    except SystemExit as error:
-        raise ConfigError(
-            explain(
-                f"module {path!r} ends the program when it is imported, with status {error.code!r}.",
-                fix="put what it runs behind if __name__ == '__main__':",
-            )
-        ) from error
     except ModuleNotFoundError as error:
         raise ConfigError(
             explain(
@@ -246,17 +272,16 @@ def _model(target: str) -> nn.Module:
         raise ConfigError(
             explain(f"{target!r} built a {type(made).__name__}, no torch.nn.Module.", fix="return the model itself")
         )
+    if callable(configure := getattr(made, "configure_model", None)):  # a LightningModule may build layers here
+        configure()
     if next(made.parameters(), None) is None:
-        if callable(configure := getattr(made, "configure_model", None)):  # a LightningModule may build its layers here
-            configure()
-        if next(made.parameters(), None) is None:
-            raise ConfigError(
-                explain(
-                    f"{target!r} has no parameters.",
-                    found=type(made).__name__,
-                    fix="name a function that returns the model with its layers built",
-                )
+        raise ConfigError(
+            explain(
+                f"{target!r} has no parameters.",
+                found=type(made).__name__,
+                fix="name a function that returns the model with its layers built",
             )
+        )
     return made
 
 

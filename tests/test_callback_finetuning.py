@@ -163,6 +163,44 @@ def test_the_configured_mask_is_the_default(tmp_path: Path) -> None:
     assert trainer.optimizers[0].param_groups[3]["base_lr"] == 0.02
 
 
+HEAD = {"rules": [{"name": "head.*", "lr": 10}, {"name": "head.weight", "decay": 0.5}]}
+
+
+@pytest.mark.parametrize(
+    ("configured", "mask", "name", "lr", "decay"),
+    [
+        ("standard", {"rules": [{"lr": 0.1}]}, "decay_lr_x0.1_epoch_1", 0.001, 0.1),
+        ("standard", {"rules": [{"name": "*.weight", "ndim": 2, "decay": 0.5}]}, "decay_x0.5_epoch_1", 0.01, 0.05),
+        (HEAD, {"rules": [{"name": "backbone.*", "lr": 0.1}]}, "decay_lr_x0.1_epoch_1", 0.001, 0.1),
+        (HEAD, "standard", "decay_epoch_1", 0.01, 0.1),
+    ],
+)
+def test_a_mask_of_its_own_multiplies_what_is_configured(
+    configured: Any, mask: Any, name: str, lr: float, decay: float, tmp_path: Path
+) -> None:
+    """Not what the optimizer's own mask has made of it for the head."""
+    trainer = fit(
+        Net({**ADAMW, "mask": configured}),
+        tmp_path,
+        wd.MaskedFinetuning(["backbone.*"], {1: ["*"]}, mask=mask),
+        max_epochs=2,
+    )
+    group = next(g for g in trainer.optimizers[0].param_groups if g["name"] == name)
+    assert (group["base_lr"], group["lr"], group["weight_decay"]) == pytest.approx((lr, lr, decay), rel=1e-12)
+
+
+def test_a_mask_of_its_own_over_an_optimizer_of_torch(tmp_path: Path) -> None:
+    class Own(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1, weight_decay=0.01)
+
+    trainer = fit(Own(), tmp_path, finetuning(mask={"rules": [{"lr": 0.1}]}))
+    assert [(g.get("name"), g["lr"]) for g in trainer.optimizers[0].param_groups[:2]] == [
+        (None, 0.1),
+        ("decay_lr_x0.1_epoch_1", pytest.approx(0.01)),
+    ]
+
+
 def test_where_nothing_decayed_yet_the_configured_amount_is_known(tmp_path: Path) -> None:
     config = {**ADAMW, "mask": {"rules": [{"name": "head.*", "decay": 0}]}}
     trainer = fit(Net(config), tmp_path, finetuning())
@@ -271,6 +309,13 @@ def test_dead_patterns_are_errors(freeze: Any, unfreeze: Any, words: str, tmp_pa
         fit(Net(ADAMW), tmp_path, wd.MaskedFinetuning(freeze, unfreeze))
 
 
+def test_a_dead_rule_of_its_mask_is_an_error_before_anything_trains(tmp_path: Path) -> None:
+    trains = Trains()
+    with pytest.raises(wd.MaskError, match=r"mask pattern 'bakcbone\.\*' matched no parameter"):
+        fit(Net(ADAMW), tmp_path, finetuning(mask={"rules": [{"name": "bakcbone.*", "lr": 0.1}]}), trains)
+    assert trains.names == []
+
+
 def test_refusals(tmp_path: Path) -> None:
     class All(Net):
         def configure_optimizers(self) -> Any:
@@ -282,6 +327,12 @@ def test_refusals(tmp_path: Path) -> None:
         wd.MaskedFinetuning("head.*")  # type: ignore[arg-type]
     with pytest.raises(wd.ConfigError, match=r"an epoch of MaskedFinetuning unfreeze is 1.5"):
         wd.MaskedFinetuning(["*"], {1.5: ["*"]})  # type: ignore[dict-item]
+    with pytest.raises(wd.ConfigError, match=r"an epoch of MaskedFinetuning unfreeze must be a number .*'²'"):
+        wd.MaskedFinetuning(["*"], {"²": ["*"]})  # type: ignore[dict-item]
+    with pytest.raises(wd.ConfigError, match=r"unfreeze has epoch 1 twice.\n  found: '1', 1"):
+        wd.MaskedFinetuning(["*"], {"1": ["a.*"], 1: ["b.*"]})  # type: ignore[dict-item]
+    with pytest.raises(wd.ConfigError, match=r"unfreeze must be a mapping of epochs to patterns but got \['a'\]"):
+        wd.MaskedFinetuning(["*"], ["a"])  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match="unfreezes at epoch 2, counted from 0: a run of 2 epochs does not reach it"):
         fit(Net(ADAMW), tmp_path, finetuning(), max_epochs=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,28 @@ class Late(nn.Module):
         self.norm = nn.LayerNorm(4)
 
 
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def configure_model(self):
+        self.norm = nn.LayerNorm(4)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.wte = nn.Linear(4, 8, bias=False), nn.Embedding(8, 4)
+        self.wte.weight = self.head.weight
+
+
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(1, 1) for _ in range(2000))
+
+
 class Loud(Model):
     def __init__(self):
         super().__init__()
@@ -68,6 +91,10 @@ class Loud(Model):
 
 ready = Model()
 number = 3
+
+
+def ends():
+    raise SystemExit(0)
 
 
 def text():
@@ -141,6 +168,35 @@ def test_fail_on_is_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("audited:Model", "--mask", rule, "--fail-on", "decayed:norm") == 1
     assert capsys.readouterr().err == "--fail-on decayed:norm: 1 parameters: norm.bias\n"
     assert run("audited:Late", "--mask", "all", "--fail-on", "decayed:norm") == 1
+    assert run("audited:Part", "--mask", "all", "--fail-on", "decayed:norm") == 1
+    capsys.readouterr()
+    for condition in ("decayed:embedding", "decayed:weight"):  # a tied tensor is both
+        assert run("audited:Tied", "--fail-on", condition) == 1
+        assert capsys.readouterr().err == f"--fail-on {condition}: 1 parameters: head.weight\n"
+    assert run("audited:Model", "--style", "none", "--fail-on", "decayed:weight") == 0
+    assert run("audited:Model", "--style", "none", "--fail-on", "excluded:weight") == 1
+
+
+@pytest.mark.parametrize("output", [[], ["--json"]])
+@pytest.mark.parametrize(("condition", "status"), [("decayed:bias", 0), ("decayed:weight", 1)])
+def test_a_reader_that_leaves_changes_no_status(output: list[str], condition: str, status: int, package: Path) -> None:
+    """As ``lightning-wd audit ... | head``; a writer's own status for it is 1, that of a finding."""
+    command = [sys.executable, "-c", "import sys; from lightning_wd.cli import main; sys.exit(main())", "audit"]
+    path = os.pathsep.join([str(package), str(Path(__file__).parents[1])])
+    with subprocess.Popen(
+        [*command, "audited:Large", "--fail-on", condition, *output],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read().decode()
+    assert process.returncode == status
+    assert err.startswith(f"--fail-on {condition}: 2000 parameters: " if status else "")
+    assert "Error" not in err
 
 
 def test_what_the_models_own_code_does_cannot_pass_for_a_result(
@@ -151,7 +207,9 @@ def test_what_the_models_own_code_does_cannot_pass_for_a_result(
     assert (len(json.loads(out)["parameters"]), err) == (5, "building\n")
     (package / "script.py").write_text(f"{MODEL}\nraise SystemExit(0)\n")
     assert run("script:Model", "--fail-on", "decayed:norm") == 2
-    assert "module 'script' ends the program when it is imported, with status 0." in capsys.readouterr().err
+    assert "'script:Model' ends the program when it is imported or built, with status 0." in capsys.readouterr().err
+    assert run("audited:ends", "--fail-on", "decayed:norm") == 2
+    assert "'audited:ends' ends the program when it is imported or built, with status 0." in capsys.readouterr().err
     assert run("torch.nn:Identity", "--fail-on", "decayed:norm") == 2
     assert "'torch.nn:Identity' has no parameters." in capsys.readouterr().err
 
@@ -187,6 +245,19 @@ def test_masks_come_from_a_mapping_or_a_file(package: Path, capsys: pytest.Captu
             "--fail-on 'decayed:nrom' is not STATE:KIND: 'nrom' is unknown.\n"
             "  valid: bias, norm, magnitude, state, vector, table, embedding, weight\n"
             "  nearest: 'norm'\n  fix: write decayed:norm",
+        ),
+        (
+            ["audited:Model", "--fail-on", "norm:norm"],
+            "--fail-on 'norm:norm' is not STATE:KIND: 'norm' is unknown.\n"
+            "  valid: decayed, excluded, frozen\n  fix: write decayed:norm",
+        ),
+        (
+            [".audited:Model"],
+            "model '.audited:Model' is not MODULE:NAME.\n  fix: write my_pkg.module:Model, as in an entry point",
+        ),
+        (
+            ["audited:Model", "--mask", "[{name: '*.norm.*', decay: 0}]"],
+            "mask \"[{name: '*.norm.*', decay: 0}]\" is a list.\n  fix: write {rules: [{name: '*.norm.*', decay: 0}]}",
         ),
         (
             ["audited:Model", "--against", "tim"],

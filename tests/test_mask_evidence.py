@@ -151,6 +151,32 @@ def test_free_parameters(shapes: dict[str, tuple[int, ...]], kind: str) -> None:
     assert kinds(Holder(**shapes)) == dict.fromkeys(shapes, kind)
 
 
+def test_a_linear_map_of_positions_is_a_matrix_whatever_its_class() -> None:
+    """Conformer's linear_pos and DeBERTa's pos_proj, in a Conv1D of GPT-2's kind or a quantized Linear."""
+
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+
+    class QuantLinear(Conv1D):
+        pass
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+
+    net = nn.ModuleDict(
+        {"pos_proj": Conv1D(), "linear_pos": QuantLinear(), "time_embed": QuantLinear(), "pos_dense": Table(),
+         "pos_embed": Table()}
+    )  # fmt: skip
+    assert kinds(net) == {
+        "pos_proj.weight": "weight", "linear_pos.weight": "weight", "time_embed.weight": "weight",
+        "pos_dense.weight": "weight", "pos_embed.weight": "table",
+    }  # fmt: skip
+
+
 def test_experts_biases_are_known_by_the_weights_beside_them() -> None:
     expected = {"w1": "weight", "b1": "bias", "w2": "weight", "b2": "bias"}
     assert kinds(Holder(w1=(4, 8, 16), b1=(4, 16), w2=(4, 16, 8), b2=(4, 8))) == expected
@@ -258,6 +284,26 @@ def test_hooks_hung_on_one_module_hold_too(hook: str) -> None:
     plan = plan_decay(net)
     assert {row.name for row in plan if row.decay} == {"b.weight"}
     assert plan["a.weight"].reason == f"hook Linear.{hook}()"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch calls its older reparametrizations old
+def test_hooks_name_what_older_reparametrizations_have_renamed() -> None:
+    from torch.nn.utils import prune
+
+    for wrap, leaves in (
+        (nn.utils.spectral_norm, {"weight_orig"}),
+        (nn.utils.weight_norm, {"weight_g", "weight_v"}),
+        (lambda layer: prune.l1_unstructured(layer, "weight", amount=1), {"weight_orig"}),
+    ):
+        net = nn.Sequential(Hooked({"proj.weight"}))
+        wrap(net[0].proj)  # type: ignore[operator]
+        hook = "hook Hooked.no_weight_decay()"
+        assert {row.name for row in plan_decay(net) if row.reason == hook} == {f"0.proj.{leaf}" for leaf in leaves}
+
+
+def test_hooks_with_wildcards_under_a_prefix_that_looks_like_one() -> None:
+    plan = plan_decay(nn.ModuleDict({"[a]": Hooked(["cpb_mlp.*"])}))
+    assert plan["[a].cpb_mlp.0.weight"].reason == "hook Hooked.no_weight_decay()"
 
 
 def test_hooks_with_wildcards_and_keywords() -> None:

@@ -226,8 +226,9 @@ def test_a_parameter_that_no_rule_places_is_an_error() -> None:
         ),
         (
             lambda: as_mask("no_embedings"),
-            "mask base 'no_embedings' is unknown.\n  valid: standard, no_embeddings, matrices, all, none, null\n"
-            "  nearest: 'no_embeddings'\n  fix: write base=no_embeddings",
+            "mask base 'no_embedings' is unknown.\n  valid: standard, no_embeddings, matrices, all, none\n"
+            "  nearest: 'no_embeddings'\n"
+            "  fix: write base=no_embeddings, or leave base null where rules place every parameter",
         ),
         (
             lambda: Mask([Rule(0.1, name="a.*"), Rule(1, name="b.*"), Rule(0, name="a.*")]),

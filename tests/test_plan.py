@@ -245,6 +245,55 @@ def test_names_survive_wrapping(wrap: Any) -> None:
     assert placed(wrap(net()), {"rules": [{"name": "module.*", "lr": 2}]})[1] == ("module.weight", "decay_lr_x2")
 
 
+class Extended(nn.DataParallel):
+    """A wrapper with a layer of its own, and with another handle on what it wraps."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.head, self.inner = nn.Linear(4, 2), module
+
+
+def test_what_a_wrapper_adds_is_planned() -> None:
+    module = Extended(net())
+    assert placed(module) == [*NET, ("head.weight", "decay"), ("head.bias", "no_decay")]
+    assert plan_decay(module)["module.weight"].names == ("module.weight",)
+    module.add_module("norm", nn.LayerNorm(4))
+    with pytest.raises(MaskError) as error:
+        plan_decay(module)
+    assert str(error.value) == (
+        "two tensors are called 'norm.weight': Extended has one of its own beside that of the module that it wraps.\n"
+        "  fix: rename what Extended adds, or hold the wrapped module under a name of your own"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # newer torch calls it old
+def test_torchscript_has_lost_the_types() -> None:
+    module = net()
+    module["norm"] = torch.jit.script(nn.LayerNorm((4, 4)))  # type: ignore[index, operator]
+    with pytest.raises(MaskError) as error:
+        plan_decay(module)
+    assert str(error.value) == (
+        "TorchScript keeps no layer types, so which of these are norms, embeddings or matrices is lost.\n"
+        "  found: norm.weight, norm.bias\n"
+        "  fix: plan and train the module before torch.jit.script or torch.jit.trace, or freeze what is scripted"
+    )
+    for param in module["norm"].parameters():  # type: ignore[index]
+        param.requires_grad_(False)
+    assert placed(module)[3:] == [("norm.weight", None), ("norm.bias", None)]
+
+
+def test_a_users_own_dict_called_parametrizations() -> None:
+    module = nn.ModuleDict(
+        {"parametrizations": nn.ModuleDict({"bias": nn.Linear(4, 4), "weight": nn.LayerNorm((4, 4))})}
+    )
+    assert [(row.name, row.kind) for row in plan_decay(module)] == [
+        ("parametrizations.bias.weight", "weight"),
+        ("parametrizations.bias.bias", "bias"),
+        ("parametrizations.weight.weight", "norm"),
+        ("parametrizations.weight.bias", "bias"),
+    ]
+
+
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # FSDP1 calls itself old, and CPU slow
 def test_names_survive_distributed_wrapping() -> None:
@@ -257,12 +306,18 @@ def test_names_survive_distributed_wrapping() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
+        def no_weight_decay(self) -> set[str]:
+            return {"emb.weight"}
+
     sharded = Root()
     for name, child in net().named_children():
         sharded.add_module(name, child)
+    before = plan_decay(sharded).to_dict()
+    assert before["parameters"][0]["reason"] == "hook Root.no_weight_decay()"
     fully_shard(sharded.get_submodule("module"))
+    fully_shard(sharded.get_submodule("norm"))
     fully_shard(sharded)
-    assert placed(sharded) == NET
+    assert plan_decay(sharded).to_dict() == before
     assert all(type(param).__name__ == "DTensor" for g in plan_decay(sharded).groups(lr=1, weight_decay=1)
                for _, param in g["params"])  # fmt: skip
     cpu = torch.device("cpu")
@@ -532,6 +587,27 @@ def test_a_reason_is_only_text() -> None:
     ]
 
 
+def test_a_style_that_nothing_takes_is_refused() -> None:
+    with pytest.raises(MaskError) as error:
+        plan_decay(net(), {"rules": [{"name": "*.bias", "lr": 2, "style": "l2"}]}, "decoupled")
+    assert str(error.value) == (
+        "the style 'l2' of mask rule (name '*.bias') has no effect: nothing that it matches decays.\n"
+        "  fix: give the rule a decay, or remove its style"
+    )
+    plan = plan_decay(net(), {"rules": [{"name": "module.*", "style": "l2"}]}, "decoupled")
+    assert [(row.style, row.reason) for row in plan][1:3] == [
+        ("l2", "weight; style l2 by rule name 'module.*'"),
+        ("decoupled", "bias"),
+    ]
+
+
+def test_settings_of_marks_are_plain_data() -> None:
+    module = nn.Linear(2, 2)
+    module.weight._optim = {"betas": (torch.tensor(0.5), 0.9), "foreach": None, "fused": True, "maker": net}  # type: ignore[attr-defined]
+    settings = json.loads(json.dumps(plan_decay(module).to_dict()))["parameters"][0]["settings"]
+    assert settings == {"betas": [0.5, 0.9], "fused": True, "maker": repr(net)}
+
+
 def test_diff_names_what_two_plans_treat_differently() -> None:
     module = net()
     one, other = (
@@ -606,8 +682,10 @@ def test_a_plan_is_a_partition_whatever_the_module(tree: Any, data: st.DataObjec
         assert len(members) == len(set(members))
         assert set(members) == trainable
     before = {id(row.param): (row.name, row.decay, row.group, row.reason) for row in plan}
-    for wrapped in (nn.DataParallel(module), checkpoint_wrapper(module), compiled(module)):
-        assert {id(r.param): (r.name, r.decay, r.group, r.reason) for r in plan_decay(wrapped)} == before
+    for wrapped in (nn.DataParallel(module), checkpoint_wrapper(module), compiled(module), Extended(module)):
+        after = {id(r.param): (r.name, r.decay, r.group, r.reason) for r in plan_decay(wrapped)}
+        assert {key: after[key] for key in before} == before
+        assert len(after) == len(list(wrapped.parameters()))
     renamed = plan_decay(nn.ModuleDict({"other": module}))
     assert {id(r.param): (r.name, r.decay, r.group, r.reason) for r in renamed} == {
         key: (f"other.{name}", *rest) for key, (name, *rest) in before.items()

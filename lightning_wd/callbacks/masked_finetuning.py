@@ -65,9 +65,7 @@ class MaskedFinetuning(L.Callback):
         mask: Any = None,
     ) -> None:
         self.freeze = _rules("freeze", freeze)
-        self.unfreeze = {
-            _epoch(epoch): _rules(f"unfreeze[{epoch}]", given) for epoch, given in (unfreeze or {}).items()
-        }
+        self.unfreeze = _events(unfreeze)
         self.mask = None if mask is None else as_mask(mask)
         self._frozen: set[str] = set()
         self._seen: set[str] = set()
@@ -166,6 +164,8 @@ class MaskedFinetuning(L.Callback):
                     "parameters out, or filter the parameters by requires_grad",
                 )
             )
+        if self.mask is not None:  # an error in it must not wait for the first epoch that unfreezes
+            plan_decay(pl_module, self.mask, include_frozen=True)
         self._waiting = (trainer, pl_module)
         self._replay(trainer, pl_module)
 
@@ -260,7 +260,7 @@ class MaskedFinetuning(L.Callback):
         config = getattr(optimizer, "decay_config", None)
         mask = self.mask if self.mask is not None or config is None else config.mask
         whole = plan_decay(module, mask, style, include_frozen=True)
-        lr, lam = _reference(optimizer, whole)
+        lr, lam = _reference(optimizer, plan)
         wanted = set(unfrozen)
         rows = tuple(row for row in whole if wanted.intersection(row.names))
         groups = DecayPlan(rows, style).groups(lr=lr, weight_decay=lam)
@@ -294,8 +294,33 @@ def _rules(what: str, patterns: Any) -> list[Rule]:
     return [Rule(1.0, name=pattern) for pattern in patterns]
 
 
+def _events(unfreeze: Any) -> dict[int, list[Rule]]:
+    given = {} if unfreeze is None else unfreeze
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            explain(
+                f"MaskedFinetuning unfreeze must be a mapping of epochs to patterns but got {unfreeze!r}.",
+                found=type(unfreeze).__name__,
+                fix="write {3: ['backbone.*']}",
+            )
+        )
+    events: dict[int, list[Rule]] = {}
+    for key, patterns in given.items():
+        epoch = _epoch(key)
+        if epoch in events:
+            raise ConfigError(
+                explain(
+                    f"MaskedFinetuning unfreeze has epoch {epoch} twice.",
+                    found=", ".join(map(repr, given)),
+                    fix="put all patterns of an epoch into one list",
+                )
+            )
+        events[epoch] = _rules(f"unfreeze[{key}]", patterns)
+    return events
+
+
 def _epoch(epoch: Any) -> int:
-    number = check_number("an epoch of MaskedFinetuning unfreeze", int(epoch) if str(epoch).isdigit() else epoch)
+    number = check_number("an epoch of MaskedFinetuning unfreeze", int(epoch) if str(epoch).isdecimal() else epoch)
     if not number.is_integer():
         raise ConfigError(explain(f"an epoch of MaskedFinetuning unfreeze is {epoch!r}.", fix="write a whole number"))
     return int(number)
@@ -320,19 +345,30 @@ def _matches(rule: Rule, names: Mapping[str, nn.Parameter], module: L.LightningM
     return hits
 
 
-def _reference(optimizer: Optimizer, plan: DecayPlan) -> tuple[float, float]:
-    """Return the peak learning rate and the coefficient that multipliers of 1 have in this run."""
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
+    """Return the peak learning rate and the coefficient that multipliers of 1 have in this run.
+
+    ``plan`` is the one that made the optimizer's groups. Without one, the first group has the first, and the first
+    group that decays the second.
+    """
     lr, lam = optimizer.defaults["lr"], optimizer.defaults.get("weight_decay", 0.0)
-    held = [(row, groups[id(row.param)]) for row in plan if id(row.param) in groups and not row.settings]
-    for row, group in held:
-        if row.lr:
-            lr = peak_lr(group) / row.lr
+    if plan is None:
+        known = [(1.0, 1.0, group) for group in optimizer.param_groups if group["params"]]
+    else:
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        known = [
+            (row.lr, row.decay * (row.style == plan.style), groups[id(row.param)])
+            for row in plan
+            if id(row.param) in groups and not row.settings
+        ]
+    for factor, _, group in known:
+        if factor:
+            lr = peak_lr(group) / factor
             break
-    for row, group in held:
+    for _, factor, group in known:
         amount = group.get("base_weight_decay", group.get("weight_decay"))
-        if row.decay and amount and row.style == plan.style:
-            lam = as_float(amount) / row.decay
+        if factor and amount:
+            lam = as_float(amount) / factor
             break
     return as_float(lr), as_float(lam)
 

@@ -14,11 +14,11 @@ from lightning_wd.errors import MaskError, explain
 from lightning_wd.mask.evidence import EXEMPT, classify
 from lightning_wd.mask.hooks import hooked_names, marks
 from lightning_wd.mask.layers import layer_scales
-from lightning_wd.mask.names import Found, Tree, walk
+from lightning_wd.mask.names import Found, Tree, authors_class, walk
 from lightning_wd.mask.output import output_parameters
 from lightning_wd.mask.plan import DecayPlan, Row
 from lightning_wd.mask.rules import Mask, as_mask
-from lightning_wd.mask.strict import check_effective, check_placed, check_rules, warn_spared
+from lightning_wd.mask.strict import check_effective, check_placed, check_rules, check_styles, warn_spared
 
 __all__ = ["plan_decay"]
 
@@ -65,8 +65,8 @@ def plan_decay(
         include_frozen: plan frozen parameters as if they were trainable, to unfreeze them later.
 
     Raises:
-        MaskError: a rule that matches nothing; with ``base=None``, a parameter that no rule places; lazy parameters,
-            and FSDP1's flat ones, whose shapes are not known.
+        MaskError: a rule that matches nothing or changes nothing; with ``base=None``, a parameter that no rule places;
+            lazy parameters, and FSDP1's flat ones, whose shapes are not known; TorchScript's, whose layers are not.
         ConfigError: an unknown style.
 
     Example:
@@ -90,6 +90,7 @@ def plan_decay(
             ties.setdefault(id(found.param), []).append(found)
     rows: list[Row] = []
     unplaced: list[str] = []
+    styled: dict[int, bool] = {}  # by a rule's position: whether anything that takes its style decays
     decayed: dict[int, list[tuple[Row, bool]]] = {}  # by a rule's position: what it makes decay, and whether spared
     for tensor, first in firsts.items():
         kind = classify(first)
@@ -113,10 +114,13 @@ def plan_decay(
         lr = _factor(verdict.lr if "lr" in verdict.settings or verdict.lr is not None else scales.get(tensor))
         row = Row(first.name, names, first.param, decay, lr, its_style, verdict.reason, kind, verdict.settings)
         rows.append(row)
+        if "style" in verdict.ranks:
+            styled[verdict.ranks["style"]] = styled.get(verdict.ranks["style"], False) or bool(decay)
         if decay and "decay" in verdict.ranks:
             decayed.setdefault(verdict.ranks["decay"], []).append((row, verdict.spared))
     check_rules(mask.rules, decider.counts, rows, tree)
     check_effective(mask.rules, decider.winners)
+    check_styles(mask.rules, styled)
     check_placed(unplaced)
     warn_spared(mask, decayed)
     return DecayPlan(tuple(rows), style)
@@ -180,7 +184,7 @@ class _Decider:
         reason = "; ".join(
             why[key] if key == "decay" else f"{key} {said[key] if key == 'style' else f'x{said[key]:g}'} by {why[key]}"
             for key in ("decay", "lr", "style")
-            if key in why
+            if key in why and not (key == "style" and not said.get("decay"))
         )
         return _Verdict(said.get("decay"), said.get("lr"), said.get("style"), ranks, reason, settings, spared)
 
@@ -189,7 +193,9 @@ class _Decider:
             return float(self.mask.base == "all"), f"mask {self.mask.base}"
         if declared:
             return 0.0, declared
-        reason = f"norm layer {type(found.module).__name__}" if kind == "norm" else _REASONS.get(kind, kind)
+        reason = (
+            f"norm layer {authors_class(type(found.module)).__name__}" if kind == "norm" else _REASONS.get(kind, kind)
+        )
         return float(kind not in self.exempt), reason
 
 
@@ -235,6 +241,16 @@ def _check_shapes(tree: Tree) -> None:
                 f"{len(lazy)} lazy parameter{'s have' if len(lazy) > 1 else ' has'} no shape yet.",
                 found=_listed(lazy),
                 fix="run a dummy batch through the module before its optimizer is configured",
+            )
+        )
+    mine = {id(p) for module in tree.scripted for p in module._parameters.values() if p is not None and p.requires_grad}
+    scripted = [found.name for found in tree.tensors if id(found.param) in mine] if mine else []
+    if scripted:
+        raise MaskError(
+            explain(
+                "TorchScript keeps no layer types, so which of these are norms, embeddings or matrices is lost.",
+                found=_listed(scripted),
+                fix="plan and train the module before torch.jit.script or torch.jit.trace, or freeze what is scripted",
             )
         )
     flat = [name for wrapper in tree.fsdp for name in _flattened(wrapper, tree)]

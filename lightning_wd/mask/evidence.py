@@ -62,7 +62,8 @@ _STATE_LEAVES = frozenset(("A_log", "A_logs", "D", "Ds", "time_decay", "time_fir
 _SCALE_LEAVES = frozenset(("gamma", "beta", "alpha", "layer_scale", "logit_scale", "temperature"))
 _POSITION = frozenset(("pos", "position", "positions", "positional", "posemb", "pe", "relpos"))
 _LEARNED_INPUT = frozenset(("query", "queries", "latent", "latents", "prompt", "prompts"))  # features, not tables
-_MATRIX = frozenset(("weight", "weights", "proj", "kernel", "w1", "w2", "w3"))
+_LAYER = frozenset(("proj", "projection", "linear", "dense", "mlp"))
+_MATRIX = frozenset(("weight", "weights", "kernel", "w1", "w2", "w3")) | _LAYER
 _CONTENT = frozenset(("weight", "weights", "embed", "embedding", "embeddings", "emb"))  # names that say nothing
 _EMBED = frozenset(("embed", "embedding", "embeddings", "emb", "wte"))
 
@@ -107,10 +108,12 @@ def _classify(cls: type, leaf: str, attribute: str, vector: bool) -> str:
         return "norm"
     if leaf in _STATE_LEAVES:
         return "state"
-    free = not embeds and not issubclass(cls, _WEIGHTED)
-    if (vector and not ("weight" in words and is_weighted(cls))) or (free and leaf in _SCALE_LEAVES):
+    multiplies = "weight" in words and is_weighted(cls)
+    free = not embeds and not multiplies and not issubclass(cls, _WEIGHTED)
+    if (vector and not multiplies) or (free and leaf in _SCALE_LEAVES):
         return "vector"
-    if free and (_is_table(words) or (words[0] in _CONTENT and _has_position(leaf_words(attribute)))):
+    of_what = leaf_words(attribute)
+    if free and (_is_table(words) or (words[0] in _CONTENT and _has_position(of_what) and _LAYER.isdisjoint(of_what))):
         return "table"
     if embeds or (free and words[-1] in _EMBED):
         return "embedding"

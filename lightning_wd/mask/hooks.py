@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lightning_wd.decay import check_number
 from lightning_wd.errors import ConfigError, MaskError, explain
-from lightning_wd.mask.names import Found, Tree
+from lightning_wd.mask.names import Found, Tree, authors_class
 
 __all__ = ["declared_names", "hooked_names", "marks"]
 
@@ -39,18 +39,21 @@ def hooked_names(tree: Tree) -> dict[str, str]:
     """
     exempt: dict[str, str] = {}
     for module, prefix, raw, start, end in tree.hooked:
-        names = [found.name for found in tree.tensors[start:end]]
-        inside = {name: name for name in names}
-        # A parametrized layer's tensor is still declared under the name that it had.
-        inside.update((f"{_layer(found)}.{found.leaf}", found.name) for found in tree.tensors[start:end] if found.part)
-        owner = type(module).__name__
+        tensors = tree.tensors[start:end]
+        names = [found.name for found in tensors]
+        inside = {name: [name] for name in names}
+        # What holds a reparametrized tensor is still declared under the name that the tensor had.
+        for found in tensors:
+            if (before := _name_before(found)) is not None:
+                inside.setdefault(before, []).append(found.name)
+        owner = authors_class(type(module)).__name__
         for entry in declared_names(module, "no_weight_decay"):
             # A hook that lists named_parameters() itself sees the wrapped names.
             name = tree.raw_names.get(raw + entry, prefix + entry)
             if name in inside:
-                hit = [inside[name]]
+                hit = inside[name]
             elif any(char in entry for char in "*?["):
-                hit = fnmatch.filter(names, prefix + entry)
+                hit = [n for n in names if fnmatch.fnmatchcase(n[len(prefix) :], entry)]
             else:
                 hit = [n for n in names if n.startswith(f"{prefix}{entry}.")]
             for n in hit:
@@ -62,8 +65,14 @@ def hooked_names(tree: Tree) -> dict[str, str]:
     return exempt
 
 
-def _layer(found: Found) -> str:
-    return found.name.rpartition(".parametrizations.")[0]
+def _name_before(found: Found) -> str | None:
+    """Return the name that a tensor had before its layer was parametrized, pruned or normed; None where it is none."""
+    if found.part:
+        return f"{found.name.rpartition('.parametrizations.')[0]}.{found.leaf}"
+    own = found.module._parameters
+    bare, _, half = found.leaf.rpartition("_")
+    held = half == "orig" or (half in ("g", "v") and f"{bare}_g" in own and f"{bare}_v" in own)
+    return found.name[: -len(half) - 1] if held and bare not in own else None
 
 
 def declared_names(module: nn.Module, hook: str) -> list[str]:

@@ -36,7 +36,8 @@ def layer_scales(module: nn.Module, tree: Tree, decay: float) -> dict[int, float
 
     A model with timm's ``group_matcher()`` says itself which layer a parameter is in. Elsewhere the names say so: layer
     0 holds what comes before the first numbered layer (but for what is called a head or a classifier) and embeddings;
-    then come ``blocks.0``, ``encoder.layer.1``, ``h.2`` or ``stages.3.blocks.4``; the last layer holds the rest.
+    then come ``blocks.0``, ``encoder.layer.1``, ``h.2`` or ``stages.3.blocks.4``; the last layer holds the rest. A list
+    of lists (``block.0.1``) counts by its outer number.
     Several such models in one module (two towers, a teacher and a student) are each counted from their own last layer,
     and what lies outside of them is in the last. Within one model the longest list counts: a shorter one before it is
     part of layer 0, one after it of the last.

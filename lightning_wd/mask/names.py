@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_wd.errors import MaskError, explain
 
-__all__ = ["Found", "Tree", "walk", "whole_shape"]
+__all__ = ["Found", "Tree", "authors_class", "walk", "whole_shape"]
 
 _FSDP1 = "_fsdp_wrapped_module"
 # Wrapper classes and the attribute that holds what they wrap. They are known by class, never by that attribute's name:
@@ -51,6 +52,7 @@ class Tree:
     tensors: list[Found]
     raw_names: dict[str, str]  # as the wrapped module has it -> as the author has it, where the two differ
     fsdp: list[nn.Module]  # FSDP1's wrappers
+    scripted: list[nn.Module]  # TorchScript's modules, whose classes are lost
     hooked: list[tuple[nn.Module, str, str, int, int]]  # module, its name, its raw name, its tensors' range
 
 
@@ -68,7 +70,7 @@ def walk(module: nn.Module) -> Tree:
                 fix="pass the module itself, not its parameters: names and layer types decide",
             )
         )
-    tree = Tree([], {}, [], [])
+    tree = Tree([], {}, [], [], [])
     _visit(module, "", "", "", tree, set(), {})
     return tree
 
@@ -84,8 +86,9 @@ def _visit(
 ) -> None:
     cls = type(module)
     if cls not in inner:
-        inner[cls] = wrapped_attribute(cls), hasattr(cls, "no_weight_decay") or hasattr(cls, "no_weight_decay_keywords")
-    wrapped, hooks = inner[cls]
+        hook = hasattr(cls, "no_weight_decay") or hasattr(cls, "no_weight_decay_keywords")
+        inner[cls] = wrapped_attribute(cls), hook, issubclass(cls, torch.jit.ScriptModule)
+    wrapped, hooks, scripted = inner[cls]
     tensors = tree.tensors
     start = len(tensors)
     differs = prefix is not raw and prefix != raw
@@ -95,11 +98,10 @@ def _visit(
             tensors.append(Found(name, param, module, leaf, attribute, ""))
             if differs:
                 tree.raw_names[raw + leaf] = name
-    if wrapped is not None:
-        if wrapped == _FSDP1:
-            tree.fsdp.append(module)
-        _visit(module._modules[wrapped], prefix, f"{raw}{wrapped}.", attribute, tree, above | {id(module)}, inner)  # type: ignore[arg-type]
-        return
+    if scripted:
+        tree.scripted.append(module)
+    elif wrapped == _FSDP1:
+        tree.fsdp.append(module)
     children = module._modules
     if children:
         above.add(id(module))
@@ -107,16 +109,43 @@ def _visit(
             # A module that holds one of its own ancestors would never end.
             if child is None or id(child) in above:
                 continue
+            if wrapped is not None:
+                if key == wrapped:
+                    _visit(child, prefix, f"{raw}{key}.", attribute, tree, above, inner)
+                    continue
+                if child in children[wrapped].modules():  # type: ignore[union-attr]  # another handle on what is wrapped
+                    continue
             name = f"{prefix}{key}."
             raw_name = name if prefix is raw else f"{raw}{key}."
-            if key == "parametrizations" and isinstance(child, nn.ModuleDict):
+            if key == "parametrizations" and _is_parametrized(child):
                 _parametrized(module, child, name, raw_name, attribute, tree, above, inner)
             else:
                 _visit(child, name, raw_name, key, tree, above, inner)
         above.remove(id(module))
+    if wrapped is not None and len(children) + len(module._parameters) > 1:
+        _check_distinct(tensors[start:], cls)
     own = module.__dict__
     if hooks or "no_weight_decay" in own or "no_weight_decay_keywords" in own:
-        tree.hooked.append((module, prefix, raw, start, len(tree.tensors)))
+        tree.hooked.append((module, prefix, raw, start, len(tensors)))
+
+
+def _check_distinct(tensors: list[Found], wrapper: type) -> None:
+    """Raise a MaskError where a wrapper with tensors of its own calls one what the wrapped module calls another."""
+    named: dict[str, Tensor] = {}
+    for found in tensors:
+        if named.setdefault(found.name, found.param) is not found.param:
+            raise MaskError(
+                explain(
+                    f"two tensors are called {found.name!r}: {wrapper.__name__} has one of its own beside that of the "
+                    "module that it wraps.",
+                    fix=f"rename what {wrapper.__name__} adds, or hold the wrapped module under a name of your own",
+                )
+            )
+
+
+def _is_parametrized(child: nn.Module) -> TypeGuard[nn.ModuleDict]:
+    """Whether ``layer.parametrizations`` is torch's, not a user's own dict of that name."""
+    return isinstance(child, nn.ModuleDict) and all(isinstance(one, ParametrizationList) for one in child.values())
 
 
 def _parametrized(
@@ -140,3 +169,20 @@ def wrapped_attribute(cls: type) -> str | None:
         if attribute is not None:
             return attribute
     return None
+
+
+def authors_class(cls: type) -> type:
+    """Return the class that a module's author wrote, where ``fully_shard`` or a parametrization has put a subclass.
+
+    >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(1, 1))
+    >>> type(layer).__name__, authors_class(type(layer)).__name__
+    ('ParametrizedLinear', 'Linear')
+    """
+    while cls.__module__.startswith(("torch.nn.utils.parametrize", "torch.distributed.")):
+        written = [
+            base for base in cls.__bases__ if cls.__name__ in (f"FSDP{base.__name__}", f"Parametrized{base.__name__}")
+        ]
+        if not written:
+            break
+        cls = written[0]
+    return cls

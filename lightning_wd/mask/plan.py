@@ -81,7 +81,7 @@ class Row:
         """The row as plain data."""
         keys = ("name", "names", "shape", "numel", "decay", "lr", "style", "group", "reason", "kind")
         row = {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in keys}
-        return {**row, **({"settings": dict(self.settings)} if self.settings else {})}
+        return {**row, **({"settings": _plain(self.settings)} if self.settings else {})}
 
     def __repr__(self) -> str:
         return f"Row({self.name!r}, shape={self.shape}, group={self.group!r}, reason={self.reason!r})"
@@ -249,6 +249,17 @@ class DecayPlan:
                 differences.append(Difference(row.name, row, twin))
         extra = (row for row in other.rows if row.name not in self._by_name)
         return (*differences, *(Difference(row.name, None, row) for row in extra))
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as plain data; what has no such form as its text."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
 def _key(row: Row) -> Any:

@@ -222,9 +222,9 @@ class Mask:
             raise MaskError(
                 explain(
                     f"mask base {self.base!r} is unknown.",
-                    valid=[*PRESETS, "null"],
+                    valid=PRESETS,
                     nearest=close,
-                    fix=f"write base={close or 'standard'}",
+                    fix=f"write base={close or 'standard'}, or leave base null where rules place every parameter",
                 )
             )
         object.__setattr__(self, "rules", _as_rules(self.rules))

@@ -13,7 +13,7 @@ from lightning_wd.mask.names import Tree
 from lightning_wd.mask.plan import Row
 from lightning_wd.mask.rules import Mask, Rule, compile_name, is_a
 
-__all__ = ["check_effective", "check_placed", "check_rules", "warn_spared"]
+__all__ = ["check_effective", "check_placed", "check_rules", "check_styles", "warn_spared"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,19 @@ def check_effective(rules: Sequence[Rule], winners: Mapping[int, int | None]) ->
                     f"mask rule ({rules[later]}) has no effect: earlier rules decide everything that it matches.",
                     found=f"the rule ({rules[earlier]}) before it",
                     fix="write the narrower rule first, or remove this one",
+                )
+            )
+
+
+def check_styles(rules: Sequence[Rule], styled: Mapping[int, bool]) -> None:
+    """Raise a MaskError for the first rule whose style only parameters without decay would take."""
+    for position, decays in sorted(styled.items()):
+        if not decays:
+            rule = rules[position]
+            raise MaskError(
+                explain(
+                    f"the style {rule.style!r} of mask rule ({rule}) has no effect: nothing that it matches decays.",
+                    fix="give the rule a decay, or remove its style",
                 )
             )
 
