@@ -32,7 +32,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lightning_wd._hydra import SEED_AT_START
 from lightning_wd.errors import ConfigError, explain
-from lightning_wd.run import redact
+from lightning_wd.run import names_secret, redact
 
 __all__ = ["HydraDDPStrategy", "HydraFSDP2Strategy", "check_ranks_agree"]
 
@@ -42,6 +42,10 @@ log = logging.getLogger(__name__)
 _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 _RANK_ZERO = "LIGHTNING_WD_RANK_ZERO"  # in the other ranks' environment: the process that has started them
 _inside = threading.Event()  # while rank 0 is in what a Trainer launches: only there can it wait for the other ranks
+_raised = threading.Event()  # set where what a Trainer launched last has raised, also if the job has caught it
+_READS = re.compile(r"\$\{oc\.env:\s*['\"]?(\w+)")
+_OF_A_RANK = re.compile(r"RANK|HOST|NODE|PROCID|LOCALID|(^|_)PID$", re.I)  # in the names of variables
+_SHORTEST_TEXT = 4  # a shorter one stands in others by chance
 _NOTICE = 15.0  # seconds for rank 0 to notice that another rank has failed
 _TICK = 1.0  # seconds between two looks at the other ranks
 _JOIN = 5.0  # seconds to end by themselves: for the other ranks once rank 0 has failed, for a process group at exit
@@ -198,9 +202,10 @@ def _leave_group_in_time() -> None:
 def check_ranks_agree(device: torch.device | None = None) -> str | None:
     """Raise on every rank unless all ranks of the process group run the same Hydra job.
 
-    The resolved configs are compared by a hash, one small collective. Left out, for they may differ without harm: texts
-    that read the environment (``${oc.env:...}``), the clock (``${now:...}``), the job's own output folder and Hydra's
-    mode.
+    The resolved configs are compared by a hash, one small collective. Left out, for they may differ without harm: the
+    clock (``${now:...}``), the job's own output folder and Hydra's mode; values under a secret's name; and of what
+    reads the environment (``${oc.env:...}``) the paths, and what a launcher tells each rank (its rank, its host). Texts
+    from there are shown by their hash.
 
     Args:
         device: where the process group's backend wants its tensors; None for the CPU.
@@ -224,62 +229,80 @@ def check_ranks_agree(device: torch.device | None = None) -> str | None:
     ranks: list[Any] = [None] * len(everyone)
     dist.all_gather_object(ranks, mine)
     changing = set().union(*(rank.changing for rank in ranks))  # one rank's clock may stand as plain text on another
-    if differences := _differences([rank.without(changing) for rank in ranks]):
+    if differences := _differences([rank.without(changing) for rank in ranks], [rank.shown for rank in ranks]):
         raise ConfigError(
             explain(
                 f"the {len(ranks)} ranks of this job have different configs.",
                 found="; ".join(differences),
-                fix="give every rank the same overrides; start a sweep once and let trainer=ddp start the other ranks",
+                fix="give every rank the same overrides and environment; "
+                "start a sweep once and let trainer=ddp start the other ranks",
             )
         )
     return digest.hex()
 
 
 class _Settings:
-    """A job's config, flat and without secrets, and the texts that the clock and the output folder put into it."""
+    """A job's config, flat: as ranks compare it and as it may be shown; and the texts that change from rank to rank."""
 
     def __init__(self, config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
-        self.flat: dict[str, str] = {}
-        _flatten(_with_numbers(redact(config), OmegaConf.to_container(config, resolve=True)), "", self.flat)
+        self.compared: dict[str, str] = {}
+        self.shown: dict[str, str] = {}
+        self._add("", redact(config), OmegaConf.to_container(config, resolve=True))
         job, clock = HydraConfig.get(), OmegaConf.get_cache(config)["now"].values()
         mode = {str(job.mode), repr(job.mode)}  # a sweep's rank 0 starts the other ranks as single runs
         self.changing = {job.runtime.output_dir, *mode, *map(str, clock)}
+        # Other values may be made of what an excluded one reads, as `${paths.root}/data`.
+        for name in _READS.findall(str(OmegaConf.to_container(config, resolve=False))):
+            text = os.environ.get(name, "")
+            if len(text) >= _SHORTEST_TEXT and (os.sep in text or _OF_A_RANK.search(name) or names_secret(name)):
+                self.changing.add(text)
+
+    def _add(self, path: str, shown: Any, resolved: Any, *, secret: bool = False) -> None:
+        secret = secret or names_secret(path)
+        if isinstance(shown, (dict, list)) and shown:
+            items = shown.items() if isinstance(shown, dict) else enumerate(shown)
+            for key, item in items:
+                where = f"{path}[{key}]" if isinstance(shown, list) else f"{path}.{key}" if path else str(key)
+                self._add(where, item, resolved[key], secret=secret)
+            return
+        if secret:
+            resolved = shown
+        elif isinstance(shown, str) and "${oc.env:" in shown:
+            if redact(resolved) != resolved or _of_this_rank(shown, resolved):
+                resolved = shown
+            elif isinstance(resolved, str):
+                shown = resolved = f"{shown} (sha256 {hashlib.sha256(resolved.encode()).hexdigest()[:8]})"
+            else:
+                shown = resolved
+        self.compared[path], self.shown[path] = repr(resolved), repr(shown)
 
     def without(self, texts: Iterable[str]) -> dict[str, str]:
-        """Return the settings with these texts replaced, the longest first: a folder's name holds the time."""
+        """Return what is compared with these texts replaced, the longest first: a folder's name holds the time."""
         pattern = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
-        return {key: pattern.sub("<run>", value) for key, value in sorted(self.flat.items())}
+        return {key: pattern.sub("<run>", value) for key, value in sorted(self.compared.items())}
 
 
-def _with_numbers(node: Any, resolved: Any, key: Any = "") -> Any:
-    """Put the numbers that a config reads from the environment in their places, where ``redact`` leaves the text."""
-    if isinstance(node, dict):
-        return {key: _with_numbers(item, resolved[key], key) for key, item in node.items()}
-    if isinstance(node, list):
-        return [_with_numbers(*pair, key) for pair in zip(node, resolved, strict=True)]
-    reads = isinstance(node, str) and "${oc.env:" in node and isinstance(resolved, (int, float))
-    return redact({key: resolved})[key] if reads else node
+def _of_this_rank(text: str, resolved: object) -> bool:
+    """Whether what a text reads from the environment is a path, or what a launcher tells one rank, such as its host."""
+    names = _READS.findall(text)
+    return (isinstance(resolved, str) and os.sep in resolved) or (bool(names) and all(map(_OF_A_RANK.search, names)))
 
 
-def _flatten(node: Any, path: str, into: dict[str, str]) -> None:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            _flatten(value, f"{path}.{key}" if path else str(key), into)
-    else:
-        into[path] = repr(node)
-
-
-def _differences(settings: Sequence[Mapping[str, str]]) -> list[str]:
+def _differences(settings: Sequence[Mapping[str, str]], shown: Sequence[Mapping[str, str]]) -> list[str]:
+    """Name each key that differs, with the ranks of each value."""
     lines = []
     for key in sorted(set().union(*settings)):
-        ranks: dict[str, list[str]] = {}
+        ranks: dict[str | None, list[int]] = {}
         for rank, of_rank in enumerate(settings):
-            ranks.setdefault(of_rank.get(key, "absent"), []).append(str(rank))
+            ranks.setdefault(of_rank.get(key), []).append(rank)
         if len(ranks) > 1:
-            lines.append(f"{key} is " + ", ".join(f"{v} on rank {' '.join(r)}" for v, r in ranks.items()))
+            values = (
+                f"{shown[which[0]].get(key, 'absent')} on rank {' '.join(map(str, which))}" for which in ranks.values()
+            )
+            lines.append(f"{key} is " + ", ".join(values))
     return lines
 
 
@@ -368,10 +391,16 @@ class _JobLauncher(_SubprocessScriptLauncher):
         _inside.set()
         try:
             if job is None:
-                return super().launch(function, *args, trainer=trainer, **kwargs)
-            return function(*args, **kwargs)
+                result = super().launch(function, *args, trainer=trainer, **kwargs)
+            else:
+                result = function(*args, **kwargs)
+        except BaseException:
+            _raised.set()
+            raise
         finally:
             _inside.clear()
+        _raised.clear()
+        return result
 
     def _job(self) -> Mapping[str, Any] | None:
         from hydra.core.hydra_config import HydraConfig
@@ -419,7 +448,9 @@ class _JobEnd:
 
         self._callbacks.remove(self)
         succeeded = job_return.status is JobStatus.COMPLETED
-        failed = self._join(None if succeeded else _JOIN)
+        # After an error the other ranks may wait for rank 0 in a collective, also where the job has caught it.
+        failed = self._join(_JOIN if _raised.is_set() or not succeeded else None)
+        _raised.clear()
         self._ended.set()
         for name, value in self._variables.items():
             os.environ.pop(name, None)

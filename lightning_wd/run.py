@@ -16,12 +16,17 @@ from lightning_wd.errors import ConfigError, explain
 __all__ = ["RunCSVLogger", "redact", "refuse_secrets", "run_dir", "save_config"]
 
 REDACTED = "<redacted>"
-# The last word of a name; `accessKey` counts as `access_key`, and `eos_token` and its like are vocabulary.
+# The last words of a name; `accessKey` and `access-key` count as `access_key`, and `eos_token` and its like are
+# vocabulary. A key alone is no secret, as in `sort_key`: whose it is says so.
+_WHOSE = "api|access|secret|private|ssh|signing|encryption|client|service|license|openai|anthropic|wandb|comet|neptune"
+_WHOSE += "|hf|huggingface|github|gitlab|aws|azure|google"
 _SECRET_NAME = re.compile(
-    r"(^|_)((api|access|secret|private)_?key|secret|token|passw(or)?d|pwd|passphrase|credentials?|auth(orization)?|bearer)$"
+    rf"(^|_)(({_WHOSE})_?keys?|secrets?|(auth_?)?token|passw(or)?ds?|pwd|passphrases?|credentials?|auth(orization)?|bearer)$"
     r"|^key$",
     re.I,
 )
+# What may stand under such a name: a variable without a default, and the word that a header has before it.
+_READS = re.compile(r"""\$\{oc\.env:\s*['"]?\w+['"]?\s*(,\s*(null|''|"")?\s*)?\}|\b(bearer|basic|token)\b""", re.I)
 _VOCABULARY = re.compile(r"(^|_)(pad|eos|bos|unk|mask|sep|cls|start|end|special|next|per|num|max|min|n)_token$", re.I)
 _LONGEST_COUNT = 7  # digits: a longer number under such a name is no count
 _SHORTEST_SECRET = 6  # shorter values would redact ordinary words
@@ -38,9 +43,9 @@ def run_dir() -> Path:
 def redact(config: Any) -> Any:
     """Return a config as plain containers, resolved, without secrets.
 
-    Left unresolved: what reads the environment (``${oc.env:...}``). Replaced by ``<redacted>``: values under a name
-    such as ``api_key``, ``token`` or ``password``, and any text that holds the value of an environment variable with
-    such a name, or of one that the config reads.
+    Left unresolved: what reads the environment (``${oc.env:NAME}``). Replaced by ``<redacted>``: values under a name
+    such as ``api_key``, ``token`` or ``password``, the default of a variable there too, and any text that holds the
+    value of an environment variable with such a name, or of one that the config reads.
 
     Args:
         config: a DictConfig, or plain containers.
@@ -59,12 +64,12 @@ def redact(config: Any) -> Any:
 
 
 def _secret_variables() -> list[str]:
-    return [name for name in os.environ if _names_secret(name) and name != "PWD"]  # the shell's working directory
+    return [name for name in os.environ if names_secret(name) and name != "PWD"]  # the shell's working directory
 
 
-def _names_secret(path: str) -> bool:
+def names_secret(path: str) -> bool:
     """Whether the last part of a dotted name is that of a secret."""
-    leaf = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", path.rpartition(".")[2].lstrip("+"))
+    leaf = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|-", "_", path.rpartition(".")[2].lstrip("+"))
     return bool(_SECRET_NAME.search(leaf)) and not _VOCABULARY.search(leaf)
 
 
@@ -74,20 +79,25 @@ def _could_be_secret(value: object) -> bool:
     return not str(value).isdigit() or len(str(value)) > _LONGEST_COUNT
 
 
+def _only_reads(text: str) -> bool:
+    """Whether a text has nothing of its own beside the environment's variables that it reads."""
+    return not re.search(r"\w", _READS.sub("", text))
+
+
 def _redact(raw: Any, value: Any, secrets: list[str], *, secret: bool) -> Any:
     if isinstance(value, dict):
         below = raw if isinstance(raw, dict) else value
         return {
-            key: _redact(below.get(key, item), item, secrets, secret=secret or _names_secret(str(key)))
+            key: _redact(below.get(key, item), item, secrets, secret=secret or names_secret(str(key)))
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
         items = raw if isinstance(raw, (list, tuple)) else value
         return [_redact(r, v, secrets, secret=secret) for r, v in zip(items, value, strict=True)]
-    if isinstance(raw, str) and "${oc.env:" in raw:
-        return raw
-    if secret and _could_be_secret(value):
+    reads = isinstance(raw, str) and "${oc.env:" in raw
+    if secret and (not _only_reads(raw) if reads else _could_be_secret(value)):
         return REDACTED
+    value = raw if reads else value
     if isinstance(value, str):
         for text in secrets:
             value = value.replace(text, REDACTED)
@@ -137,14 +147,19 @@ def refuse_secrets(overrides: Any) -> None:
 
 def _secret_within(path: str, value: Any, *, secret: bool = False) -> str | None:
     """Return the dotted name of the first secret in an override's value."""
-    secret = secret or _names_secret(path)
+    secret = secret or names_secret(path)
     value = getattr(value, "list", getattr(value, "text", value))  # of Hydra's own types: a choice, a quoted text
     below: list[tuple[str, Any]] = []
     if isinstance(value, dict):
         below = [(f"{path}.{getattr(key, 'text', key)}", item) for key, item in value.items()]
     elif isinstance(value, list):
         below = [(path, item) for item in value]
-    elif secret and value != "" and "${oc.env:" not in str(value) and _could_be_secret(value):
+    elif (
+        secret
+        and value != ""
+        and not ("${oc.env:" in str(value) and _only_reads(str(value)))
+        and _could_be_secret(value)
+    ):
         return path
     return next(filter(None, (_secret_within(*item, secret=secret) for item in below)), None)
 

@@ -7,6 +7,7 @@ of the interpreter. The list is short on purpose; an app adds its own classes to
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import is_dataclass
 from typing import Any
 
 from lightning_wd.errors import ConfigError, explain, nearest
@@ -51,7 +52,8 @@ def check_targets(config: Any, own: Collection[str] = ()) -> None:
     """Raise a ConfigError unless every ``_target_`` in a config, at any depth, is on the list.
 
     Args:
-        config: a DictConfig or ListConfig, or plain containers.
+        config: what ``hydra.utils.instantiate`` takes: a DictConfig or ListConfig, plain containers, or dataclasses, in
+            any mixture.
         own: exact dotted names of the app's own classes.
 
     Raises:
@@ -64,12 +66,13 @@ def check_targets(config: Any, own: Collection[str] = ()) -> None:
     lightning_wd.errors.ConfigError: x[0]._target_ 'os.system' is not a class that a config may name.
       fix: correct it, or add it to the app's own list of targets
     """
-    if type(config).__module__.partition(".")[0] == "omegaconf":
-        from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, SCMode
 
-        config = OmegaConf.to_container(config, resolve=True)
-    allowed = TARGETS | set(own)
-    _check(config, allowed, "")
+    if isinstance(config, (list, tuple, dict)) or OmegaConf.is_config(config) or is_dataclass(config):
+        # As Hydra reads it: a node inside of a plain container, or a dataclass, may name a target too.
+        made = config if OmegaConf.is_config(config) else OmegaConf.create(config, flags={"allow_objects": True})
+        config = OmegaConf.to_container(made, resolve=True, structured_config_mode=SCMode.DICT)
+    _check(config, TARGETS | set(own), "")
 
 
 def _check(node: Any, allowed: Collection[str], path: str) -> None:

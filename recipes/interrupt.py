@@ -1,4 +1,6 @@
-"""``checkpoints/last.ckpt``: the last optimizer step of a run, however it ends; ``previous.ckpt``: the one before."""
+"""``checkpoints/last.ckpt``: the last optimizer step of a run, however it ends; ``previous.ckpt``: the one before; and
+``best.ckpt``, whole at every moment as they are.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import os
 import shutil
 import signal
 import threading
+import weakref
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from lightning_wd.run import RunCSVLogger
 
@@ -202,6 +205,25 @@ class LastCheckpoint(Checkpoint):
                 _keep(self.path, self.previous)
             _move(written, self.path)
         self._saved_at, self._own = trainer.global_step, True
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, whose file is a whole one at every moment: it is written beside the old one first.
+
+    Args:
+        kwargs: the arguments of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
+    """
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        written = Path(f"{filepath}.new")
+        trainer.save_checkpoint(written, self.save_weights_only)
+        if trainer.is_global_zero:
+            _move(written, Path(filepath))
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(weakref.proxy(self))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,16 +22,18 @@ from typing import Any
 
 import hydra
 import lightning as L
+import torch
 from data.download import DataError
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from interrupt import LastCheckpoint, LoggedSteps, damage
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
-from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
 from step_seed import StepSeed
 from wandb_run import open_run, resumed_id
 
@@ -57,6 +60,7 @@ OWN_TARGETS = (
     "data.fashion_mnist.FashionMNIST",
     "data.fashion_small.FashionSmall",
     "data.shakespeare.Shakespeare",
+    "interrupt.BestCheckpoint",
     "models.conv_net.ConvNet",
     "models.gpt.GPT",
     "models.mlp.MLP",
@@ -65,6 +69,18 @@ OWN_TARGETS = (
 )
 
 
+# The whole numbers of a config: the least that each may be (-1 is "no limit"), and whether it may be null.
+WHOLE_NUMBERS = {
+    "seed": (0, True),
+    "data.seed": (0, False),
+    "data.batch_size": (1, False),
+    "data.num_workers": (0, False),
+    "trainer.max_epochs": (-1, True),
+    "trainer.max_steps": (-1, False),
+    "trainer.accumulate_grad_batches": (1, False),
+    "trainer.check_val_every_n_epoch": (1, True),
+    "trainer.log_every_n_steps": (0, True),
+}
 NEED_A_LOGGER = (DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor)
 FOR_THE_USER = (ConfigError, MaskError, CheckpointMismatchError, DataError)  # whose messages say all there is to say
 
@@ -81,11 +97,13 @@ def say_plainly(job: Callable[[DictConfig], float | None]) -> Callable[[DictConf
             return job(cfg)
         except FOR_THE_USER as error:
             raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+        except MisconfigurationException as error:  # Lightning's, which shows in words what to set
+            raise CompactHydraException(f"MisconfigurationException: {error}") from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
             message = explain(
-                f"{error.filename or run_dir()} cannot be written any more.",
+                f"{error.filename2 or error.filename or run_dir()} cannot be written any more.",  # of a move, where to
                 found=error.strerror,
                 fix="make room, or give another folder with hydra.run.dir=FOLDER; "
                 "the last whole checkpoint stays, ckpt_path=last goes on from it",
@@ -120,11 +138,75 @@ def instantiate(node: DictConfig | None, **keywords: Any) -> Any:
         raise
 
 
-def make_logger(node: DictConfig, wandb_id: str | None) -> Any:
+def build(cfg: DictConfig, key: str, **keywords: Any) -> Any:
+    """Instantiate ``cfg.<key>`` with objects that no config could hold. What its class says of a value it cannot take
+    becomes a ConfigError.
+    """
+    made = instantiate(cfg[key], _partial_=True)
+    try:
+        return made(**keywords)
+    except (AttributeError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+        if isinstance(error, FOR_THE_USER):
+            raise
+        raise ConfigError(
+            explain(
+                f"{key} cannot be built from these settings: {error}",
+                found=", ".join(f"{name}={value}" for name, value in made.keywords.items()),
+                fix=f"correct {key}.*; HYDRA_FULL_ERROR=1 shows where it failed",
+            )
+        ) from error
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Refuse what seeds, loaders and the trainer's loops cannot take, before any of them fails somewhere inside."""
+    for key, (least, optional) in WHOLE_NUMBERS.items():
+        value = OmegaConf.select(cfg, key, default=least)
+        if not (type(value) is int and value >= least) and not (value is None and optional):
+            raise ConfigError(
+                explain(f"{key} must be a whole number >= {least} but got {value!r}.", fix=f"write {key}={least}")
+            )
+    dropout = OmegaConf.select(cfg, "model.dropout", default=0.0)
+    if isinstance(dropout, float) and not 0 <= dropout <= 1:  # of NaN, torch says so in the first step
+        raise ConfigError(explain(f"model.dropout must be in [0, 1] but got {dropout}.", fix="write model.dropout=0.1"))
+    if OmegaConf.select(cfg, "trainer.val_check_interval") == 0:
+        fix = "write trainer.limit_val_batches=0 for no validation, or leave it out"
+        raise ConfigError(explain("trainer.val_check_interval=0 is no interval.", fix=fix))
+
+
+def check_fit(model: DictConfig, data: Any) -> None:
+    """Refuse a model that does not take the data's rows: a data module says what it takes in its class's attributes."""
+    for key in ("in_features", "in_channels", "num_classes", "vocab_size", "block_size"):
+        has, needs = model.get(key), getattr(data, key, None)
+        if not isinstance(has, int) or needs is None or has == needs or (has > needs and not key.startswith("in_")):
+            continue
+        raise ConfigError(
+            explain(
+                f"model.{key}={has} does not fit the data.",
+                found=f"{type(data).__name__} needs {needs}",
+                fix=f"write model.{key}={needs}, or choose other data",
+            )
+        )
+
+
+def make_logger(key: str, node: DictConfig, wandb_id: str | None) -> Logger:
     """Instantiate a logger; W&B's goes on in the run that a checkpoint is of, unless the config names another."""
-    if wandb_id is not None and node.get("_target_", "").endswith(".WandbLogger") and node.get("id") is None:
-        return instantiate(node, id=wandb_id)
-    return instantiate(node)
+    is_wandb = OmegaConf.is_dict(node) and str(node.get("_target_")).endswith(".WandbLogger")
+    more = {"id": wandb_id} if is_wandb and wandb_id is not None and node.get("id") is None else {}
+    return make(f"logger.{key}", node, Logger, **more)
+
+
+def make(key: str, node: DictConfig, kind: type, **keywords: Any) -> Any:
+    """Instantiate a node of a group; one without a ``_target_`` is an error, not something that does nothing."""
+    made = instantiate(node, **keywords) if OmegaConf.is_dict(node) else node
+    if not isinstance(made, kind):
+        raise ConfigError(
+            explain(
+                f"{key} is no {kind.__name__}.",
+                found=str(node),
+                fix=f"write {key}._target_=<its class>, or choose from the group: {key.partition('.')[0]}=...",
+            )
+        )
+    return made
 
 
 def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
@@ -133,7 +215,7 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
     """
     if ckpt_path is None:
         return None
-    path = Path(ckpt_path)
+    path = Path(str(ckpt_path))
     if ckpt_path in ("last", "previous"):
         own = folder / "checkpoints" / "last.ckpt"
         newest = sorted(Path("outputs").glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
@@ -161,22 +243,48 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
                 else "give the path of another one, or ckpt_path=null to start afresh",
             )
         )
+    if wrong := foreign(path):
+        raise ConfigError(
+            explain(
+                f"{path} is no checkpoint that a run can go on from.",
+                found=wrong,
+                fix="give a .ckpt file that a run has written, or ckpt_path=null to start afresh",
+            )
+        )
     rank_zero_only(print)(f"resuming from {path}", flush=True)
     return str(path)
 
 
+def foreign(path: Path) -> str | None:
+    """Say why Lightning could not resume from a file or folder that is whole, or None."""
+    if path.is_dir():
+        if (path / "meta.pt").exists():
+            return None
+        inside = path / "checkpoints" / "last.ckpt"
+        return f"a folder, with {inside} in it" if inside.exists() else "a folder, and no sharded checkpoint"
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError:
+        return "more than plain data, and loading that could run code"
+    except (RuntimeError, ValueError, EOFError, KeyError) as error:
+        return f"a file that torch did not write: {str(error).splitlines()[0]}"
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        return "a file of torch's that holds no run, only weights perhaps"
+    return None
+
+
 def check_strategy(trainer: L.Trainer) -> None:
     """Refuse processes that Lightning would start: under a sweep, each of them would run the whole of it. And those of
-    torchrun that would each train alone.
+    torchrun and of SLURM's srun that would each train alone.
     """
     started = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
-    processes = max(trainer.world_size, started)
+    processes = max(trainer.world_size, started, int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
     if processes > 1 and not isinstance(trainer.strategy, (HydraDDPStrategy, HydraFSDP2Strategy)):
         raise ConfigError(
             explain(
                 f"{processes} processes need a strategy that runs this job in all of them, as one.",
                 found=type(trainer.strategy).__name__,
-                fix="write trainer=ddp (GPUs) or trainer=ddp_cpu, and trainer.devices=... beside it",
+                fix="write trainer=ddp (GPUs) or trainer=ddp_cpu, and trainer.devices=... beside it; or start one only",
             )
         )
 
@@ -203,6 +311,7 @@ def main(cfg: DictConfig) -> float | None:
     """Run one job and return its validation loss, which is what a sweeper optimises."""
     folder = run_dir()
     check_targets(cfg, OWN_TARGETS)
+    check_numbers(cfg)
     has_own = (folder / "checkpoints/last.ckpt").exists()
     ckpt_path = "last" if has_own and "SLURM_RESTART_COUNT" in os.environ else cfg.ckpt_path
     if cfg.get("skip_finished"):
@@ -217,19 +326,18 @@ def main(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, workers=True)
 
     optimizer, lr_scheduler = OptimizerConfig.of(cfg.optimizer), LRSchedulerConfig.of(cfg.lr_scheduler)
-    data = instantiate(cfg.data)
-    model = instantiate(cfg.model, _partial_=True)(optimizer=optimizer, lr_scheduler=lr_scheduler)
+    data = build(cfg, "data")
+    check_fit(cfg.model, data)
+    model = build(cfg, "model", optimizer=optimizer, lr_scheduler=lr_scheduler)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    loggers = [make_logger(node, resumed_id(ckpt_path, folder, sweep=sweep)) for node in (cfg.logger or {}).values()]
-    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values()]
+    wandb_id = resumed_id(ckpt_path, folder, sweep=sweep)
+    loggers = [make_logger(key, node, wandb_id) for key, node in (cfg.logger or {}).items()]
+    callbacks = [make(f"callbacks.{key}", node, L.Callback) for key, node in (cfg.callbacks or {}).items()]
     if not loggers:  # it raises without one
         callbacks = [callback for callback in callbacks if not isinstance(callback, NEED_A_LOGGER)]
     last = LastCheckpoint(folder / "checkpoints")
-    trainer = instantiate(cfg.trainer, _partial_=True)(
-        logger=loggers,
-        callbacks=[LoggedSteps(), *callbacks, StepSeed(), last],
-        default_root_dir=folder,
-    )
+    callbacks = [LoggedSteps(), *callbacks, StepSeed(), last]
+    trainer = build(cfg, "trainer", logger=loggers, callbacks=callbacks, default_root_dir=folder)
     check_strategy(trainer)
     save_config(cfg, folder)
     print_global_batch(cfg.data.get("batch_size"), trainer)
@@ -240,7 +348,8 @@ def main(cfg: DictConfig) -> float | None:
 
     cfg.ckpt_path = ckpt_path  # each rank has looked for itself; the comparison of the ranks' configs sees it
     try:
-        trainer.fit(model, data, ckpt_path=ckpt_path)
+        # as an argument: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, set for some other library, would win over a default
+        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
         if not last.trained:
             rank_zero_only(print)(
                 "nothing was left to train: raise trainer.max_epochs or trainer.max_steps", flush=True
@@ -255,7 +364,17 @@ def main(cfg: DictConfig) -> float | None:
         decay = trainer.optimizers[0].param_groups[0]["weight_decay"] if trainer.optimizers else 0.0
         curves(folder, f"{cfg.optimizer.name}, lr {optimizer['lr']:g}, {cfg.optimizer.decay.style} decay {decay:.3g}")
         print(f"run folder: {folder}", flush=True)
-    return None if val_loss is None else float(val_loss)
+    if val_loss is not None:
+        return float(val_loss)
+    if sweep and "Optuna" in HydraConfig.get().sweeper._target_:
+        raise ConfigError(
+            explain(
+                "the sweeper has nothing to go by: this job ended before its first validation.",
+                found=f"{trainer.global_step} optimizer steps, trainer.max_steps={trainer.max_steps}",
+                fix="train for an epoch, or write trainer.val_check_interval=<batches>",
+            )
+        )
+    return None
 
 
 if __name__ == "__main__":

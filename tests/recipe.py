@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "recipes/train.py"
 
@@ -22,6 +26,22 @@ def train(*overrides: str, cwd: Path, ok: bool = True, timeout: int = 560) -> su
     if ok:
         assert done.returncode == 0, f"{overrides}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def job(*overrides: str, folder: Path) -> float | None:
+    """Run one job of the recipe in this process, as Hydra would, and return what it returns to a sweeper."""
+    import train as recipe
+
+    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+        cfg = compose("train", [*overrides, f"hydra.runtime.output_dir={folder}"], return_hydra_config=True)
+    state = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(cfg)
+    try:
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return recipe.main(cfg)
+    finally:
+        HydraConfig.instance().cfg = state
 
 
 def run_folder(done: subprocess.CompletedProcess[str]) -> Path:

@@ -27,6 +27,7 @@ COMMAND = [
     *(sys.executable, str(TRAIN), "hparams_search=resumable", f"optimizer={','.join(OPTIMIZERS)}"),
     *(f"seed={','.join(map(str, SEEDS))}", "hydra.sweep.subdir=${optimizer.name}_${seed}", "trainer=ddp_cpu"),
     *("callbacks=none", "data.batch_size=256", "trainer.max_epochs=30", "trainer.enable_progress_bar=false"),
+    "ckpt_path=last",  # a cell that was killed goes on from its own checkpoint, the others start
 ]
 START_UP, TRAINING = 8.0, 6.0  # seconds that these take, or less: a kill comes at a random time of them
 LONGEST = 1200.0  # seconds for any wait: nothing may hang

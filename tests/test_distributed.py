@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -102,21 +103,33 @@ def test_a_shuffled_sweep_trains_the_same_config_on_every_rank(tmp_path):
     assert sorted(path.name for path in (tree / "0").iterdir()) == [".hydra", "app.log", "rank0.json", "rank1.json"]
 
 
-def test_the_recipes_shuffled_sweep_is_one_run_a_job_by_what_each_rank_logs(tmp_path):
-    quick = ["trainer.max_steps=2", "trainer.enable_progress_bar=false", "callbacks=none"]
-    run(tmp_path, [sys.executable, str(RECIPE), "-m", "seed=shuffle(range(1,4))", "trainer=ddp_cpu", *quick])
+@pytest.mark.parametrize(
+    ("jobs", "sweep"),
+    [
+        (3, ["seed=shuffle(range(1,4))", "trainer.max_steps=2"]),
+        (2, ["seed=shuffle(range(1,3))", "trainer.max_steps=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        (2, ["seed=range(1,1000)", "trainer.max_epochs=1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"]),
+    ],
+    ids=["shuffled", "joblib", "optuna"],
+)
+def test_a_sweep_of_the_recipe_is_one_run_a_job_by_what_each_rank_logs(jobs, sweep, tmp_path):
+    for plugin in ("joblib_launcher", "optuna_sweeper"):
+        pytest.importorskip(f"hydra_plugins.hydra_{plugin}", reason=f"hydra's {plugin} is not installed")
+    quick = ["trainer=ddp_cpu", "trainer.enable_progress_bar=false", "callbacks=none"]
+    run(tmp_path, [sys.executable, str(RECIPE), "-m", *sweep, *quick])
     tree = one_tree(tmp_path)
-    assert sorted(path.name for path in tree.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    names = [str(job) for job in range(jobs)]
+    assert sorted(path.name for path in tree.iterdir() if path.is_dir()) == names
     configs, seeds = [], []
-    for job in ("0", "1", "2"):
+    for job in names:
         seeds.append(OmegaConf.load(tree / job / "config.yaml").seed)
         log = (tree / job / "train.log").read_text()
         ranks = re.findall(r"rank (\d) of 2 on \S+: config ([0-9a-f]{12})$", log, re.M)
         assert sorted(rank for rank, _ in ranks) == ["0", "1"], log
         configs.append({config for _, config in ranks})
-    assert sorted(seeds) == [1, 2, 3]
-    assert [len(config) for config in configs] == [1, 1, 1]
-    assert len(set.union(*configs)) == 3
+    assert len(set(seeds)) == jobs
+    assert [len(config) for config in configs] == [1] * jobs
+    assert len(set.union(*configs)) == jobs
 
 
 def test_each_job_starts_clean_after_a_distributed_one(tmp_path):
@@ -155,6 +168,15 @@ def test_a_failing_rank_ends_its_job_with_its_own_error_and_the_sweep_goes_on(tm
     for job in (0, 1):
         raised, next_job = tree / str(job) / "raised", tree / str(job + 1) / ".hydra" / "config.yaml"
         assert 0 <= next_job.stat().st_mtime - raised.stat().st_mtime < 30
+
+
+def test_a_job_that_catches_rank_zeros_error_does_not_wait_for_the_others(tmp_path):
+    """They wait for it in a collective, for gloo's half hour."""
+    app(tmp_path, "-m", "fail=rank0,none", "+catch=true")
+    tree = one_tree(tmp_path)
+    assert {job: sorted(ranks) for job, ranks in records(tree).items()} == {"1": [0, 1]}
+    raised, next_job = tree / "0" / "raised", tree / "1" / ".hydra" / "config.yaml"
+    assert 0 <= next_job.stat().st_mtime - raised.stat().st_mtime < 30
 
 
 def test_a_rank_does_not_wait_for_a_rank_zero_that_is_gone(tmp_path):
@@ -254,7 +276,8 @@ def test_ranks_with_different_configs_stop_with_the_difference_shown(tmp_path):
     for line in (
         "ConfigError: the 2 ranks of this job have different configs.",
         "  found: foo is 4 on rank 0, 5 on rank 1",
-        "  fix: give every rank the same overrides; start a sweep once and let trainer=ddp start the other ranks",
+        "  fix: give every rank the same overrides and environment; "
+        "start a sweep once and let trainer=ddp start the other ranks",
     ):
         assert output.count(line) >= 2, output  # each rank says so
     assert records(tmp_path) == {}
@@ -388,27 +411,59 @@ def settings(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, folder: st
     return _Settings(OmegaConf.create(config))
 
 
-def test_the_folder_the_clock_the_environment_and_secrets_do_not_count(monkeypatch):
+def test_the_folder_the_clock_paths_of_the_environment_and_secrets_do_not_count(monkeypatch):
     monkeypatch.setenv("SCRATCH_FOLDER", "/scratch/one")
-    config = {"lr": 0.1, "out": "/runs/1/log", "data": "${oc.env:SCRATCH_FOLDER}", "api_key": "abcdef"}
+    monkeypatch.setenv("NODE_NAME", "one")
+    monkeypatch.setenv("HUB_TOKEN", "canary-one")
+    config = {
+        "lr": 0.1,
+        "out": "/runs/1/log",
+        "root": "${oc.env:SCRATCH_FOLDER}",
+        "data": "${root}/mnist",
+        "run": "on ${oc.env:NODE_NAME}",
+        "hub": "${oc.env:HUB_TOKEN}",
+        "url": "https:user:${hub}@hub",
+        "api_key": "abcdef",
+        "auth": {"user": ["me"]},
+    }
     first = settings(config, monkeypatch)
     monkeypatch.setenv("SCRATCH_FOLDER", "/scratch/two")
-    second = settings({**config, "out": "/runs/2/log", "api_key": "ghijkl"}, monkeypatch, "/runs/2")
+    monkeypatch.setenv("NODE_NAME", "two")
+    monkeypatch.setenv("HUB_TOKEN", "canary-two")
+    changed = {"out": "/runs/2/log", "api_key": "ghijkl", "auth": {"user": ["you"]}}
+    second = settings({**config, **changed}, monkeypatch, "/runs/2")
     assert first.without(first.changing) == second.without(second.changing)
-    assert "abcdef" not in repr(first.flat)
+    assert "abcdef" not in repr([first.compared, first.shown])
+    assert "canary" not in repr([first.shown, first.without(first.changing)])
     third = settings({**config, "lr": 0.2}, monkeypatch)
     assert first.without(first.changing) != third.without(third.changing)
 
 
-def test_a_number_from_the_environment_counts(monkeypatch):
+def test_numbers_and_words_from_the_environment_count(monkeypatch):
     """A variable that only one machine has changes what its ranks train; a path does not."""
-    config = {"groups": [{"lr": "${oc.decode:${oc.env:MY_RATE}}"}], "token": "${oc.decode:${oc.env:MY_NUMBER}}"}
+    config = {
+        "groups": [{"lr": "${oc.decode:${oc.env:MY_RATE}}"}],
+        "style": "${oc.env:MY_STYLE}",
+        "token": "${oc.decode:${oc.env:MY_NUMBER}}",
+        "schedule": "constant",
+    }
     monkeypatch.setenv("MY_NUMBER", "1234567890")
     monkeypatch.setenv("MY_RATE", "0.1")
+    monkeypatch.setenv("MY_STYLE", "decoupled")
     first = settings(config, monkeypatch)
-    assert first.flat == {"groups": "[{'lr': 0.1}]", "token": "'<redacted>'"}
+    style = "'${oc.env:MY_STYLE} (sha256 {:.8})'"
+    assert first.compared == {
+        "groups[0].lr": "0.1",
+        "style": style.replace("{:.8}", hashlib.sha256(b"decoupled").hexdigest()[:8]),
+        "token": "'<redacted>'",
+        "schedule": "'constant'",
+    }
+    monkeypatch.setenv("MY_STYLE", "constant")  # which `redact` replaces elsewhere too
+    second = settings(config, monkeypatch)
+    differences = _differences([first.compared, second.compared], [first.shown, second.shown])
+    assert differences == [f"style is {first.compared['style']} on rank 0, {second.compared['style']} on rank 1"]
     monkeypatch.setenv("MY_RATE", "0.01")
-    assert settings(config, monkeypatch).flat != first.flat
+    assert settings(config, monkeypatch).compared["groups[0].lr"] == "0.01"
 
 
 def test_torchrun_does_not_start_a_sweep_on_every_rank(monkeypatch):
@@ -436,5 +491,9 @@ def test_one_ranks_clock_may_stand_as_text_on_another(monkeypatch):
 
 def test_every_difference_is_named_with_its_ranks():
     ranks = [{"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "1", "b": "2", "c": "'x'"}]
-    assert _differences(ranks) == ["b is 2 on rank 0 2, 3 on rank 1", "c is absent on rank 0 1, 'x' on rank 2"]
-    assert _differences([ranks[0], ranks[0]]) == []
+    shown = [*ranks[:2], {**ranks[2], "c": "'<redacted>'"}]
+    assert _differences(ranks, shown) == [
+        "b is 2 on rank 0 2, 3 on rank 1",
+        "c is absent on rank 0 1, '<redacted>' on rank 2",
+    ]
+    assert _differences([ranks[0], ranks[0]], shown[:2]) == []

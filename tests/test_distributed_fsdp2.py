@@ -35,3 +35,12 @@ def test_fsdp2_resumed_equals_ddp_and_its_checkpoint_fits_one_process(tmp_path: 
         torch.testing.assert_close(sharded[name], value, rtol=1e-4, atol=1e-6, msg=name)
     alone = run("alone", "cpu", 7, f"ckpt_path={tmp_path / 'sharded/checkpoints/last.ckpt'}")
     assert not torch.equal(alone["tokens.weight"], sharded["tokens.weight"])
+
+
+@needs_real_data
+@pytest.mark.slow
+def test_fsdp2_evaluates_where_a_share_is_a_batch_longer(tmp_path: Path) -> None:
+    """217 windows by batches of 4: 28 on one process, 27 on the other, which would wait for the former's last."""
+    odd = ["data.block_size=512", "model.block_size=512", "data.batch_size=4", "trainer.max_steps=1"]
+    less = [override for override in GPT if "limit" not in override and "block_size" not in override]
+    train(*less, *odd, "trainer=fsdp2_cpu", cwd=tmp_path, timeout=200)

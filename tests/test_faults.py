@@ -8,17 +8,20 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
-from interrupt import LastCheckpoint, damage
+from interrupt import BestCheckpoint, LastCheckpoint, damage
+from lightning.pytorch.demos.boring_classes import BoringModel
 from omegaconf import open_dict
 from recipe import TRAIN, train
 from test_recipe_interrupt import Eventful, fit, rows, steps_saved
@@ -130,13 +133,51 @@ def test_a_full_disk_ends_the_run_in_words_and_the_last_checkpoint_stays(
     assert "last.ckpt stays at step 4: [Errno 28] No space left on device" in capsys.readouterr().out
 
 
+class Improving(BoringModel):
+    """Whose metric is a little better after each epoch."""
+
+    def on_train_epoch_end(self) -> None:
+        self.log("best", 1.0 / (1 + self.current_epoch))
+
+
+def test_a_disk_that_fills_up_leaves_the_best_checkpoint_whole(disk: Path) -> None:
+    """Lightning makes a file on another disk and copies it over the old one, of which nothing is left meanwhile."""
+    best = BestCheckpoint(disk, filename="best", monitor="best", enable_version_counter=False)
+    full, stop = threading.Event(), threading.Event()
+
+    def keep_full() -> None:
+        with (disk / "ballast").open("wb", buffering=0) as file:
+            while not stop.is_set():
+                try:
+                    file.write(bytes(512))
+                except OSError:
+                    full.set()
+
+    class Filler(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                threading.Thread(target=keep_full, daemon=True).start()
+                full.wait()
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(max_epochs=4, limit_train_batches=2, callbacks=[Filler(), best], **quiet)
+    try:
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            trainer.fit(Improving())
+    finally:
+        stop.set()
+    assert caught.value.filename2 == str(disk / "best.ckpt.new")
+    assert damage(disk / "best.ckpt") is None
+    assert torch.load(disk / "best.ckpt", weights_only=True)["global_step"] == 4
+
+
 def test_the_recipe_says_so_too(disk: Path) -> None:
     """The first checkpoint alone is larger than the disk."""
     wide = ["model.hidden=[512, 512]", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
     done = train(f"hydra.run.dir={disk}", "callbacks=none", *wide, cwd=disk.parent, ok=False)
     assert done.returncode == 1
-    assert "OSError: " in done.stderr
-    assert " cannot be written any more.\n  found: No space left on device\n  fix: make room, or give" in done.stderr
+    words = f"OSError: {disk}/checkpoints/last.ckpt.new cannot be written any more.\n  found: No space left on device\n"
+    assert f"{words}  fix: make room, or give" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (disk / "checkpoints/last.ckpt").exists()
 

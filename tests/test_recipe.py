@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from output_folder import OutputFolder
-from recipe import ROOT, TRAIN, run_folder, train
+from recipe import ROOT, TRAIN, job, run_folder, train
 
 import lightning_wd as wd
 
@@ -229,15 +230,83 @@ def test_bad_input_ends_with_an_error_code_and_leaves_earlier_runs_alone(
     assert (earlier / "metrics.csv").read_text() == "step\n1\n"
 
 
-def test_processes_of_torchrun_do_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.batch_size=0", "data.batch_size must be a whole number >= 1 but got 0.\n  fix: write data.batch_size=1"),
+        ("seed=abc", "seed must be a whole number >= 0 but got 'abc'.\n  fix: write seed=0"),
+        ("model.dropout=nan", "model.dropout must be in [0, 1] but got nan.\n  fix: write model.dropout=0.1"),
+        (
+            "model.in_features=32",
+            "model.in_features=32 does not fit the data.\n  found: Digits needs 64\n"
+            "  fix: write model.in_features=64, or choose other data",
+        ),
+        (
+            "model.num_classes=5",
+            "model.num_classes=5 does not fit the data.\n  found: Digits needs 10\n"
+            "  fix: write model.num_classes=10, or choose other data",
+        ),
+        (
+            "model.hidden=5",
+            "model cannot be built from these settings: Value after * must be an iterable, not int\n"
+            "  found: in_features=64, hidden=5, num_classes=10, dropout=0.0\n"
+            "  fix: correct model.*; HYDRA_FULL_ERROR=1 shows where it failed",
+        ),
+        (
+            "+callbacks.mine.every=2",
+            "callbacks.mine is no Callback.\n  found: {'every': 2}\n"
+            "  fix: write callbacks.mine._target_=<its class>, or choose from the group: callbacks=...",
+        ),
+        ("++trainer.val_check_interval=0", "trainer.val_check_interval=0 is no interval."),
+    ],
+)
+def test_what_no_job_can_begin_with(override: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(CompactHydraException) as caught:
+        job("callbacks=none", override, folder=tmp_path)
+    assert str(caught.value).startswith(f"ConfigError: {words}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_room_than_the_data_need_is_none_of_our_business(tmp_path: Path) -> None:
+    quick = ["callbacks=none", "trainer.max_steps=1", "trainer.enable_progress_bar=false", "lr_scheduler=constant"]
+    job(*quick, "model.num_classes=12", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        (lambda path: (path / "checkpoints").mkdir(parents=True), "a folder, and no sharded checkpoint"),
+        (lambda path: torch.save({"weight": torch.ones(1)}, path), "a file of torch's that holds no run, only weights"),
+        (lambda path: zipfile.ZipFile(path, "w").writestr("a", "b"), "a file that torch did not write: "),
+    ],
+    ids=["folder", "weights", "zip"],
+)
+def test_a_path_that_is_no_checkpoint(made: Any, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "given"
+    made(path)
+    with pytest.raises(CompactHydraException) as caught:
+        job("callbacks=none", f"ckpt_path={path}", folder=tmp_path / "run")
+    assert str(caught.value).startswith(
+        f"ConfigError: {path} is no checkpoint that a run can go on from.\n  found: {found}"
+    )
+
+
+def test_processes_of_torchrun_and_srun_do_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     import lightning as L
     from train import check_strategy
 
+    trainer = L.Trainer(accelerator="cpu", logger=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    check_strategy(L.Trainer(accelerator="cpu", logger=False))  # no one's variable that torchrun did not set
+    check_strategy(trainer)  # no one's variable that torchrun did not set
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")
     with pytest.raises(wd.ConfigError, match=r"(?s)2 processes need a strategy .* fix: write trainer=ddp "):
-        check_strategy(L.Trainer(accelerator="cpu", logger=False))
+        check_strategy(trainer)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("SLURM_NTASKS", "3")  # of an allocation, in which one process may well run alone
+    check_strategy(trainer)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")  # of what srun has started
+    with pytest.raises(wd.ConfigError, match="3 processes need a strategy"):
+        check_strategy(trainer)
 
 
 @one_worker

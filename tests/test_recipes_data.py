@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.response import addinfourl
 
@@ -20,12 +21,13 @@ import numpy as np
 import pytest
 import torch
 from data.cifar10 import CIFAR10
+from data.digits import Digits
 from data.download import DataError, Source, ensure, read_members
 from data.fashion_mnist import FashionMNIST, read_idx
 from data.images import Images, flip_and_shift, normalise
 from data.loader import EpochSampler, ShareSampler
 from data.shakespeare import Shakespeare, Windows
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from step_seed import StepSeed
 from torch import Tensor, nn
@@ -302,11 +304,26 @@ def test_normalise_is_exact_for_each_channel() -> None:
     np.testing.assert_allclose(normalise(images, mean, std).numpy(), expected, rtol=2e-6, atol=2e-6)
 
 
-@given(st.integers(0, 40), st.integers(1, 5))
-def test_evaluation_sees_each_row_once_over_all_processes(length: int, world_size: int) -> None:
-    shares = [list(ShareSampler(length, rank, world_size)) for rank in range(world_size)]
-    assert [len(share) for share in shares] == [len(ShareSampler(length, r, world_size)) for r in range(world_size)]
-    assert sorted(row for share in shares for row in share) == list(range(length))
+@given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 5))
+def test_evaluation_sees_each_row_once_in_as_many_batches_on_each_process(
+    length: int, batch_size: int, world_size: int
+) -> None:
+    assume(length >= world_size)
+    samplers = [ShareSampler(length, batch_size, rank, world_size) for rank in range(world_size)]
+    shares = [list(sampler) for sampler in samplers]
+    assert {len(share) for share in shares} == {len(samplers[0])}
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(length))
+    for share in shares:
+        assert all(0 < len(batch) <= batch_size for batch in share[:-1])
+        assert 0 < len(share[-1]) <= batch_size + 1
+
+
+def test_fewer_rows_than_processes_are_refused() -> None:
+    data = Digits()
+    data.setup("fit")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=181)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"180 rows to evaluate leave a process without any.\n  found: 181 processes"):
+        data.val_dataloader()
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 60), st.integers(0, 3))

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from interrupt import damage
 from omegaconf.errors import OmegaConfBaseException
+from recipe import job
 from torch import Tensor, nn
 
 import lightning_wd as wd
@@ -96,6 +97,33 @@ def test_a_config_trains_two_steps_or_is_refused_in_our_words(
         plateau = isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         steps(module, configured["optimizer"], None if plateau else lr_scheduler)
     assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+RECIPE_KEYS = st.sampled_from(
+    "seed ckpt_path data.batch_size data.num_workers data.seed data.typo model.in_features model.hidden "
+    "model.num_classes model.dropout model.typo trainer.max_epochs trainer.accumulate_grad_batches "
+    "trainer.gradient_clip_val trainer.limit_train_batches trainer.limit_val_batches trainer.val_check_interval "
+    "trainer.check_val_every_n_epoch trainer.precision trainer.devices trainer.accelerator trainer.strategy "
+    "trainer.log_every_n_steps trainer.deterministic callbacks.typo logger.typo".split()
+)
+
+
+@pytest.mark.slow
+@settings(SEARCH, max_examples=60)
+@given(overrides=st.lists(st.tuples(RECIPE_KEYS, VALUES), min_size=1, max_size=2))
+def test_a_job_of_the_recipe_trains_two_steps_or_is_refused_in_our_words(
+    overrides: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    quiet = ["callbacks=none", "trainer.max_steps=2", "trainer.enable_progress_bar=false", "lr_scheduler=constant"]
+    given_ = [f"++{key}={value}" for key, value in overrides]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            job(*quiet, *given_, folder=tmp_path_factory.mktemp("job"))
+        except (HydraException, OmegaConfBaseException):  # the recipe shows ours as Hydra's, without a traceback
+            event("refused")
+            return
+    event("trained")
 
 
 def saved(name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,45 @@ def test_no_secret_reaches_config_yaml(tmp_path: Path, monkeypatch: pytest.Monke
         ("wandb.key", "x"),
         ("db_pwd", "x"),
         ("secret", ["a", "b"]),
+        ("openai_key", "zzzzzzz"),
+        ("hub.api_keys", ["zzzzzzz"]),
+        ("x-api-key", "zzzzzzz"),
+        ("hf-token", "zzzzzzz"),
+        ("AUTHTOKEN", "zzzzzzz"),
+        ("ssh_key", "zzzzzzz"),
+        ("passwords", ["zzzzzzz"]),
+        ("token", "${oc.env:NO_SUCH_VARIABLE,zzzzzzz}"),
+        ("auth", "Bearer zzzzzzz ${oc.env:HOME}"),
     ],
 )
 def test_what_counts_as_a_secret(name: str, value: Any) -> None:
-    assert "zzz" not in str(redact({name: value}))
-    assert "<redacted>" in str(redact({name: value}))
+    for config in ({name: value}, OmegaConf.create({name: value})):
+        assert "zzz" not in str(redact(config))
+        assert "<redacted>" in str(redact(config))
     if not isinstance(value, list):
         with pytest.raises(ConfigError, match="is a secret, and a command line is no place for one"):
-            refuse_secrets([f"+{name}={value}"])
+            refuse_secrets([f"+{name}='{value}'" if isinstance(value, str) else f"+{name}={value}"])
+
+
+@pytest.mark.parametrize("value", ["${oc.env:A_NAME}", "Bearer ${oc.env:A_NAME}", "${oc.env:A_NAME,null}"])
+def test_what_only_reads_the_environment_stays_as_it_is_written(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_NAME", CANARY)
+    refuse_secrets([f"+auth='{value}'"])
+    assert redact(OmegaConf.create({"auth": value})) == {"auth": value}
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("key_dim", 64), ("eos_token", "</s>"), ("max_token", 5), ("token", 12), ("tokens", "all"), ("api_key", None)],
+    [
+        ("key_dim", 64),
+        ("sort_key", "name"),
+        ("image-key", "jpg"),
+        ("eos_token", "</s>"),
+        ("max_token", 5),
+        ("token", 12),
+        ("tokens", "all"),
+        ("api_key", None),
+    ],
 )
 def test_what_does_not(name: str, value: Any) -> None:
     assert redact({name: value}) == {name: value}
@@ -257,6 +284,29 @@ def test_own_targets_are_allowed_by_exact_name_only() -> None:
     check_targets(config, own=("models.mlp.MLP",))
     with pytest.raises(ConfigError, match=r"nearest: 'models\.mlp\.MLP'"):
         check_targets({"model": {"_target_": "models.mlp.MLPs"}}, own=("models.mlp.MLP",))
+
+
+@dataclass
+class Bad:
+    """What Hydra would instantiate as well."""
+
+    _target_: str = "builtins.open"
+    file: str = "canary"
+    mode: str = "w"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"x": OmegaConf.create({"_target_": "builtins.open"})}, [OmegaConf.create({"_target_": "builtins.open"})],
+     Bad(), {"x": Bad()}, [{"y": [Bad()]}], OmegaConf.structured(Bad)],
+)  # fmt: skip
+def test_targets_are_found_in_whatever_hydra_reads(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"_target_ 'builtins\.open' is not a class that a config may name"):
+        check_targets(config)
+    check_targets({"x": [None, 1, "text"], "y": object()})
 
 
 @pytest.mark.parametrize("target", [{"a": "b"}, ["lightning.pytorch.Trainer"], None])

@@ -9,8 +9,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from hydra.errors import CompactHydraException
 from interrupt import LastCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
+from recipe import job
 from test_recipe_interrupt import fit
 
 
@@ -47,6 +49,32 @@ def test_a_pickle_in_a_checkpoint_does_not_run(checkpoint: dict[str, Any], tmp_p
     assert not canary.exists()
     torch.load(path, weights_only=False)["optimizer_states"][0]["param_groups"][0]["lr"].close()
     assert canary.exists()  # the proof can fail
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_nor_through_the_recipe_whatever_the_environment_says(
+    forced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users of other libraries export the variable, which lets torch run what no one has forbidden by an argument."""
+    quick = ["callbacks=none", "logger=none", "trainer.enable_progress_bar=false", "lr_scheduler=constant"]
+    job(*quick, "trainer.max_steps=2", folder=tmp_path / "good")
+    good = tmp_path / "good/checkpoints/last.ckpt"
+    canary, evil = tmp_path / "canary", tmp_path / "evil.ckpt"
+    torch.save({**torch.load(good, weights_only=True), "note": Evil(canary)}, evil)
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(CompactHydraException) as caught:
+        job(*quick, "trainer.max_steps=3", f"ckpt_path={evil}", folder=tmp_path / "new")
+    assert str(caught.value) == (
+        f"ConfigError: {evil} is no checkpoint that a run can go on from.\n"
+        "  found: more than plain data, and loading that could run code\n"
+        "  fix: give a .ckpt file that a run has written, or ckpt_path=null to start afresh"
+    )
+    monkeypatch.setattr("train.foreign", lambda path: None)  # what Lightning itself is told
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        job(*quick, "trainer.max_steps=3", f"ckpt_path={evil}", folder=tmp_path / "new")
+    assert not canary.exists()
+    job(*quick, "trainer.max_steps=3", f"ckpt_path={good}", folder=tmp_path / "new")
 
 
 def test_a_class_named_by_a_checkpoint_is_not_imported(

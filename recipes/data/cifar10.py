@@ -26,6 +26,8 @@ class CIFAR10(Images):
     mean = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images
     std = (0.2470, 0.2435, 0.2616)
     padding = 4
+    in_channels = 3
+    in_features = 3 * 32 * 32
 
     def read(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
         archive = root / self.sources[0].name

@@ -22,6 +22,8 @@ class Digits(L.LightningDataModule):
         seed: of the split, >= 0; the order follows the run's own seed.
     """
 
+    in_features, num_classes = 64, 10
+
     def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)

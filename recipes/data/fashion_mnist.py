@@ -29,6 +29,8 @@ class FashionMNIST(Images):
     mean = (0.2860,)  # computed once from the 60,000 training images
     std = (0.3530,)
     padding = 2
+    in_channels = 1
+    in_features = 28 * 28
 
     def read(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
         part = "train" if train else "t10k"

@@ -30,6 +30,8 @@ class FashionSmall(FashionMNIST):
         seed: of the split, >= 0; the order follows the run's own seed.
     """
 
+    in_features = 14 * 14
+
     def __init__(
         self,
         root: str,
@@ -69,8 +71,7 @@ class FashionSmall(FashionMNIST):
 
     def _large_batches(self, rows: Tensors) -> DataLoader[tuple[Tensor, ...]]:
         """As the loaders of the other sets, in batches that suit a net of 14,000 weights."""
-        loader = eval_loader(self, rows, len(rows))
-        return DataLoader(rows, batch_size=1000, sampler=loader.sampler, collate_fn=loader.collate_fn)
+        return eval_loader(self, rows, len(rows), batch_size=1000)
 
 
 @functools.cache

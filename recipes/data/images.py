@@ -36,6 +36,9 @@ class Images(L.LightningDataModule):
     mean: ClassVar[tuple[float, ...]]  # of each channel of the training images, in [0, 1]
     std: ClassVar[tuple[float, ...]]
     padding: ClassVar[int]  # the largest shift in pixels
+    in_channels: ClassVar[int]
+    in_features: ClassVar[int]  # numbers in an image
+    num_classes: ClassVar[int] = 10
 
     def __init__(
         self,

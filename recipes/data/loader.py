@@ -124,24 +124,35 @@ class EpochSampler(DistributedSampler[int]):
         self._seen = self._start
 
 
-class ShareSampler(DistributedSampler[int]):
-    """The rows in order, each on exactly one process: none is repeated to make shares equal, so metrics are exact.
+class ShareSampler(DistributedSampler[list[int]]):
+    """Batches of the rows in order, each row on exactly one process: none is repeated, so metrics are exact.
+
+    Each process has as many batches as the others, for under FSDP2 all compute a batch together: where a share is one
+    row longer than whole batches, that row is in the last batch.
 
     Args:
         length: rows of the data set.
+        batch_size: of one process.
         rank: of this process.
         world_size: number of processes.
+
+    >>> [list(ShareSampler(9, 2, rank, 2)) for rank in (0, 1)]
+    [[[0, 2], [4, 6, 8]], [[1, 3], [5, 7]]]
     """
 
-    def __init__(self, length: int, rank: int, world_size: int) -> None:
+    def __init__(self, length: int, batch_size: int, rank: int, world_size: int) -> None:
         super().__init__(range(length), world_size, rank, shuffle=False)  # type: ignore[arg-type]
-        self.rows = range(rank, length, world_size)
+        self.rows = list(range(rank, length, world_size))
+        self.batch_size = batch_size
+        self.batches = -(-(length // world_size) // batch_size)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.batches
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.rows)
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, self.batches * self.batch_size, self.batch_size):
+            last = start + self.batch_size >= self.batches * self.batch_size
+            yield self.rows[start : None if last else start + self.batch_size]
 
 
 def train_loader(
@@ -174,9 +185,41 @@ def train_loader(
     return StatefulDataLoader(rows, sampler=sampler, **_settings(data, rows))
 
 
-def eval_loader(data: L.LightningDataModule, rows: Dataset[Any], length: int) -> DataLoader[Any]:
-    """Return a validation or test loader: every row once, over all processes together."""
-    return DataLoader(rows, sampler=ShareSampler(length, *_place(data)), **_settings(data, rows))
+def eval_loader(
+    data: L.LightningDataModule, rows: Dataset[Any], length: int, batch_size: int | None = None
+) -> DataLoader[Any]:
+    """Return a validation or test loader: every row once, over all processes together.
+
+    Args:
+        data: the data module; its trainer, where there is one, gives the process's rank.
+        rows: a data set with ``__getitems__`` that returns a whole batch.
+        length: rows of the data set.
+        batch_size: of one process; None for the data module's.
+
+    Raises:
+        ConfigError: fewer rows than processes.
+    """
+    settings, (rank, world_size) = _settings(data, rows), _place(data)
+    if length < world_size:
+        raise ConfigError(
+            explain(
+                f"{length} rows to evaluate leave a process without any.",
+                found=f"{world_size} processes",
+                fix=f"write trainer.devices=<at most {length}>, or evaluate on more rows",
+            )
+        )
+    batches = ShareSampler(length, batch_size or settings["batch_size"], rank, world_size)
+    return DataLoader(_Batches(rows), sampler=batches, **{**settings, "batch_size": None})
+
+
+class _Batches(Dataset[Any]):
+    """A data set whose index is a whole batch's."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __getitem__(self, indices: list[int]) -> Any:
+        return self.rows.__getitems__(indices)
 
 
 def _place(data: L.LightningDataModule) -> tuple[int, int]:

@@ -68,9 +68,16 @@ class Shakespeare(L.LightningDataModule):
         ),
     )
 
+    vocab_size = 65
+
     def __init__(self, root: str, batch_size: int = 16, block_size: int = 64, num_workers: int = 0) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+
+    @property
+    def block_size(self) -> int:
+        """Characters in a window."""
+        return self.hparams.block_size  # type: ignore[no-any-return]
 
     def prepare_data(self) -> None:
         ensure(self.hparams.root, self.sources)

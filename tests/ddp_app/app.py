@@ -61,7 +61,12 @@ def main(cfg: DictConfig) -> float:
     )
     data = DataLoader(TensorDataset(torch.arange(16.0).reshape(8, 2)), batch_size=2)
     module = Linear(cfg.foo, cfg.fail)
-    trainer.fit(module, data)
+    try:
+        trainer.fit(module, data)
+    except RuntimeError:
+        if not cfg.get("catch"):
+            raise
+        return float("inf")  # what a search makes of a bad trial
     trainer.test(module, data, verbose=False)  # the same processes serve the whole job
     if cfg.fail == "late" and trainer.global_rank == 1:
         raise RuntimeError("late boom")
