@@ -23,12 +23,12 @@ from typing import Any
 import hydra
 import lightning as L
 import torch
+from checks import check_fit, check_numbers, check_strategy
 from data.download import DataError
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from interrupt import LastCheckpoint, LoggedSteps, damage
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
@@ -38,7 +38,6 @@ from step_seed import StepSeed
 from wandb_run import open_run, resumed_id
 
 from lightning_wd import LRSchedulerConfig, OptimizerConfig
-from lightning_wd.distributed import HydraDDPStrategy, HydraFSDP2Strategy
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, explain
 from lightning_wd.pictures import curves
 from lightning_wd.run import redact, run_dir, save_config
@@ -69,18 +68,6 @@ OWN_TARGETS = (
 )
 
 
-# The whole numbers of a config: the least that each may be (-1 is "no limit"), and whether it may be null.
-WHOLE_NUMBERS = {
-    "seed": (0, True),
-    "data.seed": (0, False),
-    "data.batch_size": (1, False),
-    "data.num_workers": (0, False),
-    "trainer.max_epochs": (-1, True),
-    "trainer.max_steps": (-1, False),
-    "trainer.accumulate_grad_batches": (1, False),
-    "trainer.check_val_every_n_epoch": (1, True),
-    "trainer.log_every_n_steps": (0, True),
-}
 NEED_A_LOGGER = (DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor)
 FOR_THE_USER = (ConfigError, MaskError, CheckpointMismatchError, DataError)  # whose messages say all there is to say
 
@@ -151,41 +138,10 @@ def build(cfg: DictConfig, key: str, **keywords: Any) -> Any:
         raise ConfigError(
             explain(
                 f"{key} cannot be built from these settings: {error}",
-                found=", ".join(f"{name}={value}" for name, value in made.keywords.items()),
+                found=", ".join(f"{name}={value}" for name, value in redact(cfg[key]).items() if name in made.keywords),
                 fix=f"correct {key}.*; HYDRA_FULL_ERROR=1 shows where it failed",
             )
         ) from error
-
-
-def check_numbers(cfg: DictConfig) -> None:
-    """Refuse what seeds, loaders and the trainer's loops cannot take, before any of them fails somewhere inside."""
-    for key, (least, optional) in WHOLE_NUMBERS.items():
-        value = OmegaConf.select(cfg, key, default=least)
-        if not (type(value) is int and value >= least) and not (value is None and optional):
-            raise ConfigError(
-                explain(f"{key} must be a whole number >= {least} but got {value!r}.", fix=f"write {key}={least}")
-            )
-    dropout = OmegaConf.select(cfg, "model.dropout", default=0.0)
-    if isinstance(dropout, float) and not 0 <= dropout <= 1:  # of NaN, torch says so in the first step
-        raise ConfigError(explain(f"model.dropout must be in [0, 1] but got {dropout}.", fix="write model.dropout=0.1"))
-    if OmegaConf.select(cfg, "trainer.val_check_interval") == 0:
-        fix = "write trainer.limit_val_batches=0 for no validation, or leave it out"
-        raise ConfigError(explain("trainer.val_check_interval=0 is no interval.", fix=fix))
-
-
-def check_fit(model: DictConfig, data: Any) -> None:
-    """Refuse a model that does not take the data's rows: a data module says what it takes in its class's attributes."""
-    for key in ("in_features", "in_channels", "num_classes", "vocab_size", "block_size"):
-        has, needs = model.get(key), getattr(data, key, None)
-        if not isinstance(has, int) or needs is None or has == needs or (has > needs and not key.startswith("in_")):
-            continue
-        raise ConfigError(
-            explain(
-                f"model.{key}={has} does not fit the data.",
-                found=f"{type(data).__name__} needs {needs}",
-                fix=f"write model.{key}={needs}, or choose other data",
-            )
-        )
 
 
 def make_logger(key: str, node: DictConfig, wandb_id: str | None) -> Logger:
@@ -202,7 +158,7 @@ def make(key: str, node: DictConfig, kind: type, **keywords: Any) -> Any:
         raise ConfigError(
             explain(
                 f"{key} is no {kind.__name__}.",
-                found=str(node),
+                found=str(redact(node)),
                 fix=f"write {key}._target_=<its class>, or choose from the group: {key.partition('.')[0]}=...",
             )
         )
@@ -271,22 +227,6 @@ def foreign(path: Path) -> str | None:
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         return "a file of torch's that holds no run, only weights perhaps"
     return None
-
-
-def check_strategy(trainer: L.Trainer) -> None:
-    """Refuse processes that Lightning would start: under a sweep, each of them would run the whole of it. And those of
-    torchrun and of SLURM's srun that would each train alone.
-    """
-    started = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
-    processes = max(trainer.world_size, started, int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
-    if processes > 1 and not isinstance(trainer.strategy, (HydraDDPStrategy, HydraFSDP2Strategy)):
-        raise ConfigError(
-            explain(
-                f"{processes} processes need a strategy that runs this job in all of them, as one.",
-                found=type(trainer.strategy).__name__,
-                fix="write trainer=ddp (GPUs) or trainer=ddp_cpu, and trainer.devices=... beside it; or start one only",
-            )
-        )
 
 
 @rank_zero_only

@@ -293,7 +293,7 @@ def test_a_path_that_is_no_checkpoint(made: Any, found: str, tmp_path: Path) -> 
 
 def test_processes_of_torchrun_and_srun_do_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     import lightning as L
-    from train import check_strategy
+    from checks import check_strategy
 
     trainer = L.Trainer(accelerator="cpu", logger=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
