@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import warnings
 from typing import Any
@@ -224,11 +225,13 @@ def python_calls(function: Any) -> int:
         calls += event == "call"
 
     before = sys.getprofile()
+    gc.disable()  # the finalizers of what other tests have left would be counted
     sys.setprofile(note)
     try:
         function()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return calls
 
 

@@ -136,7 +136,7 @@ def test_without_a_logger_what_needs_one_is_left_out(tmp_path: Path) -> None:
 # --- bad input ---
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def _recipe_config() -> Iterator[None]:
     with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
         yield
