@@ -32,7 +32,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lightning_wd._hydra import SEED_AT_START
 from lightning_wd.errors import ConfigError, explain
-from lightning_wd.run import names_secret, redact
+from lightning_wd.run import names_secret, redact, variables_read
 
 __all__ = ["HydraDDPStrategy", "HydraFSDP2Strategy", "check_ranks_agree"]
 
@@ -43,7 +43,6 @@ _LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MA
 _RANK_ZERO = "LIGHTNING_WD_RANK_ZERO"  # in the other ranks' environment: the process that has started them
 _inside = threading.Event()  # while rank 0 is in what a Trainer launches: only there can it wait for the other ranks
 _raised = threading.Event()  # set where what a Trainer launched last has raised, also if the job has caught it
-_READS = re.compile(r"\$\{oc\.env:\s*['\"]?(\w+)")
 _OF_A_RANK = re.compile(r"RANK|HOST|NODE|PROCID|LOCALID|(^|_)PID$", re.I)  # in the names of variables
 _SHORTEST_TEXT = 4  # a shorter one stands in others by chance
 _NOTICE = 15.0  # seconds for rank 0 to notice that another rank has failed
@@ -255,7 +254,7 @@ class _Settings:
         mode = {str(job.mode), repr(job.mode)}  # a sweep's rank 0 starts the other ranks as single runs
         self.changing = {job.runtime.output_dir, *mode, *map(str, clock)}
         # Other values may be made of what an excluded one reads, as `${paths.root}/data`.
-        for name in _READS.findall(str(OmegaConf.to_container(config, resolve=False))):
+        for name in variables_read(OmegaConf.to_container(config, resolve=False)):
             text = os.environ.get(name, "")
             if len(text) >= _SHORTEST_TEXT and (os.sep in text or _OF_A_RANK.search(name) or names_secret(name)):
                 self.changing.add(text)
@@ -287,7 +286,7 @@ class _Settings:
 
 def _of_this_rank(text: str, resolved: object) -> bool:
     """Whether what a text reads from the environment is a path, or what a launcher tells one rank, such as its host."""
-    names = _READS.findall(text)
+    names = variables_read(text)
     return (isinstance(resolved, str) and os.sep in resolved) or (bool(names) and all(map(_OF_A_RANK.search, names)))
 
 

@@ -58,9 +58,18 @@ def redact(config: Any) -> Any:
     raw = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     resolved = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     names = set(_secret_variables())
-    names |= set(re.findall(r"\$\{oc\.env:\s*'?\"?([A-Za-z_]\w*)", str(raw)))
+    names |= set(variables_read(raw))
     secrets = sorted((os.environ[n] for n in names if len(os.environ.get(n, "")) >= _SHORTEST_SECRET), key=len)
     return _redact(raw, resolved, secrets[::-1], secret=False)
+
+
+def variables_read(config: Any) -> list[str]:
+    """Return the names of the environment's variables that an unresolved config reads.
+
+    >>> variables_read({"root": "${oc.env:DATA}/mnist"})
+    ['DATA']
+    """
+    return re.findall(r"\$\{oc\.env:\s*['\"]?([A-Za-z_]\w*)", str(config))
 
 
 def _secret_variables() -> list[str]:
@@ -80,8 +89,8 @@ def _could_be_secret(value: object) -> bool:
 
 
 def _only_reads(text: str) -> bool:
-    """Whether a text has nothing of its own beside the environment's variables that it reads."""
-    return not re.search(r"\w", _READS.sub("", text))
+    """Whether a text reads variables of the environment and has nothing of its own beside them."""
+    return "${oc.env:" in text and not re.search(r"\w", _READS.sub("", text))
 
 
 def _redact(raw: Any, value: Any, secrets: list[str], *, secret: bool) -> Any:
@@ -154,12 +163,7 @@ def _secret_within(path: str, value: Any, *, secret: bool = False) -> str | None
         below = [(f"{path}.{getattr(key, 'text', key)}", item) for key, item in value.items()]
     elif isinstance(value, list):
         below = [(path, item) for item in value]
-    elif (
-        secret
-        and value != ""
-        and not ("${oc.env:" in str(value) and _only_reads(str(value)))
-        and _could_be_secret(value)
-    ):
+    elif secret and value != "" and not _only_reads(str(value)) and _could_be_secret(value):
         return path
     return next(filter(None, (_secret_within(*item, secret=secret) for item in below)), None)
 

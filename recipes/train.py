@@ -82,10 +82,8 @@ def say_plainly(job: Callable[[DictConfig], float | None]) -> Callable[[DictConf
     def wrapped(cfg: DictConfig) -> float | None:
         try:
             return job(cfg)
-        except FOR_THE_USER as error:
+        except (*FOR_THE_USER, MisconfigurationException) as error:  # the last is Lightning's: it says what to set
             raise CompactHydraException(f"{type(error).__name__}: {error}") from error
-        except MisconfigurationException as error:  # Lightning's, which shows in words what to set
-            raise CompactHydraException(f"MisconfigurationException: {error}") from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise

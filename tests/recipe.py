@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "recipes/train.py"
@@ -32,16 +32,21 @@ def job(*overrides: str, folder: Path) -> float | None:
     """Run one job of the recipe in this process, as Hydra would, and return what it returns to a sweeper."""
     import train as recipe
 
-    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
-        cfg = compose("train", [*overrides, f"hydra.runtime.output_dir={folder}"], return_hydra_config=True)
     state = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(cfg)
     try:
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return recipe.main(cfg)
+        return recipe.main(job_config(*overrides, folder=folder))
     finally:
         HydraConfig.instance().cfg = state
+
+
+def job_config(*overrides: str, folder: Path | str) -> DictConfig:
+    """Return the config of a job in this folder, and let Hydra be in that job."""
+    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+        cfg = compose("train", [*overrides, f"hydra.runtime.output_dir={folder}"], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 def run_folder(done: subprocess.CompletedProcess[str]) -> Path:

@@ -43,4 +43,5 @@ def test_fsdp2_evaluates_where_a_share_is_a_batch_longer(tmp_path: Path) -> None
     """217 windows by batches of 4: 28 on one process, 27 on the other, which would wait for the former's last."""
     odd = ["data.block_size=512", "model.block_size=512", "data.batch_size=4", "trainer.max_steps=1"]
     less = [override for override in GPT if "limit" not in override and "block_size" not in override]
-    train(*less, *odd, "trainer=fsdp2_cpu", cwd=tmp_path, timeout=200)
+    done = train(*less, *odd, "trainer=fsdp2_cpu", cwd=tmp_path, timeout=200)
+    assert "test/loss" in done.stdout

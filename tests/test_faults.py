@@ -17,13 +17,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from interrupt import BestCheckpoint, LastCheckpoint, damage
 from lightning.pytorch.demos.boring_classes import BoringModel
-from omegaconf import open_dict
-from recipe import TRAIN, train
+from recipe import TRAIN, job_config, train
 from test_recipe_interrupt import Eventful, fit, rows, steps_saved
 from train import find_checkpoint, main
 
@@ -248,14 +246,8 @@ def test_the_previous_checkpoint_is_of_the_same_run_as_the_last(
 
 def job(folder: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Any:
     """Return the config of a job in this folder, for main to run in this process."""
-    with initialize_config_dir(str(TRAIN.parent / "conf"), version_base="1.3"):
-        cfg = compose("train", ["logger=none", "callbacks=none", *overrides], return_hydra_config=True)
-    cfg.hydra.runtime.output_dir = folder
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
+    return job_config("logger=none", "callbacks=none", *overrides, folder=folder)
 
 
 @pytest.mark.parametrize("requeued", [False, True])

@@ -270,6 +270,14 @@ def test_what_no_job_can_begin_with(override: str, words: str, tmp_path: Path) -
 def test_more_room_than_the_data_need_is_none_of_our_business(tmp_path: Path) -> None:
     quick = ["callbacks=none", "trainer.max_steps=1", "trainer.enable_progress_bar=false", "lr_scheduler=constant"]
     job(*quick, "model.num_classes=12", folder=tmp_path)
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_a_search_that_sees_no_validation_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-sweeper is not installed")
+    quick = ["callbacks=none", "trainer.max_steps=1", "trainer.enable_progress_bar=false", "lr_scheduler=constant"]
+    with pytest.raises(CompactHydraException, match=r"the sweeper has nothing to go by: .*before its first validation"):
+        job(*quick, "hydra/sweeper=optuna", "hydra.mode=MULTIRUN", folder=tmp_path)
 
 
 @pytest.mark.parametrize(
