@@ -16,9 +16,10 @@ test-zoo: .venv-zoo/installed ## the suite and the zoo of architectures on the n
 check: .venv/installed ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --strict lightning_wd recipes
+	$(BIN)/mypy --cache-dir .mypy_cache/tests tests benchmarks docs/examples
 
-soak: .venv/installed ## kill a sweep of distributed jobs 20 times and start it again; each cell is there once at the end
+soak: .venv/installed ## kill a sweep of distributed jobs 20 times and rerun it; at the end each cell is there exactly once
 	$(BIN)/python tests/soak.py $(ARGS)
 
 studies-smoke: .venv/installed ## every study of docs/studies at toy size, under three minutes

@@ -49,7 +49,7 @@ def torch_adamw(model: nn.Module) -> torch.optim.Optimizer:
     """torch's fused AdamW with biases in a group without decay."""
     biases = [p for p in model.parameters() if p.ndim < 2]
     weights = [p for p in model.parameters() if p.ndim >= 2]
-    groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=1e-3, weight_decay=1e-2, fused=True)
 
 

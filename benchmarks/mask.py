@@ -51,11 +51,12 @@ def main() -> None:
     passes: dict[str, Callable[[], object]] = {
         "named_parameters()": lambda: list(net.named_parameters()),
         "plan_decay, standard": lambda: plan_decay(net),
-        "plan_decay, one rule": lambda: plan_decay(net, Mask([Rule(0.1, name="*.mlp.*.weight")])),
+        "plan_decay, one rule": lambda: plan_decay(net, Mask([Rule(wd_mult=0.1, name="*.mlp.*.weight")])),
         "plan_decay, 4 rules and layerwise": lambda: plan_decay(
             net,
             Mask.layerwise(
-                0.75, [Rule(0.1, name=f"*.{n}") for n in ("mlp.*.weight", "attn.*.weight", "norm1.*", "norm2.*")]
+                0.75,
+                [Rule(wd_mult=0.1, name=f"*.{n}") for n in ("mlp.*.weight", "attn.*.weight", "norm1.*", "norm2.*")],
             ),
         ),
     }

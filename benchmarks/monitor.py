@@ -1,4 +1,4 @@
-"""What DecayMonitor costs: a measured step, a step between measurements, and both as a part of a training step.
+"""The cost of DecayMonitor: a measured step, a step in between, and their share of a training step.
 
 python benchmarks/monitor.py                        # a 25-million-parameter transformer on this machine
 python benchmarks/monitor.py --layers 12 --width 768 --repeats 3
@@ -62,7 +62,7 @@ def main() -> None:
     step = median_ms(train, args.repeats)
     update = median_ms(optimizer.step, args.repeats)
     measured = median_ms(measure, args.repeats)
-    between = median_ms(lambda: monitor._after_step(None, optimizer, 0), 200)  # type: ignore[arg-type]
+    between = median_ms(lambda: monitor._after_step(None, 0, optimizer), 200)  # type: ignore[arg-type]
     numel = sum(p.numel() for p in model.parameters())
     cost = measured / args.every + between
     print(

@@ -26,6 +26,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,10 +116,9 @@ def peers(family: str) -> dict[str, Callable[[Any], Any]]:
 
 def contestants(family: str) -> dict[str, Callable[[Any], Any]]:
     """Return the optimizers of a family, the first of them the measure of the others."""
-    if family == "adamw":
-        base, ours, extra = torch.optim.AdamW, wd.AdamW, {}
-    else:
-        base, ours, extra = torch.optim.SGD, wd.SGDW, {"momentum": 0.9}
+    base: Any = torch.optim.AdamW if family == "adamw" else torch.optim.SGD
+    ours: Any = wd.AdamW if family == "adamw" else wd.SGDW
+    extra = {} if family == "adamw" else {"momentum": 0.9}
 
     def torchs(**flags: Any) -> Callable[[Any], Any]:
         return lambda p: base(p, lr=1e-3, weight_decay=0.01, **extra, **flags)
@@ -134,8 +134,8 @@ def contestants(family: str) -> dict[str, Callable[[Any], Any]]:
         "ours decoupled": mine(),
         "ours independent": mine("independent", 1e-5),
         "ours decoupled, compiled": mine(compile=True),
-        "ours cautious": mine(cautious=True),
-        "ours cautious, compiled": mine(cautious=True, compile=True),
+        "ours cautious": mine(cautious_wd=True),
+        "ours cautious, compiled": mine(cautious_wd=True, compile=True),
         **peers(family),
     }
 
@@ -171,7 +171,7 @@ def build(
     for label, make in contestants(family).items():
         progress(f"{family}, {name}: {label}")
         try:
-            built = min(clock(lambda make=make: make(params), device) for _ in range(5))
+            built = min(clock(partial(make, params), device) for _ in range(5))
             optimizer = make(params)
             assert state_bytes(optimizer) == 0 or label in peers(family), f"{label} makes state before it steps"
             for _ in range(2):  # state, then compiled code

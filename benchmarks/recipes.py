@@ -1,12 +1,13 @@
 """Throughput of the recipes as a user runs them, against a plain PyTorch loop of the same model and data.
 
-Run it with: python benchmarks/recipes.py DATA [ROUNDS]    (DATA holds fashion_mnist/ and tinyshakespeare/, or will)
+Run it with: python benchmarks/recipes.py DATA [ROUNDS]
+DATA holds fashion_mnist/ and tinyshakespeare/; absent files are downloaded.
 
-The recipe runs whole: Lightning, callbacks, logger, progress bar, metrics, this package's optimizer. The plain loop
+The recipe runs as it is: Lightning, callbacks, logger, progress bar, metrics, this package's optimizer. The plain loop
 has the same tensors in memory, the same augmentation, torch's own fused optimizer and a cosine schedule, and reads the
-loss every 10 steps. Both take turns, so that a busy machine slows both; above 1 the recipe is the faster one. Forward
-and backward are the same work in both, and on a shared machine they differ by more than all the rest takes; so the last
-column gives both runs the mean of their model times and compares what is left: loop, data, optimizer, metrics, logs.
+loss every 10 steps. They take turns, so that a busy machine slows both; above 1 the recipe is faster. Forward and
+backward are the same work, yet on a shared machine they vary by more than all the rest takes; so the last column gives
+both the mean of their model times and compares the rest: loop, data, optimizer, metrics, logs.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from data.images import flip_and_shift, normalise  # noqa: E402
 from models.gpt import GPT  # noqa: E402
 from models.resnet import ResNet  # noqa: E402
 
-WARM_UP, STEPS = 10, 40  # steps of a run that are left out, and that are timed
+WARM_UP, STEPS = 10, 40  # steps of a run that are ignored, then timed
 
 
 class Clock:
-    """Times of all optimizer steps of the process, whoever takes them, and of the model's forward and backward in them.
+    """Times all optimizer steps of the process, whoever takes them, and the forward and backward in them.
 
     Args:
         models: classes of the models.
@@ -71,14 +72,14 @@ class Clock:
         return timed
 
     def per_step(self) -> tuple[float, float]:
-        """Mean milliseconds of a step, and of forward and backward, since the last call, without the first steps."""
+        """Return the mean milliseconds of a step, and of its forward and backward, since the last call."""
         (ends, insides), self.ends, self.insides = (self.ends[WARM_UP:], self.insides[WARM_UP:]), [], []
         assert len(ends) == STEPS
         return 1e3 * (ends[-1] - ends[0]) / (STEPS - 1), 1e3 * (insides[-1] - insides[0]) / (STEPS - 1)
 
 
 def batches(cfg: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """The recipe's batches, made the plain way."""
+    """Yield the recipe's batches without a DataLoader."""
     data = instantiate(cfg.data)
     data.prepare_data()
     data.setup("fit")
@@ -116,7 +117,7 @@ def plain(cfg: Any) -> None:
 
 
 def main(root: Path, rounds: int) -> None:
-    """Time both kinds of run in turn and print the medians."""
+    """Time both in turn and print the medians."""
     folders = {"fashion_resnet_sgdw": root / "fashion_mnist", "shakespeare_gpt": root / "tinyshakespeare"}
     clock = Clock(GPT, ResNet)
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads\n")
@@ -132,7 +133,7 @@ def main(root: Path, rounds: int) -> None:
         with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
             cfg = compose("train", overrides)
         sys.argv = ["train.py", "--config-path", str(ROOT / "recipes/conf"), *overrides]
-        runs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}  # by whether it is the recipe
+        runs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}  # whether it is the recipe -> times
         for number in range(rounds):
             for ours in (True, False) if number % 2 else (False, True):
                 with contextlib.redirect_stdout(io.StringIO()):

@@ -1,7 +1,7 @@
-"""Weight decay done right for PyTorch Lightning, switched from Hydra.
+"""Weight decay done right for PyTorch Lightning, configured through Hydra.
 
-Importing this package loads neither torch nor lightning (Hydra imports it in every Hydra app of the environment): each
-public name is imported from its own module on first use.
+Importing this package loads neither torch nor lightning, since Hydra imports it in every app of the environment. Each
+public name is imported on first use.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_wd.callbacks import OptimizerOverride as OptimizerOverride
     from lightning_wd.configure import LRSchedulerConfig as LRSchedulerConfig
     from lightning_wd.configure import OptimizerConfig as OptimizerConfig
-    from lightning_wd.configure import configure_optimizers as configure_optimizers
+    from lightning_wd.configure.configure_optimizers import configure_optimizers as configure_optimizers
     from lightning_wd.decay import Decay as Decay
     from lightning_wd.decay import convert as convert
     from lightning_wd.errors import CheckpointMismatchError as CheckpointMismatchError
@@ -29,32 +29,19 @@ if TYPE_CHECKING:
     from lightning_wd.mask import plan_decay as plan_decay
     from lightning_wd.optimizers import SGDW as SGDW
     from lightning_wd.optimizers import AdamW as AdamW
-    from lightning_wd.optimizers import decoupled as decoupled
+    from lightning_wd.optimizers.decoupled import decoupled as decoupled
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "AdamW": "optimizers",
-    "CheckpointMismatchError": "errors",
-    "ConfigError": "errors",
-    "Decay": "decay",
-    "DecayMonitor": "callbacks",
-    "DecayPlan": "mask",
-    "DecayPlanSummary": "callbacks",
-    "DecaySchedule": "callbacks",
-    "LRSchedulerConfig": "configure",
-    "Mask": "mask",
-    "MaskError": "errors",
-    "MaskedFinetuning": "callbacks",
-    "OptimizerConfig": "configure",
-    "OptimizerOverride": "callbacks",
-    "Rule": "mask",
-    "SGDW": "optimizers",
-    "configure_optimizers": "configure",
-    "convert": "decay",
-    "decoupled": "optimizers",
-    "plan_decay": "mask",
+_ROOMS = {
+    "callbacks": "DecayMonitor DecayPlanSummary DecaySchedule MaskedFinetuning OptimizerOverride",
+    "configure": "LRSchedulerConfig OptimizerConfig configure_optimizers",
+    "decay": "Decay convert",
+    "errors": "CheckpointMismatchError ConfigError MaskError",
+    "mask": "DecayPlan Mask Rule plan_decay",
+    "optimizers": "AdamW SGDW decoupled",
 }
+_HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = ["__version__", *_HOME]
 

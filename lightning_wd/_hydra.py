@@ -37,7 +37,7 @@ OmegaConf.register_new_resolver("lightning_wd.run_dir", _run_dir, replace=True)
 
 
 def _octaves(exponents: Any) -> str:
-    from lightning_wd.sweep import octaves
+    from lightning_wd.runs.sweep import octaves
 
     return octaves(exponents)
 

@@ -1,7 +1,6 @@
-"""The command ``lightning-wd``: one subcommand for each thing to know outside a training run.
+"""The command ``lightning-wd``.
 
-Each subcommand is a function that adds its own parser and names the function that runs it, so that
-``lightning-wd --help`` loads neither torch nor the models it would look at.
+Each subcommand imports what it needs when it runs: ``lightning-wd --help`` does not load torch.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_wd.errors import ConfigError, MaskError, explain, nearest
+from lightning_wd.decay import UNITS
+from lightning_wd.errors import ConfigError, MaskError, choice, nearest, number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,96 +28,126 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_UNITS = ("decoupled", "independent", "normalized", "timescale_epochs", "sgd_l2")
 _STATES = ("decayed", "excluded", "frozen")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return the exit status: 0, 1 where ``--fail-on`` found something, 2 for any error.
+    """Run a subcommand and return the exit status: 0; 1 if ``--fail-on`` found something; 2 after an error.
 
     >>> main(["convert", "0.1", "--from", "decoupled", "--to", "independent", "--lr", "1e-3"])
     0.0001
     0
     """
-    about = "Weight decay: look at a plan, convert amounts, draw sweeps and runs."
-    parser = argparse.ArgumentParser(prog="lightning-wd", description=about)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_audit, _add_convert, _add_heatmap, _add_curves):
-        add(commands)
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
         return int(options.run(options))
     except (ConfigError, MaskError) as error:
-        print(f"{parser.prog} {options.command}: {error}", file=sys.stderr)
-    except Exception:  # the user's own code failed, whose traceback helps; Python's status for it is --fail-on's
+        print(f"lightning-wd {options.command}: {error}", file=sys.stderr)
+    except Exception:  # from the user's own code: the traceback helps, and Python's status 1 would mean a finding
         traceback.print_exc()
     return 2
 
 
-def _add_audit(commands: Any) -> None:
-    parser = commands.add_parser(
-        "audit",
-        help="show which parameters of a model decay, and why",
-        description="Build a model, plan its decay and print the plan, its totals and how another policy differs.",
-        epilog="Example: lightning-wd audit my_pkg.module:Model --against timm --fail-on decayed:norm",
+def _parser() -> argparse.ArgumentParser:
+    about = "Weight decay: look at a plan, convert amounts, draw sweeps and runs."
+    parser = argparse.ArgumentParser(prog="lightning-wd", description=about)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(run: Callable[[argparse.Namespace], int], about: str, example: str) -> Callable[..., Any]:
+        name = run.__name__.removeprefix("_")
+        example = f"Example: lightning-wd {name} {example}"
+        made = commands.add_parser(name, help=about, description=about, epilog=example)
+        made.set_defaults(run=run)
+        return made.add_argument
+
+    add = command(
+        _audit,
+        "show which parameters of a model decay, and why, and how another policy differs",
+        "my_pkg.module:Model --against timm --fail-on decayed:norm",
     )
-    parser.add_argument("model", metavar="MODULE:NAME", help="a class or function without arguments, or a module")
-    parser.add_argument(
-        "--mask", default="standard", help="a preset, a YAML file, or a mapping '{base: ..., rules: [...]}'"
+    add("model", metavar="MODULE:NAME", help="a class or function without arguments, or a module")
+    add("--mask", default="standard", help="a preset, a YAML file, or a mapping '{base: ..., rules: [...]}'")
+    add("--style", help="the decay style; 'corrected' leaves the output layer decoupled")
+    add("--against", metavar="POLICY", help="also print the difference to timm, transformers or ndim")
+    add("--json", action="store_true", help="print plain data instead of tables")
+    findings = (
+        "exit with 1 if a parameter of this kind is decayed, excluded or frozen; repeatable. 'norm' includes the "
+        "biases of norm layers; a tied tensor has the kind of each of its names"
     )
-    parser.add_argument("--style", help="the decay style; 'corrected' leaves the output layer decoupled")
-    parser.add_argument("--against", metavar="POLICY", help="also print the difference to timm, transformers or ndim")
-    parser.add_argument("--json", action="store_true", help="print plain data instead of tables")
-    parser.add_argument(
-        "--fail-on",
-        action="append",
-        default=[],
-        metavar="STATE:KIND",
-        help="exit with 1 if a parameter of this kind is decayed, excluded or frozen; repeatable. norm includes the "
-        "biases of norm layers, and a tied tensor is of the kind of each of its names",
+    add("--fail-on", action="append", default=[], metavar="STATE:KIND", help=findings)
+
+    add = command(
+        _convert,
+        "convert an amount of decay between units; exact at the peak learning rate",
+        "0.1 --from decoupled --to independent --lr 1e-3",
     )
-    parser.set_defaults(run=_audit)
+    add("value", type=float, help="the amount")
+    add("--from", dest="from_", required=True, metavar="UNIT", help=", ".join(UNITS))
+    add("--to", metavar="UNIT", help="one of the same; without it, the amount in every unit")
+    add("--lr", type=float, required=True, help="peak learning rate")
+    add("--momentum", type=float, help="SGD's momentum, for sgd_l2")
+    add("--total-steps", type=int, help="optimizer steps of the run, for normalized and timescale_runs")
+    add("--steps-per-epoch", type=float, help="optimizer steps of an epoch, for timescale_epochs")
+
+    add = command(
+        _heatmap,
+        "draw the error of a sweep over learning rate and weight decay: heatmap.png, .svg and .csv, separability.csv",
+        "multirun/lr_wd_grid",
+    )
+    add("folder", metavar="DIR", help="the folder of a sweep, or one that holds several sweeps")
+    add("--metric", help="a column of metrics.csv; test/acc unless the runs have none")
+
+    add = command(
+        _curves, "draw the metrics of several runs over each other, one panel each", "multirun/*/*/* --out curves.png"
+    )
+    add("folders", metavar="DIR", nargs="+", help="runs' folders, or folders that hold runs")
+    add("--metric", action="append", help="a column of metrics.csv; repeatable; all losses and accuracies")
+    add("--out", default="curves.png", help="the picture: .png, .svg or .pdf")
+    return parser
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from lightning_wd.mask import peer_plan, plan_decay
+    from lightning_wd.mask import plan_decay
+    from lightning_wd.mask.peers import POLICIES, peer_plan
 
-    conditions = [_condition(text) for text in options.fail_on]
-    with redirect_stdout(sys.stderr):  # what the model's own code prints must not get between our lines
+    conditions = {text: _condition(text) for text in options.fail_on}
+    differences: list[Difference] = []
+    with redirect_stdout(sys.stderr):  # keep what the model's own code prints out of our output
         try:
             model = _model(options.model)
         except SystemExit as error:
             raise ConfigError(
-                explain(
-                    f"{options.model!r} ends the program when it is imported or built, with status {error.code!r}.",
-                    fix="put what it runs behind if __name__ == '__main__':, and name what returns a model",
-                )
+                f"{options.model!r} exits with status {error.code!r} when it is imported or built.",
+                fix="move what it runs under if __name__ == '__main__':, and name what returns a model",
             ) from error
         plan = plan_decay(model, _mask(options.mask), options.style)
-        differences = _against(plan, peer_plan(model, options.against)) if options.against else ()
+        if options.against:  # peers have neither rates nor styles to compare
+            peers = peer_plan(model, choice("--against", options.against, POLICIES))
+            differences = [each for each in plan.diff(peers) if _state(each.this) != _state(each.other)]
     kinds = _kinds(model)
-    found = {
-        text: [row.name for row in plan if kind in kinds[id(row.param)] and _state(row) == state]
-        for text, (state, kind) in zip(options.fail_on, conditions, strict=True)
+    failures = {
+        text: names
+        for text, (state, kind) in conditions.items()
+        if (names := [row.name for row in plan if kind in kinds[id(row.param)] and _state(row) == state])
     }
-    failures = {text: names for text, names in found.items() if names}
     with _reader_may_leave():
         if options.json:
             data = plan.to_dict()
             if options.against:
-                data["against"] = {"policy": options.against, "differences": [_side_by_side(d) for d in differences]}
-            print(json.dumps({**data, "failures": failures}, indent=2))
+                sides = [each._asdict() for each in differences]
+                data["against"] = {"policy": options.against, "differences": sides}
+            print(json.dumps({**data, "failures": failures}, indent=2, default=lambda row: row.to_dict()))
         else:
             _print_plan(plan, options.against, differences)
     for text, names in failures.items():
-        print(f"--fail-on {text}: {len(names)} parameters: {', '.join(names)}", file=sys.stderr)
+        print(f"--fail-on {text}: {len(names)} parameter{'s' * (len(names) > 1)}: {', '.join(names)}", file=sys.stderr)
     return 1 if failures else 0
 
 
 def _kinds(model: nn.Module) -> dict[int, set[str]]:
-    """Return the kinds of each tensor by its id: of all its names, and norm for what a norm layer owns."""
+    """Return the kinds of each tensor by its id: the kind of each of its names, and norm if a norm layer owns it."""
     from lightning_wd.mask.evidence import classify, is_norm
-    from lightning_wd.mask.names import walk
+    from lightning_wd.mask.module_tree import walk
 
     kinds: dict[int, set[str]] = {}
     for found in walk(model).tensors:
@@ -129,97 +160,78 @@ def _kinds(model: nn.Module) -> dict[int, set[str]]:
 
 @contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """Let ``| head`` close the pipe: what was found is still the exit status."""
+    """Let ``| head`` close the pipe without changing the exit status."""
     try:
         yield
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit) as error:  # rich ends the program, with the status of a finding
+    except (BrokenPipeError, SystemExit) as error:  # rich exits with status 1, which would mean a finding
         if not isinstance(error.__context__ or error, BrokenPipeError):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _against(plan: DecayPlan, peers: DecayPlan) -> list[Difference]:
-    """Return what a peer decays and this plan does not, or the other way round; a peer knows no rates or styles."""
-    return [
-        difference
-        for difference in plan.diff(peers)
-        if not (difference.this and difference.other) or _state(difference.this) != _state(difference.other)
-    ]
-
-
 def _print_plan(plan: DecayPlan, policy: str | None, differences: Sequence[Difference]) -> None:
     from rich.console import Console
 
-    from lightning_wd.report import totals_table
+    from lightning_wd.mask.tables import totals_table
 
-    # A pipe has no width: wide enough for names not to be folded.
+    # In a pipe rich assumes 80 columns and would fold names.
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    data = plan.to_dict()
-    console.print(plan.table())
+    console.print(plan.table(), totals_table(plan.to_dict()), sep="\n")
     kinds = Counter(f"{_state(row)} {row.kind}" for row in plan)
-    console.print(totals_table(data))
     console.print("Tensors by kind: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
     if policy:
-        console.print(f"\n{len(differences)} parameters are treated differently by {policy} (this plan / {policy}):")
+        print(f"\nParameters treated differently by {policy} (this plan / {policy}): {len(differences)}")
         for difference in differences:
-            console.print(f"  {difference}", highlight=False, soft_wrap=True, markup=False)
+            print(f"  {difference}")
 
 
-def _side_by_side(difference: Difference) -> dict[str, Any]:
-    sides = {"this": difference.this, "other": difference.other}
-    return {"name": difference.name, **{side: row.to_dict() if row else None for side, row in sides.items()}}
-
-
-def _state(row: Row) -> str:
+def _state(row: Row | None) -> str:
+    if row is None:
+        return "absent"
     if row.group is None:
         return "frozen"
-    return "decayed" if row.decay and row.style != "none" else "excluded"
+    return "decayed" if row.wd_mult and row.style != "none" else "excluded"
 
 
 def _condition(text: str) -> tuple[str, str]:
     from lightning_wd.mask.evidence import KINDS
 
     state, _, kind = text.partition(":")
-    closest = tuple(
-        value if value in valid else nearest(value, valid) or example
-        for value, valid, example in ((state, _STATES, "decayed"), (kind, KINDS, "norm"))
-    )
-    for value, valid in ((state, _STATES), (kind, KINDS)):
-        if value not in valid:
+    near_state = nearest(state, _STATES) or "decayed"
+    near_kind = nearest(kind, KINDS) or "norm"
+    for part, valid in ((state, _STATES), (kind, KINDS)):
+        if part not in valid:
             raise ConfigError(
-                explain(
-                    f"--fail-on {text!r} is not STATE:KIND: {value!r} is unknown.",
-                    valid=valid,
-                    nearest=nearest(value, valid),
-                    fix=f"write {':'.join(closest)}",
-                )
+                f"--fail-on {text!r} is not STATE:KIND: {part!r} is unknown.",
+                valid=valid,
+                nearest=nearest(part, valid),
+                fix=f"write {near_state}:{near_kind}",
             )
     return state, kind
 
 
 def _mask(text: str) -> Any:
     """Read ``--mask``: a preset's name, a YAML file, or a mapping typed on the command line."""
-    if text.lstrip().startswith("["):
-        raise MaskError(explain(f"mask {text!r} is a list.", fix=f"write {{rules: {text.strip()}}}"))
-    if not text.endswith((".yaml", ".yml")) and not text.lstrip().startswith("{"):
+    text = text.strip()
+    typed = text.startswith("{")
+    if text.startswith("["):
+        raise MaskError(f"mask {text!r} is a list.", fix=f"write {{rules: {text}}}")
+    if not typed and not text.endswith((".yaml", ".yml")):
         return text
+    if not typed and not Path(text).is_file():
+        raise MaskError(f"mask file {text!r} does not exist.", fix="correct the path, or name a preset")
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    typed = text.lstrip().startswith("{")
-    if not typed and not Path(text).is_file():
-        raise MaskError(explain(f"mask file {text!r} does not exist.", fix="correct the path, or name a preset"))
     try:
         return OmegaConf.to_container(OmegaConf.create(text) if typed else OmegaConf.load(text), resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
         raise MaskError(
-            explain(
-                f"mask {text!r} cannot be read as YAML.",
-                found=" ".join(str(error).split()),
-                fix="write {base: standard, rules: [{name: '*.head.weight', decay: 0.1}]}, or a file that holds this",
-            )
+            f"mask {text!r} cannot be read as YAML.",
+            found=" ".join(str(error).split()),
+            fix="write {base: standard, rules: [{name: '*.head.weight', wd_mult: 0.1}]}, or a file that holds this",
         ) from error
 
 
@@ -227,125 +239,109 @@ def _model(target: str) -> nn.Module:
     """Import ``package.module:name`` from the working directory or the environment, and build the model."""
     from torch import nn
 
-    path, _, name = target.partition(":")
-    if not path or not name or path.startswith("."):
-        raise ConfigError(
-            explain(f"model {target!r} is not MODULE:NAME.", fix="write my_pkg.module:Model, as in an entry point")
-        )
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            explain(
-                f"module {path!r} cannot be imported: {error}",
-                found=f"working directory {Path.cwd()}",
-                fix="run it where the package can be imported, or install the package",
-            )
-        ) from error
-    made: Any = found
-    for part in name.split("."):
-        if not hasattr(made, part):
-            close = nearest(part, dir(made))
-            raise ConfigError(
-                explain(f"{path!r} has no {part!r}.", nearest=close, fix=f"write {path}:{close or '<name of a model>'}")
-            )
-        made = getattr(made, part)
-    if not isinstance(made, nn.Module):
-        if not callable(made):
-            raise ConfigError(
-                explain(f"{target!r} is a {type(made).__name__}, no model.", fix="name a class, a function or a module")
-            )
+    made = _imported(target)
+    problem, fix = f"{target!r} is not a model.", "name a class, function or module"
+    if callable(made) and not isinstance(made, nn.Module):
         try:
             made = made()
         except TypeError as error:
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                raise  # it was called, and failed inside
+                raise  # the call itself was right, and failed inside
             raise ConfigError(
-                explain(
-                    f"{target!r} cannot be built without arguments: {error}",
-                    fix="write a function without arguments that returns the model, and name that",
-                )
+                f"{target!r} cannot be built without arguments: {error}",
+                fix="write a function without arguments that returns the model, and name that",
             ) from error
-    if not isinstance(made, nn.Module):
-        raise ConfigError(
-            explain(f"{target!r} built a {type(made).__name__}, no torch.nn.Module.", fix="return the model itself")
-        )
-    if callable(configure := getattr(made, "configure_model", None)):  # a LightningModule may build layers here
-        configure()
-    if next(made.parameters(), None) is None:
-        raise ConfigError(
-            explain(
-                f"{target!r} has no parameters.",
-                found=type(made).__name__,
-                fix="name a function that returns the model with its layers built",
-            )
-        )
-    return made
+        problem, fix = f"{target!r} built no torch.nn.Module.", "return the model itself"
+    if isinstance(made, nn.Module):
+        if callable(configure := getattr(made, "configure_model", None)):  # a LightningModule may build layers here
+            configure()
+        if next(made.parameters(), None) is not None:
+            return made
+        problem = f"{target!r} has no parameters."
+        fix = "name a function that returns the model with its layers built"
+    raise ConfigError(problem, found=type(made).__name__, fix=fix)
 
 
-def _add_convert(commands: Any) -> None:
-    units = ", ".join(_UNITS)
-    parser = commands.add_parser(
-        "convert",
-        help="convert an amount of decay between units",
-        description="Convert an amount of decay between units; exact at the peak learning rate.",
-        epilog="Example: lightning-wd convert 0.1 --from decoupled --to independent --lr 1e-3",
-    )
-    parser.add_argument("value", type=float, help="the amount")
-    parser.add_argument("--from", dest="from_", required=True, metavar="UNIT", help=units)
-    parser.add_argument("--to", metavar="UNIT", help=f"{units}; without it the amount in all of them")
-    parser.add_argument("--lr", type=float, required=True, help="peak learning rate")
-    parser.add_argument("--momentum", type=float, default=0.0, help="SGD's momentum, for sgd_l2")
-    parser.add_argument("--total-steps", type=int, help="optimizer steps of the run, for normalized")
-    parser.add_argument("--steps-per-epoch", type=float, help="optimizer steps of an epoch, for timescale_epochs")
-    parser.set_defaults(run=_convert)
+def _imported(target: str) -> Any:
+    path, _, name = target.partition(":")
+    if not path or not name or path.startswith("."):
+        raise ConfigError(
+            f"model {target!r} is not MODULE:NAME.", fix="write my_pkg.module:Model, as in an entry point"
+        )
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"module {path!r} cannot be imported: {error}",
+            found=f"working directory {Path.cwd()}",
+            fix="run this where the package can be imported, or install the package",
+        ) from error
+    try:
+        return attrgetter(name)(module)
+    except AttributeError as error:
+        close = nearest(error.name, dir(error.obj))
+        fix = f"write {path}:{close or '<name of a model>'}"
+        raise ConfigError(f"{path!r} has no {error.name!r}.", nearest=close, fix=fix) from error
+
+
+# unit -> the setting that it needs; setting -> its range
+_NEEDED = {
+    "normalized": "total_steps",
+    "timescale_epochs": "steps_per_epoch",
+    "timescale_runs": "total_steps",
+    "sgd_l2": "momentum",
+}
+_RANGES: dict[str, dict[str, Any]] = {
+    "lr": {},
+    "momentum": {"below": 1.0},
+    "total_steps": {"exclusive": True},
+    "steps_per_epoch": {"exclusive": True},
+}
 
 
 def _convert(options: argparse.Namespace) -> int:
     from lightning_wd.decay import convert
 
-    known = {key: getattr(options, key) for key in ("from_", "lr", "momentum", "total_steps", "steps_per_epoch")}
+    for option, unit in (("--from", options.from_), ("--to", options.to)):
+        if unit is not None:
+            choice(option, unit, UNITS)
+    timescale = options.from_.startswith("timescale")
+    number("the amount", options.value, infinite=timescale, exclusive=timescale)
+    typed = {name: f"--{name.replace('_', '-')}" for name in _RANGES}
+    known: dict[str, Any] = {
+        name: number(typed[name], value, **limits)
+        for name, limits in _RANGES.items()
+        if (value := getattr(options, name)) is not None
+    }
+    needed = {unit: typed[name] for unit, name in _NEEDED.items() if name not in known}
+    for unit in (options.from_, options.to):
+        if unit in needed:
+            raise ConfigError(f"unit '{unit}' needs {needed[unit]}.", fix=f"add {needed[unit]} <number>")
     if options.to is not None:
-        print(convert(options.value, to=options.to, **known))
+        print(convert(options.value, from_=options.from_, to=options.to, **known))
         return 0
-    for unit in _UNITS:
-        needed = {"normalized": "total_steps", "timescale_epochs": "steps_per_epoch"}.get(unit)
-        if needed and known[needed] is None:
-            print(f"{unit:<16} needs --{needed.replace('_', '-')}")
+    for unit in UNITS:
+        if unit in needed:
+            print(f"{unit:<16} needs {needed[unit]}")
         else:
-            print(f"{unit:<16} {convert(options.value, to=unit, **known):.6g}")
+            print(f"{unit:<16} {convert(options.value, from_=options.from_, to=unit, **known):.6g}")
     return 0
 
 
-def _add_heatmap(commands: Any) -> None:
-    parser = commands.add_parser(
-        "heatmap",
-        help="draw the error of a sweep over learning rate and weight decay",
-        description="Write heatmap.png, heatmap.svg, heatmap.csv and separability.csv into the folder of a sweep.",
-        epilog="Example: lightning-wd heatmap multirun/lr_wd_grid",
-    )
-    parser.add_argument("folder", metavar="DIR", help="the folder of a sweep, or one that holds several sweeps")
-    parser.add_argument("--metric", help="a column of metrics.csv; test/acc unless the runs have none")
-    parser.set_defaults(run=_heatmap)
-
-
 def _heatmap(options: argparse.Namespace) -> int:
-    from lightning_wd.heatmap import write_heatmap
+    from lightning_wd.runs.heatmap import write_heatmap
 
     made, metric, unfinished = write_heatmap(options.folder, options.metric)
     for grid in made:
         i, j = grid.best
         s = grid.separability
         print(f"{grid.title}: best {grid.mean[i, j]:.4g} at lr {grid.lr[i]:g}, {grid.unit} {grid.amount[j]:g}")
-        print(
-            f"  separability {s.figure:.2f} [{s.interval[0]:.2f}, {s.interval[1]:.2f}] (95 %, {s.resampled} resampled)"
-        )
+        print(f"  separability {s} (95 %, {s.resampled} resampled)")
         if s.at_edge:
             print(f"  {s.at_edge} of {s.rows} rows are best at an edge of the grid: widen it")
-        missing = int((grid.errors != grid.errors).sum())
-        if missing:
+        if missing := int((grid.errors != grid.errors).sum()):
             print(f"  {missing} cells are missing")
     if unfinished:
         print(f"{unfinished} runs have no value of {metric} yet")
@@ -353,23 +349,8 @@ def _heatmap(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_curves(commands: Any) -> None:
-    parser = commands.add_parser(
-        "curves",
-        help="draw the metrics of several runs over each other",
-        description="Draw one panel for each metric, one line for each run.",
-        epilog="Example: lightning-wd curves multirun/*/*/* --out curves.png",
-    )
-    parser.add_argument("folders", metavar="DIR", nargs="+", help="runs' folders, or folders that hold runs")
-    parser.add_argument(
-        "--metric", action="append", help="a column of metrics.csv; repeatable; all losses and accuracies"
-    )
-    parser.add_argument("--out", default="curves.png", help="the picture: .png, .svg or .pdf")
-    parser.set_defaults(run=_curves)
-
-
 def _curves(options: argparse.Namespace) -> int:
-    from lightning_wd.overlay import overlay
+    from lightning_wd.runs.curves import overlay
 
     print(f"written: {overlay(options.folders, options.out, options.metric)}")
     return 0

@@ -7,7 +7,7 @@ of ``w`` that step t removes. Every decoupled style is
 
     ``w <- w - lr_t * u - d_t * w_old``
 
-and differs only in ``d_t``:
+and the styles differ only in ``d_t``:
 
 =============  ===============================  ============================================================
 style          definition                       who uses it
@@ -24,27 +24,42 @@ none           ``d_t = 0``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, fields
 from typing import Any
 
-from lightning_wd.errors import ConfigError, explain, nearest
+from lightning_wd.errors import ConfigError, choice, flag, number
 
 __all__ = [
+    "ALIASES",
     "AMOUNTS",
     "STYLES",
     "Decay",
     "all_units",
-    "check_number",
-    "check_style",
     "convert",
     "kernel_coefficient",
+    "peak_equal",
     "step_fraction",
 ]
 
 STYLES = ("l2", "decoupled", "independent", "constant", "corrected", "none")
-AMOUNTS = ("weight_decay", "normalized", "timescale_epochs")
+AMOUNTS = ("weight_decay", "normalized", "timescale_epochs", "timescale_runs")
+UNITS = ("decoupled", "independent", "normalized", "timescale_epochs", "timescale_runs", "sgd_l2")
+_TIMESCALES = ("timescale_epochs", "timescale_runs")
 _LR_COUPLED = ("decoupled", "corrected")  # styles whose d_t at the peak is lr0 * lam; the others' is lam
-_UNITS = ("decoupled", "independent", "normalized", "timescale_epochs", "sgd_l2")
+
+# What other libraries call a style -> what to write here. docs/names.md has the table; a test keeps them together.
+ALIASES = {
+    "palm": "PaLM's d_t = lr_t^2 * lam is style 'corrected' with weight_decay = lam * lr0",
+    "fixed_decay": "pytorch_optimizer's fixed_decay=True is style 'constant'",
+    "weight_decouple": "pytorch_optimizer's weight_decouple=True is style 'decoupled', False is style 'l2'",
+    "decouple_lr": "optimi's decouple_lr=True is style 'independent'",
+    "fully_decoupled": "optimi's fully decoupled decay is style 'independent'",
+    "coupled": "decay that goes through the gradient is style 'l2'",
+    "adamw": "AdamW's own decay is style 'decoupled'",
+    "adamc": "AdamC's decay is style 'corrected'",
+    "hanson_pratt": "Hanson & Pratt's decay is style 'constant'",
+}
 
 
 def step_fraction(style: str, *, weight_decay: Any, lr: Any, base_lr: float) -> Any:
@@ -97,61 +112,16 @@ def kernel_coefficient(style: str, *, weight_decay: Any, lr: Any, base_lr: float
         return weight_decay * (lr / base_lr) if base_lr else 0.0
     if style in ("l2", "none"):
         return 0.0
-    check_style(style)
+    choice("style", style, STYLES, aliases=ALIASES)
     raise ConfigError(
-        explain(
-            "style 'constant' has no coefficient that a learning rate multiplies.",
-            fix="use step_fraction, which is lam itself for this style",
-        )
-    )
-
-
-def check_style(style: object, *, where: str = "style") -> None:
-    """Raise a ConfigError that names the nearest style unless ``style`` is one of :data:`STYLES`."""
-    if style not in STYLES:
-        close = nearest(style, STYLES)
-        raise ConfigError(
-            explain(
-                f"{where} {style!r} is not a decay style.",
-                valid=STYLES,
-                nearest=close,
-                fix=f"write {where}={close or 'decoupled'}",
-            )
-        )
-
-
-def check_number(
-    name: str, value: object, *, minimum: float = 0.0, exclusive: bool = False, infinite: bool = False
-) -> float:
-    """Return ``value`` as a float, or raise a ConfigError that says what is valid.
-
-    Args:
-        name: how the user knows the value, for the message.
-        value: anything; a bool, a string, NaN and (unless ``infinite``) inf are refused.
-        minimum: the smallest valid value.
-        exclusive: whether the minimum itself is refused.
-        infinite: whether inf is valid.
-    """
-    bound = f"{'> ' if exclusive else '>= '}{minimum:g}"
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if good:
-        number = float(value)  # type: ignore[arg-type]
-        above = number > minimum if exclusive else number >= minimum
-        if above and (infinite or math.isfinite(number)):
-            return number
-    valid = f"a {'number' if infinite else 'finite number'} {bound}"
-    unsigned = good and math.isfinite(number) and number < 0 and -number >= minimum
-    fix = f"write {name}={-number:g}, without the sign" if unsigned else f"write {name}=<{valid}>"
-    if isinstance(value, str):
-        fix += "; in YAML read without OmegaConf 1e-4 is text: write 1.0e-4"
-    raise ConfigError(
-        explain(f"{name} must be a number {bound} but got {value!r}.", found=type(value).__name__, valid=valid, fix=fix)
+        "style 'constant' has no coefficient that a learning rate multiplies.",
+        fix="use step_fraction, which is lam itself for this style",
     )
 
 
 @dataclass(frozen=True)
 class Decay:
-    r"""A decay style and its amount, said in exactly one of three ways.
+    r"""A decay style and its amount, given in exactly one of four ways.
 
     ================== ========================================================================================
     amount             meaning
@@ -161,6 +131,7 @@ class Decay:
                        ``independent`` (1711.05101, App. B.1; best 0.025 to 0.05 there)
     timescale_epochs   time constant of the weights as a moving average of updates, in epochs:
                        ``lam = 1 / (lr0 * timescale_epochs * steps_per_epoch)`` of style ``decoupled`` (2405.13698)
+    timescale_runs     the same as a part of the run: ``lam = 1 / (lr0 * timescale_runs * total_steps)`` (2505.13738)
     ================== ========================================================================================
 
     Args:
@@ -168,11 +139,13 @@ class Decay:
         weight_decay: ``lam >= 0`` in the unit of ``style``.
         normalized: ``lam_norm >= 0``; not for ``l2``, whose strength no schedule-free number describes.
         timescale_epochs: epochs ``> 0``; not for ``l2``.
+        timescale_runs: runs ``> 0``; not for ``l2``.
         cautious: decay a coordinate only where ``u * w >= 0`` (2510.12402, Alg. 1); decoupled styles only.
+        typed: field -> how the user typed it, for errors, such as ``{"style": "optimizer.decay.style"}``.
 
     Raises:
-        ConfigError: unknown style; no amount or more than one; a value out of range; ``l2`` with ``normalized``,
-            ``timescale_epochs`` or ``cautious``. Style ``none`` may have no amount, and ignores one.
+        ConfigError: an unknown style; no amount or more than one; a value out of range; ``l2`` with ``cautious`` or an
+            amount other than ``weight_decay``. Style ``none`` needs no amount, and ignores one.
 
     Example:
         >>> Decay("decoupled", weight_decay=0.1).coefficient(lr=1e-3)
@@ -191,53 +164,44 @@ class Decay:
     weight_decay: float | None = None
     normalized: float | None = None
     timescale_epochs: float | None = None
+    timescale_runs: float | None = None
     cautious: bool = False
+    typed: InitVar[Mapping[str, str] | None] = None
 
-    def __post_init__(self) -> None:
-        check_style(self.style)
+    def __post_init__(self, typed: Mapping[str, str] | None) -> None:
+        where = {field.name: field.name for field in fields(self)} | dict(typed or {})
+        choice(where["style"], self.style, STYLES, aliases=ALIASES)
         given = {name: value for name in AMOUNTS if (value := getattr(self, name)) is not None}
-        for name in given:
-            if self.style == "l2" and name != "weight_decay":
-                raise ConfigError(
-                    explain(
-                        f"style 'l2' cannot be given by {name}={given[name]!r}: an L2 penalty passes through the "
-                        "optimizer's own step, so no fixed fraction of the weights is removed per step.",
-                        valid="weight_decay for l2; " + ", ".join(AMOUNTS) + " for every decoupled style",
-                        fix=f"use optimizer/decay=independent with {name}, or give weight_decay",
-                    )
-                )
+        relative = [name for name in given if name != "weight_decay"]
+        if self.style == "l2" and relative:
+            raise ConfigError(
+                f"style 'l2' cannot be given by {where[relative[0]]}={given[relative[0]]!r}: an L2 penalty passes "
+                "through the optimizer's own step, so no fixed fraction of the weights is removed per step.",
+                valid="weight_decay for l2; " + ", ".join(AMOUNTS) + " for every decoupled style",
+                fix=f"use style 'independent' (optimizer/decay=independent) with {relative[0]}, or give weight_decay",
+            )
         if len(given) > 1:
             raise ConfigError(
-                explain(
-                    "weight decay has more than one amount.",
-                    found=", ".join(f"{name}={value!r}" for name, value in given.items()),
-                    valid="exactly one of " + ", ".join(AMOUNTS),
-                    fix="keep one and set the others to null, for example "
-                    + " ".join(f"{name}=null" for name in list(given)[:-1]),
-                )
+                "weight decay has more than one amount.",
+                found=", ".join(f"{where[name]}={value!r}" for name, value in given.items()),
+                valid="exactly one of " + ", ".join(where[name] for name in AMOUNTS),
+                fix="keep one and set the others to null, for example "
+                + " ".join(f"{where[name]}=null" for name in list(given)[:-1]),
             )
         if not given and self.style != "none":
             raise ConfigError(
-                explain(
-                    f"decay style '{self.style}' has no amount.",
-                    valid="exactly one of " + ", ".join(AMOUNTS),
-                    fix="set weight_decay=<lambda>, or style 'none' for no decay",
-                )
+                f"decay style '{self.style}' has no amount.",
+                valid="exactly one of " + ", ".join(where[name] for name in AMOUNTS),
+                fix=f"set {where['weight_decay']}=<lambda>, or style 'none' for no decay",
             )
         for name, value in given.items():
-            number = check_number(name, value, exclusive=name == "timescale_epochs")
-            object.__setattr__(self, name, number)
-        if not isinstance(self.cautious, bool):
-            raise ConfigError(
-                explain(f"cautious must be true or false but got {self.cautious!r}.", fix="write cautious=true")
-            )
+            object.__setattr__(self, name, number(where[name], value, exclusive=name in _TIMESCALES))
+        flag(where["cautious"], self.cautious)
         if self.cautious and self.style == "l2":
             raise ConfigError(
-                explain(
-                    "cautious has no meaning with style 'l2': there is no decay step to hold back.",
-                    valid="cautious with " + ", ".join(s for s in STYLES if s not in ("l2", "none")),
-                    fix="write cautious=false, or a decoupled style",
-                )
+                f"{where['cautious']} has no meaning with style 'l2': there is no decay step to hold back.",
+                valid="cautious with " + ", ".join(s for s in STYLES if s not in ("l2", "none")),
+                fix=f"write {where['cautious']}=false, or a decoupled style",
             )
 
     def coefficient(self, lr: float, total_steps: int | None = None, steps_per_epoch: float | None = None) -> float:
@@ -248,7 +212,8 @@ class Decay:
 
         Args:
             lr: ``lr0``, the peak learning rate.
-            total_steps: optimizer steps of the whole run at the global batch; needed by ``normalized``.
+            total_steps: optimizer steps of the whole run at the global batch; needed by ``normalized`` and
+                ``timescale_runs``.
             steps_per_epoch: optimizer steps of one epoch; needed by ``timescale_epochs``.
 
         Raises:
@@ -256,19 +221,12 @@ class Decay:
         """
         if self.style == "none":
             return 0.0
-        if self.weight_decay is not None:
-            return self.weight_decay
-        unit = "normalized" if self.normalized is not None else "timescale_epochs"
-        amount = self.normalized if self.normalized is not None else self.timescale_epochs
-        assert amount is not None  # held by __post_init__
-        return convert(
-            amount,
-            from_=unit,
-            to="decoupled" if self.style in _LR_COUPLED else "independent",
-            lr=lr,
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
-        )
+        unit = next(name for name in AMOUNTS if getattr(self, name) is not None)
+        amount: float = getattr(self, unit)
+        if unit == "weight_decay":
+            return amount
+        to = "decoupled" if self.style in _LR_COUPLED else "independent"
+        return _convert(amount, unit, to, lr, 0.0, total_steps, steps_per_epoch)
 
 
 def convert(
@@ -277,29 +235,30 @@ def convert(
     from_: str,
     to: str,
     lr: float,
-    momentum: float = 0.0,
+    momentum: float | None = None,
     total_steps: int | None = None,
     steps_per_epoch: float | None = None,
 ) -> float:
     """Convert an amount of decay between units; exact at the peak learning rate.
 
     Each unit is first turned into ``d``, the fraction removed by a step at the peak:
-    ``d = lr * lam_decoupled = lam_independent = lam_norm / sqrt(total_steps) = 1 / (tau_epochs * steps_per_epoch)``,
-    and for SGD with momentum mu under an L2 penalty, whose buffer sums 1/(1-mu) gradients,
-    ``d = lr * lam_sgd_l2 / (1 - mu)``. There is no unit for Adam with L2: no ``lam`` makes it equal a decoupled decay
-    (1711.05101, Prop. 2).
+    ``d = lr * lam_decoupled = lam_independent = lam_norm / sqrt(total_steps) = 1 / (tau_epochs * steps_per_epoch)
+    = 1 / (tau_runs * total_steps)``, and for SGD with momentum mu under an L2 penalty, whose buffer sums 1/(1-mu)
+    gradients, ``d = lr * lam_sgd_l2 / (1 - mu)``. Adam with L2 has no unit: no ``lam`` makes it equal a decoupled
+    decay (1711.05101, Prop. 2).
 
     Args:
-        value: the amount, >= 0. A timescale of infinity is no decay.
-        from_: unit of ``value``: ``decoupled, independent, normalized, timescale_epochs`` or ``sgd_l2``.
+        value: the amount, >= 0. An infinite timescale is no decay.
+        from_: unit of ``value``: ``decoupled``, ``independent``, ``normalized``, ``timescale_epochs``,
+            ``timescale_runs`` or ``sgd_l2``.
         to: unit of the result.
         lr: ``lr0``, the peak learning rate.
-        momentum: SGD's momentum, in [0, 1); only for ``sgd_l2``.
-        total_steps: optimizer steps of the run; only for ``normalized``.
-        steps_per_epoch: optimizer steps of one epoch; only for ``timescale_epochs``.
+        momentum: SGD's momentum, in [0, 1); needed by ``sgd_l2``, never assumed.
+        total_steps: optimizer steps of the run; needed by ``normalized`` and ``timescale_runs``.
+        steps_per_epoch: optimizer steps of one epoch; needed by ``timescale_epochs``.
 
     Raises:
-        ConfigError: an unknown unit, a value out of range, or steps that are needed and not given.
+        ConfigError: an unknown unit, a value out of range, or steps or a momentum that are needed and not given.
 
     Example:
         >>> convert(0.1, from_="decoupled", to="independent", lr=1e-3)
@@ -309,60 +268,71 @@ def convert(
         >>> convert(0.05, from_="normalized", to="independent", lr=1e-3, total_steps=10_000)
         0.0005
     """
-    for name, unit in (("from_", from_), ("to", to)):
-        if unit not in _UNITS:
-            close = nearest(unit, _UNITS)
-            raise ConfigError(
-                explain(
-                    f"{name} {unit!r} is not a unit of decay.",
-                    valid=_UNITS,
-                    nearest=close,
-                    fix=f"write {name}={(close or 'decoupled')!r}",
-                )
-            )
-    value = check_number("value", value, infinite=from_ == "timescale_epochs", exclusive=from_ == "timescale_epochs")
-    lr = check_number("lr", lr)
-    momentum = check_number("momentum", momentum)
-    if momentum >= 1:
-        raise ConfigError(explain(f"momentum must be in [0, 1) but got {momentum!r}.", fix="write momentum=0.9"))
-    if from_ == to:
-        return value
+    choice("from_", from_, UNITS)
+    choice("to", to, UNITS)
+    timescale = from_ in _TIMESCALES
+    value = number("value", value, infinite=timescale, exclusive=timescale)
+    lr = number("lr", lr)
+    if momentum is not None:
+        momentum = number("momentum", momentum, below=1)
+    return value if from_ == to else _convert(value, from_, to, lr, momentum, total_steps, steps_per_epoch)
+
+
+def peak_equal(weight_decay: float, *, from_: str, to: str, lr: float) -> float:
+    """Return the coefficient of style ``to`` that removes as much at the peak as ``weight_decay`` of style ``from_``.
+
+    Both are decoupled styles. Nothing is checked here.
+
+    Raises:
+        ConfigError: ``lr`` is 0 where the result depends on it.
+    """
+    mine, theirs = ("decoupled" if style in _LR_COUPLED else "independent" for style in (from_, to))
+    return weight_decay if mine == theirs else _convert(weight_decay, mine, theirs, lr, None, None, None)
+
+
+def _convert(
+    value: float,
+    from_: str,
+    to: str,
+    lr: float,
+    momentum: float | None,
+    total_steps: int | None,
+    steps_per_epoch: float | None,
+) -> float:
+    """Convert between two units, whose value, rate and momentum were checked."""
 
     def scale(unit: str) -> float:
-        """Return k with ``d = k * value`` (for a timescale ``d = k / value``)."""
+        """Return k with ``d = k * value``, for a timescale ``d = k / value``."""
         if unit == "independent":
             return 1.0
         if unit == "decoupled":
             return lr
         if unit == "sgd_l2":
-            return lr / (1.0 - momentum)
-        if unit == "normalized":
-            return 1.0 / math.sqrt(_steps("total_steps", total_steps, "normalized"))
-        return 1.0 / _steps("steps_per_epoch", steps_per_epoch, "timescale_epochs")
+            return lr / (1.0 - _needed("momentum", momentum, unit, "the optimizer's momentum, 0 for plain SGD"))
+        if unit == "timescale_epochs":
+            steps = number("steps_per_epoch", _needed("steps_per_epoch", steps_per_epoch, unit), exclusive=True)
+            return float(1.0 / steps)
+        steps = number("total_steps", _needed("total_steps", total_steps, unit), exclusive=True)
+        return float(1.0 / (math.sqrt(steps) if unit == "normalized" else steps))
 
-    fraction = scale(from_) / value if from_ == "timescale_epochs" else scale(from_) * value
+    fraction = scale(from_) / value if from_ in _TIMESCALES else scale(from_) * value
     target = scale(to)
-    if to == "timescale_epochs":
+    if to in _TIMESCALES:
         return target / fraction if fraction else math.inf
     if not target:
         raise ConfigError(
-            explain(
-                f"lr is 0, so no '{to}' coefficient gives {from_}={value!r}.",
-                fix="give the peak learning rate, or the style 'independent', whose coefficient lr does not multiply",
-            )
+            f"lr is 0, so no '{to}' coefficient gives {from_}={value!r}.",
+            fix="give the peak learning rate, or use the style 'independent', whose coefficient is not multiplied "
+            "by lr",
         )
     return fraction / target
 
 
-def _steps(name: str, value: float | None, unit: str) -> float:
+def _needed(name: str, value: float | None, unit: str, what: str = "optimizer steps") -> float:
     if value is None:
-        raise ConfigError(
-            explain(
-                f"'{unit}' needs {name}, which is not known here.",
-                fix=f"pass {name}=<optimizer steps>, or give the amount as weight_decay",
-            )
-        )
-    return check_number(name, value, exclusive=True)
+        alternative = "" if unit == "sgd_l2" else ", or give the amount as weight_decay"
+        raise ConfigError(f"'{unit}' needs {name}, which is not known here.", fix=f"pass {name}=<{what}>{alternative}")
+    return value
 
 
 def all_units(
@@ -385,7 +355,6 @@ def all_units(
     >>> all_units("decoupled", 0.1, lr=1e-3, total_steps=10_000)["timescale_runs"]
     1.0
     """
-    check_style(style)
     if style == "l2":
         return {"l2": weight_decay}
     fraction = step_fraction(style, weight_decay=weight_decay, lr=lr, base_lr=lr)

@@ -21,10 +21,10 @@ def constant(t: float, *, warmup_steps: int = 0) -> float:
     return (t + 1) / (warmup_steps + 1) if t < warmup_steps else 1.0
 
 
-def warmup_cosine(t: float, *, total_steps: int, warmup_steps: int = 0, eta_min: float = 0.0) -> float:
-    r"""Return a linear warm-up to 1, then half a cosine to ``eta_min`` at ``total_steps``.
+def warmup_cosine(t: float, *, total_steps: int, warmup_steps: int = 0, min_lr_factor: float = 0.0) -> float:
+    r"""Return a linear warm-up to 1, then half a cosine to ``min_lr_factor`` at ``total_steps``.
 
-    ``eta_t = eta_min + (1 - eta_min) / 2 * (1 + cos(pi * (t - W) / (T - W)))``
+    ``eta_t = min_lr_factor + (1 - min_lr_factor) / 2 * (1 + cos(pi * (t - W) / (T - W)))``
 
     >>> [round(warmup_cosine(t, total_steps=6, warmup_steps=2), 3) for t in range(7)]
     [0.333, 0.667, 1.0, 0.854, 0.5, 0.146, 0.0]
@@ -32,7 +32,7 @@ def warmup_cosine(t: float, *, total_steps: int, warmup_steps: int = 0, eta_min:
     if t < warmup_steps:
         return constant(t, warmup_steps=warmup_steps)
     progress = min(1.0, (t - warmup_steps) / max(1, total_steps - warmup_steps))
-    return eta_min + 0.5 * (1.0 - eta_min) * (1.0 + math.cos(math.pi * progress))
+    return min_lr_factor + 0.5 * (1.0 - min_lr_factor) * (1.0 + math.cos(math.pi * progress))
 
 
 def restart_cycle(t: float, *, first_cycle_steps: int, cycle_mult: float = 2) -> tuple[int, float, float]:
@@ -51,20 +51,20 @@ def restart_cycle(t: float, *, first_cycle_steps: int, cycle_mult: float = 2) ->
     return index, as_int[0], as_int[1]
 
 
-def cosine_restarts(t: float, *, first_cycle_steps: int, cycle_mult: float = 2, eta_min: float = 0.0) -> float:
+def cosine_restarts(t: float, *, first_cycle_steps: int, cycle_mult: float = 2, min_lr_factor: float = 0.0) -> float:
     r"""Return cosine annealing with warm restarts (1711.05101, App. B.2; 1608.03983).
 
-    ``eta_t = eta_min + (1 - eta_min) / 2 * (1 + cos(pi * T_cur / T_i))``, back to 1 at each restart.
+    ``eta_t = min_lr_factor + (1 - min_lr_factor) / 2 * (1 + cos(pi * T_cur / T_i))``, back to 1 at each restart.
 
     >>> [round(cosine_restarts(t, first_cycle_steps=2), 3) for t in range(7)]
     [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
     """
     _, start, length = restart_cycle(t, first_cycle_steps=first_cycle_steps, cycle_mult=cycle_mult)
-    return eta_min + 0.5 * (1.0 - eta_min) * (1.0 + math.cos(math.pi * (t - start) / length))
+    return min_lr_factor + 0.5 * (1.0 - min_lr_factor) * (1.0 + math.cos(math.pi * (t - start) / length))
 
 
-def wsd(t: float, *, total_steps: int, decay_steps: int, warmup_steps: int = 0, eta_min: float = 0.0) -> float:
-    r"""Return warm-up, stable, decay: 1 until the last ``decay_steps`` steps, then a line to ``eta_min`` (2404.06395).
+def wsd(t: float, *, total_steps: int, decay_steps: int, warmup_steps: int = 0, min_lr_factor: float = 0.0) -> float:
+    r"""Return warm-up, stable, decay: 1, then over the last ``decay_steps`` a line to ``min_lr_factor`` (2404.06395).
 
     >>> [round(wsd(t, total_steps=6, decay_steps=2, warmup_steps=1), 3) for t in range(7)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
@@ -72,4 +72,4 @@ def wsd(t: float, *, total_steps: int, decay_steps: int, warmup_steps: int = 0, 
     if t < warmup_steps:
         return constant(t, warmup_steps=warmup_steps)
     left = max(0.0, total_steps - t) / max(1, decay_steps)
-    return eta_min + (1.0 - eta_min) * min(1.0, left)
+    return min_lr_factor + (1.0 - min_lr_factor) * min(1.0, left)

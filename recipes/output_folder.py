@@ -1,4 +1,4 @@
-"""What is looked at before Hydra writes anything: the output folder, and secrets on the command line."""
+"""Checks before Hydra writes anything: a writable output folder, and no secrets on the command line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from lightning_wd.errors import ConfigError, explain
-from lightning_wd.run import refuse_secrets
+from lightning_wd.runs.secrets import refuse_secrets
 
 
 class OutputFolder(Callback):
-    """End the program with a message, where Hydra shows none or a traceback, unless a file can be made in the output
-    folder and no override holds a secret, which would stay there.
+    """Exit with a message if the output folder cannot be written, or if an override holds a secret, which Hydra would
+    write there. Hydra itself would show a traceback, or nothing.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -29,7 +29,7 @@ class OutputFolder(Callback):
 
 
 def keep_secrets_out(config: DictConfig) -> None:
-    """Exit with a message where an override holds a secret.
+    """Exit with a message if an override holds a secret.
 
     Args:
         config: Hydra's config.
@@ -42,7 +42,7 @@ def keep_secrets_out(config: DictConfig) -> None:
 
 
 def refuse_unwritable(key: str, folder: Path) -> None:
-    """Make a folder and exit with a message where that, or a file in it, is impossible.
+    """Create a folder; exit with a message if that, or a file in it, is impossible.
 
     Args:
         key: the setting that names the folder, for the message.
@@ -52,7 +52,7 @@ def refuse_unwritable(key: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:  # an exit, since Hydra turns what its callbacks raise into warnings
+    except OSError as error:  # an exit: Hydra turns what its callbacks raise into warnings
         sys.exit(
             explain(
                 f"{key}={folder} cannot be written.",

@@ -1,8 +1,8 @@
-"""Noise that a resumed run repeats: the random numbers of a training step follow from its number alone.
+"""Per-step seeding, so that a resumed run draws the same random numbers as one that was never interrupted.
 
-A checkpoint holds no generator states. With generators left to run on, the dropout and the augmentation of a resumed
-run would differ from those of the run that was never interrupted; and processes that start from one seed would all draw
-the same noise. So the noise of a step is seeded from (run's seed, batches seen so far, rank).
+A checkpoint holds no generator states, so the dropout and augmentation of a resumed run would differ from those of the
+unbroken run; and processes with the same seed would all draw the same noise. So each step's noise is seeded from (the
+run's seed, the batches seen so far, the rank).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def mix(*numbers: int) -> int:
 
 
 def run_seed() -> int:
-    """Return the seed given to ``lightning.seed_everything``, 0 without one; Lightning's own samplers read it here."""
+    """Return the seed given to ``lightning.seed_everything``, or 0; Lightning's own samplers read it here too."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
@@ -36,7 +36,7 @@ class StepSeed(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         seed = mix(run_seed(), trainer.fit_loop.total_batch_idx, trainer.global_rank)
-        # Not torch.manual_seed, which formats a stack trace for each accelerator that is absent: half a millisecond.
+        # not torch.manual_seed: it formats a stack trace for each absent accelerator, half a millisecond
         torch.default_generator.manual_seed(seed)
         if pl_module.device.type != "cpu":
             torch.get_device_module(pl_module.device).manual_seed(seed)

@@ -1,15 +1,16 @@
-"""One W&B run for each run of the recipe: a resumed run goes on in its own, and metrics have axes and summaries."""
+"""One W&B run for each run of the recipe, continued on resume; the axes and summaries of its metrics."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 ID_FILE = "wandb_run_id.txt"  # in the run's folder
 
-# metric -> what of its history W&B's table of runs shows; a sweep compares runs by the least val/loss
+# metric -> what W&B's table of runs shows of its history; a sweep compares runs by their lowest val/loss
 SUMMARIES = {
     "train/loss": "min,last",
     "val/loss": "min,last",
@@ -20,12 +21,12 @@ SUMMARIES = {
 
 
 def resumed_id(ckpt_path: str | None, folder: Path, *, sweep: bool) -> str | None:
-    """Return the id of the W&B run whose folder holds a checkpoint, or None where a new one begins.
+    """Return the id of the W&B run that wrote a checkpoint, or None where a new one begins.
 
     Args:
-        ckpt_path: the checkpoint that the run goes on from.
+        ckpt_path: the checkpoint to resume from.
         folder: the run's own folder.
-        sweep: the jobs of a sweep may all start from one checkpoint, and are runs of their own.
+        sweep: whether this is a job of a sweep: all may start from one checkpoint, but each is a run of its own.
     """
     if ckpt_path is None:
         return None
@@ -37,9 +38,22 @@ def resumed_id(ckpt_path: str | None, folder: Path, *, sweep: bool) -> str | Non
 
 
 @rank_zero_only
-def open_run(logger: WandbLogger, folder: Path) -> None:
-    """Start the run, note its id in the run's folder, and say what its metrics are drawn against and summed up by."""
+def open_run(logger: Logger, folder: Path) -> None:
+    """Start the run of a WandbLogger, write its id into the run's folder, and define the metrics' axes and summaries.
+
+    Args:
+        logger: any logger; another kind is left alone.
+        folder: the run's folder.
+    """
+    if not isinstance(logger, WandbLogger):
+        return
     for name, summary in SUMMARIES.items():
         logger.experiment.define_metric(name, step_metric="trainer/global_step", step_sync=True, summary=summary)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ID_FILE).write_text(f"{logger.version}\n", encoding="utf-8")
+
+
+def finish_run() -> None:
+    """Close the run, so that the next job of a sweep gets its own."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()

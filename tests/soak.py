@@ -18,9 +18,9 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from recipe import TRAIN
+from helpers.recipe import TRAIN
 
-from lightning_wd.sweep import finished
+from lightning_wd.runs.sweep import finished
 
 OPTIMIZERS, SEEDS = ("adamw", "sgdw", "adam_l2"), (1, 2, 3)
 COMMAND = [

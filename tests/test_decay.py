@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_wd.decay import STYLES, Decay, all_units, check_number, convert, kernel_coefficient, step_fraction
-from lightning_wd.errors import ConfigError
+from lightning_wd.decay import ALIASES, STYLES, Decay, all_units, convert, kernel_coefficient, step_fraction
+from lightning_wd.errors import ConfigError, number
 
-UNITS = ("decoupled", "independent", "normalized", "timescale_epochs", "sgd_l2")
+UNITS = ("decoupled", "independent", "normalized", "timescale_epochs", "timescale_runs", "sgd_l2")
 positive = st.floats(1e-6, 1e3)
 
 
@@ -28,7 +31,7 @@ positive = st.floats(1e-6, 1e3)
     ],
 )
 def test_fraction_of_each_style(style: str, expected: float) -> None:
-    """science.md's table at lr0 = .01, lr_t = .005, lam = .1."""
+    """The table of decay.py at lr0 = .01, lr_t = .005, lam = .1."""
     assert step_fraction(style, weight_decay=0.1, lr=0.005, base_lr=0.01) == pytest.approx(expected, rel=1e-15)
 
 
@@ -66,17 +69,25 @@ def test_constant_has_no_kernel_coefficient() -> None:
 def test_conversions_are_inverse(
     value: float, from_: str, to: str, lr: float, momentum: float, total_steps: int, steps_per_epoch: int
 ) -> None:
-    context = {"lr": lr, "momentum": momentum, "total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    context: dict[str, Any] = {"lr": lr, "momentum": momentum}
+    context |= {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
     there = convert(value, from_=from_, to=to, **context)
     assert convert(there, from_=to, to=from_, **context) == pytest.approx(value, rel=1e-9)
 
 
 def test_one_fraction_in_every_unit() -> None:
     """d = lr0 * lam_decoupled = lam_independent = lam_norm / sqrt(steps) = 1 / tau_steps, at d = 1e-4."""
-    context = {"lr": 1e-3, "momentum": 0.9, "total_steps": 10_000, "steps_per_epoch": 100}
+    context: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "total_steps": 10_000, "steps_per_epoch": 100}
     in_units = {unit: convert(1e-4, from_="independent", to=unit, **context) for unit in UNITS}
     assert in_units == pytest.approx(
-        {"decoupled": 0.1, "independent": 1e-4, "normalized": 0.01, "timescale_epochs": 100.0, "sgd_l2": 0.01}
+        {
+            "decoupled": 0.1,
+            "independent": 1e-4,
+            "normalized": 0.01,
+            "timescale_epochs": 100.0,
+            "timescale_runs": 1.0,
+            "sgd_l2": 0.01,
+        }
     )
     assert all_units("decoupled", 0.1, lr=1e-3, total_steps=10_000, steps_per_epoch=100) == pytest.approx(
         {
@@ -104,7 +115,7 @@ def test_sgd_l2_with_momentum_is_ten_times_stronger() -> None:
 
 
 def test_no_decay_is_an_infinite_timescale() -> None:
-    context = {"lr": 0.1, "steps_per_epoch": 10}
+    context: dict[str, Any] = {"lr": 0.1, "steps_per_epoch": 10}
     assert convert(0.0, from_="decoupled", to="timescale_epochs", **context) == math.inf
     assert convert(math.inf, from_="timescale_epochs", to="decoupled", **context) == 0.0
 
@@ -119,12 +130,14 @@ def test_no_decay_is_an_infinite_timescale() -> None:
         ("corrected", {"normalized": 0.05}, 0.05 / 100 / 1e-3),
         ("decoupled", {"timescale_epochs": 20}, 1 / (1e-3 * 20 * 50)),
         ("independent", {"timescale_epochs": 20}, 1 / (20 * 50)),
+        ("decoupled", {"timescale_runs": 0.5}, 1 / (1e-3 * 0.5 * 10_000)),
+        ("independent", {"timescale_runs": 0.5}, 1 / (0.5 * 10_000)),
         ("none", {"weight_decay": 0.3}, 0.0),
         ("none", {}, 0.0),
         ("l2", {"weight_decay": 0.1}, 0.1),
     ],
 )
-def test_coefficient(style: str, amount: dict[str, float], expected: float) -> None:
+def test_coefficient(style: str, amount: dict[str, Any], expected: float) -> None:
     decay = Decay(style, **amount)
     assert decay.coefficient(1e-3, total_steps=10_000, steps_per_epoch=50) == pytest.approx(expected, rel=1e-12)
 
@@ -144,7 +157,7 @@ def test_decay_is_frozen() -> None:
         ),
         (
             {"style": "decopled", "weight_decay": 0.1},
-            ["style 'decopled' is not a decay style", "nearest: 'decoupled'", "fix: write style=decoupled"],
+            ["style 'decopled' is unknown", "nearest: 'decoupled'", "fix: write style=decoupled"],
         ),
         (
             {"style": "l2", "normalized": 0.05},
@@ -158,6 +171,8 @@ def test_decay_is_frozen() -> None:
         ({"weight_decay": float("inf")}, ["weight_decay must be a number >= 0 but got inf", "a finite number"]),
         ({"weight_decay": True}, ["weight_decay must be a number >= 0 but got True", "found: bool"]),
         ({"weight_decay": "1e-4"}, ["weight_decay must be a number >= 0 but got '1e-4'", "write 1.0e-4"]),
+        ({"style": "l2", "timescale_runs": 1}, ["style 'l2' cannot be given by timescale_runs=1"]),
+        ({"timescale_runs": 0}, ["timescale_runs must be a number > 0 but got 0"]),
         ({"timescale_epochs": 0}, ["timescale_epochs must be a number > 0 but got 0"]),
     ],
 )
@@ -175,7 +190,15 @@ def test_decay_refuses(keywords: dict[str, object], words: list[str]) -> None:
         (lambda: convert(1, from_="normalized", to="decoupled", lr=1), ["'normalized' needs total_steps"]),
         (lambda: convert(1, from_="decoupled", to="timescale_epochs", lr=1), ["needs steps_per_epoch"]),
         (lambda: convert(1, from_="independent", to="decoupled", lr=0), ["lr is 0"]),
-        (lambda: convert(1, from_="sgd_l2", to="decoupled", lr=1, momentum=1), ["momentum must be in [0, 1)"]),
+        (
+            lambda: convert(1, from_="sgd_l2", to="decoupled", lr=1, momentum=1),
+            ["momentum must be a number >= 0 and < 1 but got 1"],
+        ),
+        (
+            lambda: convert(1, from_="sgd_l2", to="decoupled", lr=1),
+            ["'sgd_l2' needs momentum", "fix: pass momentum=<the optimizer's momentum, 0 for plain SGD>"],
+        ),
+        (lambda: Decay(timescale_runs=1).coefficient(1e-3), ["'timescale_runs' needs total_steps"]),
         (lambda: Decay(normalized=0.05).coefficient(1e-3), ["'normalized' needs total_steps", "fix: pass total_steps"]),
     ],
 )
@@ -185,8 +208,40 @@ def test_conversions_refuse(call: object, words: list[str]) -> None:
     assert [word for word in words if word not in str(caught.value)] == []
 
 
+def test_errors_name_what_the_user_typed() -> None:
+    names = {"weight_decay": "optimizer.weight_decay", "normalized": "optimizer.decay.normalized"}
+    assert Decay(normalized=0.05, typed=names) == Decay(normalized=0.05)
+    with pytest.raises(ConfigError) as error:
+        Decay("decopuled", weight_decay=0.1, typed={"style": "optimizer.decay.style"})
+    assert str(error.value) == (
+        "optimizer.decay.style 'decopuled' is unknown.\n"
+        "  valid: l2, decoupled, independent, constant, corrected, none\n"
+        "  nearest: 'decoupled'\n  fix: write optimizer.decay.style=decoupled"
+    )
+    with pytest.raises(ConfigError, match=r"optimizer\.weight_decay must be a number >= 0 but got -1"):
+        Decay(weight_decay=-1, typed=names)
+    with pytest.raises(ConfigError, match=r"found: optimizer\.weight_decay=1, optimizer\.decay\.normalized=2"):
+        Decay(weight_decay=1, normalized=2, typed=names)
+
+
+def test_other_libraries_names_are_on_the_page_and_their_errors_say_the_style() -> None:
+    """docs/names.md: the table of names that are errors, a row an alias."""
+    page = (Path(__file__).parents[1] / "docs" / "names.md").read_text()
+    table = page.partition("Typed as a style")[2].partition("Other libraries")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("|` ") for row in rows] == list(ALIASES)
+    for alias, row in zip(ALIASES, rows, strict=True):
+        with pytest.raises(ConfigError) as caught:
+            Decay(alias, weight_decay=0.1)
+        assert f"style '{alias}' is unknown" in str(caught.value)
+        assert f"fix: {ALIASES[alias]}" in str(caught.value)
+        style = re.findall(r"style '(\w+)'", ALIASES[alias])[0]
+        assert style in STYLES
+        assert f"style `{style}`" in row[2]
+
+
 def test_check_number_returns_floats() -> None:
-    assert check_number("x", 3) == 3.0
-    assert isinstance(check_number("x", 3), float)
+    assert number("x", 3) == 3.0
+    assert isinstance(number("x", 3), float)
     with pytest.raises(ConfigError, match="x must be a number > 0 but got 0"):
-        check_number("x", 0, exclusive=True)
+        number("x", 0, exclusive=True)

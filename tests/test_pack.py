@@ -1,4 +1,4 @@
-"""The Hydra pack: every file says what it is, composes in any app, and gives what its name says."""
+"""The Hydra pack: every file says what it is, composes in any app, and builds what its name says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MASKS = sorted(path.stem for path in (CONF / "optimizer/mask").glob("*.yaml"))
 
 @pytest.fixture(scope="module", autouse=True)
 def _app() -> Iterator[None]:
-    """An app of somebody else's, whose search path ends with the pack."""
+    """Somebody else's app, with the pack last on its search path."""
     with initialize_config_dir(str(ROOT / "tests/stranger/conf"), version_base="1.3"):
         yield
 
@@ -72,7 +72,7 @@ def test_default_amounts_are_those_of_the_code(decay: str) -> None:
     node = OmegaConf.load(CONF / f"optimizer/decay/{decay}.yaml")
     assert node.cautious is False
     if decay in ("normalized", "timescale"):
-        assert node.typical == {"adam": None, "sgd": None}
+        assert node.typical == {"adam": None, "sgd": None, "muon": None}
     else:
         assert node.typical == TYPICAL[node.style]
 
@@ -91,7 +91,7 @@ def test_masks_are_plain_data(mask: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_a_name_alone_means_what_its_file_says(name: str) -> None:
-    """`{"name": ...}` in Python and `optimizer=...` from Hydra are one thing."""
+    """`{"name": ...}` in Python and `optimizer=...` in Hydra mean the same."""
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("torch < 2.9 has no Muon")
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
@@ -102,7 +102,7 @@ def test_a_name_alone_means_what_its_file_says(name: str) -> None:
 
 
 def test_the_groups_and_their_options() -> None:
-    """The contract's lists: nothing is missing."""
+    """Every promised option is there, and no other."""
     options = {str(path.parent): {p.stem for p in FILES if p.parent == path.parent} for path in FILES}
     assert options["trainer"] == {"default", "cpu", "gpu", "ddp", "ddp_cpu", "fsdp2", "fsdp2_cpu"}
     assert options["optimizer/mask"] == {"standard", "no_embeddings", "matrices", "all", "none"}
@@ -148,7 +148,7 @@ def test_optimizers_made_by_decoupled(name: str, cls: str, lr: float, group: dic
 @pytest.mark.parametrize("name", ["adamw", "sgdw", "adam_l2", "sgd_l2"])
 @pytest.mark.parametrize("decay", DECAYS)
 def test_every_optimizer_with_every_decay(name: str, decay: str) -> None:
-    """Each pair is built with the style that it names, or refused with the name of the decoupled twin."""
+    """Each pair is built with the style it names, or the error names the decoupled twin."""
     style = OmegaConf.load(CONF / f"optimizer/decay/{decay}.yaml").style
     if name.endswith("_l2") and style not in ("l2", "none"):
         twin = {"adam_l2": "adamw", "sgd_l2": "sgdw"}[name]
@@ -187,7 +187,7 @@ def test_the_amount_is_where_every_user_types_it() -> None:
 
 
 def test_rules_from_the_command_line() -> None:
-    optimizer = built("optimizer.mask.rules=[{name: '2.*', decay: 0.1, lr: 10}]")
+    optimizer = built("optimizer.mask.rules=[{name: '2.*', wd_mult: 0.1, lr_mult: 10}]")
     groups = {group["name"]: group for group in optimizer.param_groups}
     head = groups["decay_x0.1_lr_x10"]
     assert head["weight_decay"] == pytest.approx(1e-3)
@@ -230,7 +230,7 @@ def test_hydra_refuses_unknown_options_and_keys() -> None:
 
 @pytest.mark.parametrize("group", ["lr_scheduler", "logger", "callbacks", "trainer"])
 def test_each_node_instantiates_on_its_own(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No interpolation leads out of a node, so a single one can be cut out and used."""
+    """No interpolation points outside its node, so each node can be used alone."""
     monkeypatch.chdir(tmp_path)
     for path in sorted((CONF / group).glob("*.yaml")):
         if group == "logger" and path.stem == "wandb":

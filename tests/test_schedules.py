@@ -19,7 +19,7 @@ def test_warm_up_reaches_the_peak_exactly_once_it_is_over() -> None:
 
 
 def test_warmup_cosine_follows_the_cosine_and_stays_at_its_end() -> None:
-    values = [warmup_cosine(t, total_steps=110, warmup_steps=10, eta_min=0.1) for t in (10, 35, 60, 110, 500)]
+    values = [warmup_cosine(t, total_steps=110, warmup_steps=10, min_lr_factor=0.1) for t in (10, 35, 60, 110, 500)]
     expected = [0.1 + 0.45 * (1 + math.cos(math.pi * p)) for p in (0, 0.25, 0.5, 1, 1)]
     assert values == pytest.approx(expected)
 
@@ -41,10 +41,12 @@ def test_restarts_of_equal_cycles() -> None:
 
 
 def test_restart_multiplier_is_fractional_within_an_epoch() -> None:
-    value = cosine_restarts(25, first_cycle_steps=100, eta_min=0.2)
+    value = cosine_restarts(25, first_cycle_steps=100, min_lr_factor=0.2)
     assert value == pytest.approx(0.2 + 0.4 * (1 + math.cos(math.pi / 4)))
 
 
 def test_wsd_is_flat_then_linear() -> None:
-    values = [wsd(t, total_steps=100, warmup_steps=10, decay_steps=20, eta_min=0.1) for t in (10, 79, 80, 90, 100, 101)]
+    values = [
+        wsd(t, total_steps=100, warmup_steps=10, decay_steps=20, min_lr_factor=0.1) for t in (10, 79, 80, 90, 100, 101)
+    ]
     assert values == pytest.approx([1, 1, 1, 0.55, 0.1, 0.1])

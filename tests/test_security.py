@@ -1,4 +1,4 @@
-"""What a checkpoint may not do: run code, be it by its pickle or by the names among its hyperparameters."""
+"""A checkpoint must not run code, neither through pickle nor through the names among its hyperparameters."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from checkpoints import LastCheckpoint
+from helpers.recipe import job
+from helpers.recipe_run import QUIET, fit
 from hydra.errors import CompactHydraException
-from interrupt import LastCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
-from recipe import job
-from test_recipe_interrupt import fit
 
 
 class Evil:
@@ -33,8 +33,7 @@ def checkpoint(tmp_path: Path) -> dict[str, Any]:
 
 
 def resume(path: Path, folder: Path) -> None:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(max_epochs=3, limit_train_batches=1, callbacks=[LastCheckpoint(folder)], **quiet)
+    trainer = L.Trainer(max_epochs=3, limit_train_batches=1, callbacks=[LastCheckpoint(folder)], **QUIET)
     trainer.fit(BoringModel(), ckpt_path=path)
 
 
@@ -52,10 +51,10 @@ def test_a_pickle_in_a_checkpoint_does_not_run(checkpoint: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize("forced", [False, True])
-def test_nor_through_the_recipe_whatever_the_environment_says(
+def test_nor_does_it_in_the_recipe_whatever_the_environment_says(
     forced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Users of other libraries export the variable, which lets torch run what no one has forbidden by an argument."""
+    """Users of other libraries set the variable; then torch runs code unless an argument forbids it."""
     quick = ["callbacks=none", "logger=none", "trainer.enable_progress_bar=false", "lr_scheduler=constant"]
     job(*quick, "trainer.max_steps=2", folder=tmp_path / "good")
     good = tmp_path / "good/checkpoints/last.ckpt"
@@ -66,11 +65,11 @@ def test_nor_through_the_recipe_whatever_the_environment_says(
     with pytest.raises(CompactHydraException) as caught:
         job(*quick, "trainer.max_steps=3", f"ckpt_path={evil}", folder=tmp_path / "new")
     assert str(caught.value) == (
-        f"ConfigError: {evil} is no checkpoint that a run can go on from.\n"
-        "  found: more than plain data, and loading that could run code\n"
-        "  fix: give a .ckpt file that a run has written, or ckpt_path=null to start afresh"
+        f"ConfigError: no run can resume from {evil}.\n"
+        "  found: more than plain data; loading it could run code\n"
+        "  fix: give a .ckpt file that a run has written, or ckpt_path=null to start from scratch"
     )
-    monkeypatch.setattr("train.foreign", lambda path: None)  # what Lightning itself is told
+    monkeypatch.setattr("checkpoints.foreign", lambda path: None)  # what Lightning is given
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         job(*quick, "trainer.max_steps=3", f"ckpt_path={evil}", folder=tmp_path / "new")
     assert not canary.exists()

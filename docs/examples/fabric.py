@@ -21,19 +21,19 @@ def main() -> float:
     fabric.launch()
     fabric.seed_everything(0, verbose=False)
     x = torch.randn(256, 4)
-    loader = DataLoader(TensorDataset(x, x @ torch.tensor([[1.0], [-2.0], [0.5], [0.0]])), batch_size=32)
+    data = DataLoader(TensorDataset(x, x @ torch.tensor([[1.0], [-2.0], [0.5], [0.0]])), batch_size=32)
     model = nn.Sequential(nn.Linear(4, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 1))
-    # Fabric has no trainer to ask, so the steps that a schedule or a normalized amount needs are said here.
+    # Fabric has no trainer to ask, so we pass the number of steps, which the schedule and the normalized amount need.
     built = wd.configure_optimizers(
         model,
         {"name": "adamw", "lr": 2e-2, "decay": {"style": "independent", "normalized": 0.05}},
         {"name": "warmup_cosine", "warmup_steps": 4},
-        total_steps=EPOCHS * len(loader),
+        total_steps=EPOCHS * len(data),
     )
     fabric.print(*(f"{row.name}: {row.group} ({row.reason})" for row in built["optimizer"].decay_plan), sep="\n")
     schedule = built["lr_scheduler"]["scheduler"]
     model, optimizer = fabric.setup(model, built["optimizer"])
-    loader = fabric.setup_dataloaders(loader)
+    loader = fabric.setup_dataloaders(data)
     loss = torch.tensor(torch.inf)
     for _ in range(EPOCHS):
         for inputs, targets in loader:
@@ -42,7 +42,7 @@ def main() -> float:
             fabric.backward(loss)
             optimizer.step()
             schedule.step()
-    # fabric.load checks the state as Trainer does: another style, group or member is a CheckpointMismatchError
+    # fabric.load checks the state as Trainer does: a different style, group or member is a CheckpointMismatchError
     fabric.print(f"loss {loss.item():.4f}")
     return loss.item()
 

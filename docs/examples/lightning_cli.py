@@ -1,4 +1,4 @@
-"""LightningCLI: the optimizer, its decay and its mask from the command line, for a module that knows nothing of them.
+"""LightningCLI: optimizer, decay and mask from the command line, for a module that knows nothing about them.
 
 pip install "jsonargparse[signatures]"
 python docs/examples/lightning_cli.py fit --config docs/examples/lightning_cli.yaml
@@ -15,7 +15,7 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 def main(args: list[str] | None = None) -> LightningCLI:
     """Run the command line; ``args`` are for tests."""
-    # The decay of this package replaces the CLI's own --optimizer, which puts every parameter into one group.
+    # OptimizerOverride replaces the CLI's own --optimizer, which puts every parameter into one group.
     return LightningCLI(
         BoringModel, BoringDataModule, seed_everything_default=0, auto_configure_optimizers=False, args=args
     )

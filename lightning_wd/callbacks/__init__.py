@@ -1,4 +1,4 @@
-"""Lightning callbacks: the decay made visible and schedulable, in modules that need no edit for it."""
+"""Lightning callbacks that show and schedule weight decay, for modules that stay as they are."""
 
 from lightning_wd.callbacks.decay_monitor import DecayMonitor
 from lightning_wd.callbacks.decay_schedule import DecaySchedule

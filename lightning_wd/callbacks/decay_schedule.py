@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,46 +11,23 @@ import lightning as L
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.callbacks.groups import as_float, group_names, peak_lr
-from lightning_wd.callbacks.steps import run_steps
-from lightning_wd.configure.lr_scheduler import LRSchedule
-from lightning_wd.decay import check_number
-from lightning_wd.errors import CheckpointMismatchError, ConfigError, explain, nearest
-from lightning_wd.schedules import restart_cycle
+from lightning_wd.callbacks.restart_snapshot import restarts_of
+from lightning_wd.configure.budget import run_steps
+from lightning_wd.errors import ConfigError, choice, number
+from lightning_wd.optimizers.checkpoint import settle
+from lightning_wd.optimizers.param_groups import as_float, group_names, peak_lr
 
 __all__ = ["DecaySchedule"]
 
-
-def _constant(p: float, start: float, end: float) -> float:
-    return start
-
-
-def _linear(p: float, start: float, end: float) -> float:
-    return start + (end - start) * p
-
-
-def _cosine(p: float, start: float, end: float) -> float:
-    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * p))
-
-
-# shape -> its function of progress; None: a shape that also looks at the optimizer or the learning-rate schedule
-SHAPES: dict[str, Callable[[float, float, float], float] | None] = {
-    "constant": _constant,
-    "linear": _linear,
-    "cosine": _cosine,
-    "step": None,
-    "wsd": None,
-    "follow_lr": None,
-    "restarts": None,
-}
-_START_ONLY = ("constant", "follow_lr", "restarts")  # shapes that `end` says nothing about
+SHAPES = ("constant", "linear", "cosine", "step", "wsd", "follow_lr", "restarts")
+_SETTINGS = ("shape", "start", "end", "milestones", "decay")
 
 
 class DecaySchedule(L.Callback):
     r"""Write ``weight_decay = base * f(t / T)`` into each group before each optimizer step.
 
-    ``base`` is the group's own configured coefficient, so a group at zero stays at zero. ``t`` counts the steps of that
-    optimizer and ``T`` is their number in the whole run. With p = t / T:
+    ``base`` is the group's configured weight decay, so a group at zero stays at zero. ``t`` counts the optimizer's
+    steps and ``T`` is their number in the whole run. With p = t / T:
 
     =============== =================================================================================================
     shape           multiplier ``f``
@@ -62,17 +38,17 @@ class DecaySchedule(L.Callback):
     step            from ``start`` to ``end`` by equal factors, one at each of ``milestones``
     wsd             ``start`` until the last ``decay`` of the run, then a line to ``end``
     follow_lr       ``start * lr_t / lr0``
-    restarts        ``sqrt(T / T_i)``, with T_i the steps of the current cycle of ``lr_scheduler=cosine_restarts`` and
-                    T those that ``normalized`` was resolved for: ``lam_norm / sqrt(T_i)`` in each cycle, as in
-                    1711.05101, App. B
+    restarts        ``sqrt(T / T_i)``, where T_i is the steps of the current cycle of ``lr_scheduler=cosine_restarts``
+                    and T the steps that ``normalized`` was resolved for: ``lam_norm / sqrt(T_i)`` in each cycle, as
+                    in 1711.05101, App. B
     a function      ``f(p)``, p in [0, 1)
     =============== =================================================================================================
 
-    Clock: ``t`` counts the steps that the trainer takes, as the learning-rate schedule does; a step that a GradScaler
-    skips counts too. In manual optimization each optimizer has its own count, and needs ``total_steps``.
+    ``t`` counts as the learning-rate schedule counts: a step that GradScaler skips is counted too. In manual
+    optimization each optimizer has its own count, and ``total_steps`` must be given.
 
-    On resume the bases and counts come from the checkpoint. A schedule configured otherwise than the checkpoint's gives
-    way to it with a warning, replaces it, or is refused, as the optimizer's ``on_resume`` says.
+    On resume the bases and counts come from the checkpoint. Where the configured schedule differs from the
+    checkpoint's, the optimizer's ``on_resume`` says which is used.
 
     Args:
         shape: a name of the table, or a function of progress.
@@ -83,8 +59,9 @@ class DecaySchedule(L.Callback):
         total_steps: optimizer steps of the whole run; read from the trainer where it knows them.
 
     Raises:
-        ConfigError: an unknown shape, a value out of range; when training starts, steps that are not known, or
-            ``restarts`` without a normalized amount or without ``cosine_restarts``.
+        ConfigError: an unknown shape, or a value out of range; when training starts: the number of steps is unknown,
+            or ``restarts`` is used without a normalized amount or without ``cosine_restarts``.
+        CheckpointMismatchError: a checkpoint's schedule differs, and ``on_resume`` is ``error``.
 
     Example:
         >>> schedule = DecaySchedule("cosine", start=1.0, end=0.1)
@@ -109,68 +86,61 @@ class DecaySchedule(L.Callback):
         decay: float = 0.2,
         total_steps: int | None = None,
     ) -> None:
-        if not callable(shape) and shape not in SHAPES:
-            close = nearest(shape, SHAPES)
-            raise ConfigError(
-                explain(
-                    f"DecaySchedule shape {shape!r} is unknown.",
-                    valid=[*SHAPES, "a function of progress"],
-                    nearest=close,
-                    fix=f"write shape={close or 'cosine'}",
-                )
-            )
-        self.shape = shape
-        self.start, self.end = check_number("start", start), check_number("end", end)
-        self.milestones = [check_number("milestones", m, exclusive=True) for m in milestones]
-        self.decay = check_number("decay", decay, exclusive=True)
-        self.total_steps = None if total_steps is None else int(check_number("total_steps", total_steps, minimum=1))
+        self.shape = shape if callable(shape) else choice("shape", shape, SHAPES)
+        self.start, self.end = number("start", start), number("end", end)
+        self.milestones = [number(f"milestones[{i}]", m, exclusive=True, below=1) for i, m in enumerate(milestones)]
+        self.decay = number("decay", decay, exclusive=True, at_most=1)
+        self.total_steps = (
+            None if total_steps is None else int(number("total_steps", total_steps, minimum=1, whole=True))
+        )
         self._check()
         self._begin()
 
     def _check(self) -> None:
         """Refuse settings that the shape cannot honour."""
         if self.shape == "step":
-            if not self.milestones or sorted({*self.milestones}) != self.milestones or self.milestones[-1] >= 1:
+            if not self.milestones or sorted({*self.milestones}) != self.milestones:
                 raise ConfigError(
-                    explain(
-                        f"milestones must be rising parts of the run below 1 but got {self.milestones}.",
-                        fix="write milestones=[0.5, 0.75]",
-                    )
+                    f"milestones must be rising parts of the run but got {self.milestones}.",
+                    fix="write milestones=[0.5, 0.75]",
                 )
             if not self.start or not self.end:
                 raise ConfigError(
-                    explain(
-                        "shape 'step' multiplies, so start and end must be > 0.", fix="write end=0.01, or use linear"
-                    )
+                    "shape 'step' multiplies, so start and end must be > 0.", fix="write end=0.01, or use linear"
                 )
-        if self.decay > 1:
-            raise ConfigError(explain(f"decay is a part of the run but got {self.decay}.", fix="write decay=0.2"))
-        if (callable(self.shape) or self.shape in _START_ONLY) and self.end != 0.1:
-            raise ConfigError(explain(f"end has no meaning with shape {self._name!r}.", fix="remove end"))
-        if (callable(self.shape) or self.shape == "restarts") and self.start != 1.0:
-            raise ConfigError(explain(f"start has no meaning with shape {self._name!r}.", fix="remove start"))
-        if self.shape == "restarts" and self.total_steps is not None:
-            raise ConfigError(explain("total_steps has no meaning with shape 'restarts'.", fix="remove total_steps"))
+        own_values = callable(self.shape) or self.shape == "restarts"
+        unused = {
+            "end": (own_values or self.shape in ("constant", "follow_lr")) and self.end != 0.1,
+            "start": own_values and self.start != 1.0,
+            "total_steps": self.shape == "restarts" and self.total_steps is not None,
+        }
+        for setting, given in unused.items():
+            if given:
+                raise ConfigError(f"{setting} has no effect with shape {self._name!r}.", fix=f"remove {setting}")
 
     @property
     def _name(self) -> str:
         return self.shape if isinstance(self.shape, str) else "function"
 
     def multiplier(self, progress: float) -> float:
-        """Return ``f(progress)`` for the shapes that depend on progress alone.
+        """Return ``f(progress)`` for the part of the run that is over, in [0, 1].
 
-        Args:
-            progress: part of the run that is over, in [0, 1].
+        For ``follow_lr`` it is the multiplier at the peak learning rate. ``restarts`` has none.
         """
         if callable(self.shape):
-            return check_number("the value of DecaySchedule's function", self.shape(progress))
-        function = SHAPES[self.shape]
-        if function is not None:
-            return function(progress, self.start, self.end)
-        if self.shape == "step":
-            passed = bisect.bisect_right(self.milestones, progress)
-            return float(self.start * (self.end / self.start) ** (passed / len(self.milestones)))
-        return self.end + (self.start - self.end) * min(1.0, (1.0 - progress) / self.decay)
+            return number("the value of DecaySchedule's function", self.shape(progress))
+        start, end = self.start, self.end
+        match self.shape:
+            case "constant" | "follow_lr":
+                return start
+            case "linear":
+                return start + (end - start) * progress
+            case "cosine":
+                return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * progress))
+            case "step":
+                passed = bisect.bisect_right(self.milestones, progress)
+                return float(start * (end / start) ** (passed / len(self.milestones)))
+        return end + (start - end) * min(1.0, (1.0 - progress) / self.decay)
 
     # --- hooks, in the order the trainer calls them ------------------------------------------------------------------
 
@@ -180,7 +150,7 @@ class DecaySchedule(L.Callback):
 
     def _begin(self) -> None:
         """Forget an earlier fit."""
-        self._in_force: DecaySchedule = self  # where the checkpoint's schedule wins: that one
+        self._in_force: DecaySchedule = self  # the checkpoint's, where that one is used
         self._loaded: dict[str, Any] | None = None
         self._bases: list[list[float | None]] = []
         self._steps: list[int] = []
@@ -192,20 +162,19 @@ class DecaySchedule(L.Callback):
             return self._loaded
         return {
             "schedule": self._in_force._schedule(),
-            "bases": [list(b) for b in self._bases],
+            "bases": [list(bases) for bases in self._bases],
             "steps": list(self._steps),
             "total_steps": self._total,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Note a checkpoint's state; it is taken up when training starts, after the optimizers have loaded theirs."""
+        """Keep a checkpoint's state until training starts, when the optimizers have loaded theirs."""
         self._loaded = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._bases:  # a callback before this one has asked for it
+        if self._bases:  # DecayPlanSummary has asked already
             return
-        restarts = self.shape == "restarts"  # its cycles are those of the learning-rate schedule
-        self._total = 1 if restarts else self.total_steps or _total_steps(trainer)
+        self._total = 1 if self.shape == "restarts" else self.total_steps or _total_steps(trainer)
         self._steps = [trainer.global_step if pl_module.automatic_optimization else 0 for _ in trainer.optimizers]
         self._bases = [[] for _ in trainer.optimizers]
         loaded, self._loaded = self._loaded, None
@@ -213,113 +182,90 @@ class DecaySchedule(L.Callback):
             self._resume(trainer, loaded)
         if not any("weight_decay" in group for opt in trainer.optimizers for group in opt.param_groups):
             raise ConfigError(
-                explain(
-                    "DecaySchedule has nothing to schedule: no parameter group has a weight_decay.",
-                    found=", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
-                    fix="use an optimizer with weight decay, or remove the callback",
-                )
+                "DecaySchedule has nothing to schedule: no parameter group has a weight_decay.",
+                found=", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
+                fix="use an optimizer with weight decay, or remove the callback",
             )
         for index in range(len(trainer.optimizers)):
             self._write(trainer, index)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Write the value of this step, whatever was written to the groups since the last one."""
-        index = next(i for i, own in enumerate(trainer.optimizers) if own is optimizer)
+        """Write the values of this step over anything that was written since the last."""
+        index = trainer.optimizers.index(optimizer)
         self._write(trainer, index)
         self._steps[index] += 1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the values of the next step, for the monitors that read them when a batch starts."""
+        """Write the values of the next step, which monitors read when a batch starts."""
         for index in range(len(trainer.optimizers)):
             self._write(trainer, index)
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def largest(self, trainer: L.Trainer, index: int) -> tuple[str, list[float], float]:
-        """Return the shape in force, the base of each group of an optimizer, and the largest multiplier of it.
+        """Return the shape in use, each group's base in the unit of ``weight_decay``, and the largest multiplier.
 
-        Bases are in the unit of ``weight_decay``: for ``restarts`` the amounts that were resolved for the whole run,
-        of which the first cycle, the shortest, has the largest multiple. For ``follow_lr`` it is that of the peak.
-
-        Args:
-            trainer: its training has started.
-            index: which of its optimizers.
+        That is the multiplier of the first and shortest cycle for ``restarts``, and of the peak learning rate for
+        ``follow_lr``. Training has started; ``index`` says which of the trainer's optimizers is meant.
         """
         self.on_train_start(trainer, trainer.lightning_module)
-        schedule, optimizer = self._in_force, trainer.optimizers[index]
-        unit, largest = 1.0, schedule.start
+        schedule, optimizer, unit = self._in_force, trainer.optimizers[index], 1.0
         if schedule.shape == "restarts":
             unit = math.sqrt(_resolved_steps(optimizer))
             largest = unit / math.sqrt(_cycle_steps(trainer, optimizer, first=True))
-        elif schedule.shape != "follow_lr":
+        else:
             points = min(self._total, 1000)
             largest = max(schedule.multiplier(i / points) for i in range(points))
-        return schedule._name, [0.0 if base is None else base / unit for base in self._bases[index]], largest
+        return schedule._name, [(base or 0.0) / unit for base in self._bases[index]], largest
 
     def _schedule(self) -> dict[str, Any]:
-        """Return what says which schedule this is; of a function, some values."""
+        """Return the settings to compare with a checkpoint's; a function is known by some of its values."""
         values = [float(f"{self.shape(i / 9):.9g}") for i in range(9)] if callable(self.shape) else []
-        return {
-            "shape": self._name,
-            "start": self.start,
-            "end": self.end,
-            "milestones": list(self.milestones),
-            "decay": self.decay,
-            "values": values,
-        }
+        return {**{key: getattr(self, key) for key in _SETTINGS}, "shape": self._name, "values": values}
 
     def _resume(self, trainer: L.Trainer, state: dict[str, Any]) -> None:
-        """Take up a checkpoint's position and bases; settle a difference as the optimizer's ``on_resume`` says."""
+        """Continue from a checkpoint's position and bases; where the schedules differ, ``on_resume`` decides."""
+        rules = [getattr(optimizer, "on_resume", "checkpoint") for optimizer in trainer.optimizers]
         self._steps = list(state["steps"])
-        self._bases = [list(bases) for bases in state["bases"]]
-        on_resume = [getattr(optimizer, "on_resume", "checkpoint") for optimizer in trainer.optimizers]
-        if "config" in on_resume:
-            # The optimizers have put the configured coefficients back; they are the bases now.
-            self._bases = [b if o != "config" else [] for o, b in zip(on_resume, self._bases, strict=True)]
+        # Under "config" the optimizer has its configured weight_decay again: that is the base.
+        self._bases = [[] if rule == "config" else list(b) for rule, b in zip(rules, state["bases"], strict=True)]
         configured = {**self._schedule(), "total_steps": self._total}
         # Older versions did not save the values of a function.
         saved = {"values": configured["values"], **state["schedule"], "total_steps": state["total_steps"]}
-        if saved == configured:
-            return
-        keys = [key for key in configured if saved[key] != configured[key]]
-        text = explain(
-            "the DecaySchedule of the checkpoint differs from the configured one.",
-            found="; ".join(f"{k} is {saved[k]!r} in the checkpoint, {configured[k]!r} configured" for k in keys),
-            fix="optimizer.on_resume=config takes the configured one, on_resume=checkpoint the checkpoint's",
+        differ = [key for key in configured if saved[key] != configured[key]]
+        function = {"shape", "values"} & {*differ} and "function" in (saved["shape"], configured["shape"])
+        configured_holds = settle(
+            "DecaySchedule",
+            [f"{key} is {saved[key]!r} in the checkpoint, {configured[key]!r} configured" for key in differ],
+            next((rule for rule in ("error", "config") if rule in rules), "checkpoint"),
+            lost="a checkpoint does not contain a function" if function else "",
+            fix="pass the shape of the resumed run",
         )
-        if "error" in on_resume:
-            raise CheckpointMismatchError(text)
-        if "config" in on_resume:
-            warnings.warn(f"{text}\n  now: the configured one is used", UserWarning, stacklevel=2)
+        if not differ or configured_holds:
             return
-        if {"shape", "values"} & {*keys} and "function" in (saved["shape"], configured["shape"]):
-            raise CheckpointMismatchError(f"{text}\n  (a function is not in the checkpoint, so it cannot win)")
-        warnings.warn(f"{text}\n  now: the checkpoint's is used", UserWarning, stacklevel=2)
         self._total = saved["total_steps"]
-        if keys != ["total_steps"]:
-            settings = {key: saved[key] for key in ("shape", "start", "end", "milestones", "decay")}
-            self._in_force = DecaySchedule(**settings)
+        if differ != ["total_steps"]:
+            self._in_force = DecaySchedule(**{key: saved[key] for key in _SETTINGS})
 
     def _write(self, trainer: L.Trainer, index: int) -> None:
         """Write the current values into the groups of one optimizer."""
-        optimizer, schedule = trainer.optimizers[index], self._in_force
-        bases = self._bases[index]
-        for group in optimizer.param_groups[len(bases) :]:  # the first time, and groups that were added since
+        optimizer, schedule, bases = trainer.optimizers[index], self._in_force, self._bases[index]
+        restarts, follows = schedule.shape == "restarts", schedule.shape == "follow_lr"
+        for group in optimizer.param_groups[len(bases) :]:  # all at first, later only groups that were added
             base = group.get("base_weight_decay", group.get("weight_decay"))
-            to_lam_norm = math.sqrt(_resolved_steps(optimizer)) if schedule.shape == "restarts" else 1.0
-            bases.append(None if base is None else as_float(base) * to_lam_norm)
-        progress = min(1.0, self._steps[index] / self._total)
-        if schedule.shape == "restarts":
-            common = 1.0 / math.sqrt(_cycle_steps(trainer, optimizer))
+            unit = math.sqrt(_resolved_steps(optimizer)) if restarts else 1.0
+            bases.append(None if base is None else as_float(base) * unit)
+        if restarts:
+            factor = 1.0 / math.sqrt(_cycle_steps(trainer, optimizer))
         else:
-            common = schedule.start if schedule.shape == "follow_lr" else schedule.multiplier(progress)
+            factor = schedule.multiplier(min(1.0, self._steps[index] / self._total))
         for group, base in zip(optimizer.param_groups, bases, strict=True):
             if base is None:
                 continue
-            value = base * common
-            if schedule.shape == "follow_lr":
+            value = base * factor
+            if follows:
                 peak = peak_lr(group)
                 value *= as_float(group["lr"]) / peak if peak else 0.0
             if isinstance(group["weight_decay"], Tensor):
@@ -332,56 +278,33 @@ def _total_steps(trainer: L.Trainer) -> int:
     """Return the optimizer steps of the run, or raise a ConfigError that asks for them."""
     total, _ = run_steps(trainer)
     if total is None:
-        automatic = trainer.lightning_module.automatic_optimization
+        found = "a run without a limit of steps, or gradient accumulation that changes"
+        if not trainer.lightning_module.automatic_optimization:
+            found = "manual optimization"
         raise ConfigError(
-            explain(
-                "DecaySchedule needs the number of optimizer steps, which the trainer does not know.",
-                found="a run without a limit in steps, or accumulation that changes"
-                if automatic
-                else "manual optimization",
-                fix="write DecaySchedule(..., total_steps=<optimizer steps of the run>)",
-            )
+            "DecaySchedule needs the number of optimizer steps, which the trainer does not know.",
+            found=found,
+            fix="write DecaySchedule(..., total_steps=<optimizer steps of the run>)",
         )
     return total
 
 
 def _resolved_steps(optimizer: Optimizer) -> int:
-    """Return the optimizer steps that a normalized amount was resolved for, which a module may have given itself.
-
-    Raises:
-        ConfigError: the optimizer's amount is not a normalized one.
-    """
+    """Return the optimizer steps that the normalized amount was resolved for; the module may have set them."""
     config = getattr(optimizer, "decay_config", None)
     if config is None or config.decay.normalized is None:
         raise ConfigError(
-            explain(
-                "DecaySchedule shape 'restarts' recomputes a normalized amount, and this optimizer has none.",
-                found=f"{type(optimizer).__name__}, groups {', '.join(group_names([optimizer])[0])}",
-                fix="write optimizer/decay=normalized (optimizer.decay.normalized=0.05)",
-            )
+            "DecaySchedule shape 'restarts' needs a normalized amount, which it computes for each cycle.",
+            found=f"{type(optimizer).__name__}, groups {', '.join(group_names([optimizer])[0])}",
+            fix="write optimizer/decay=normalized (optimizer.decay.normalized=0.05)",
         )
     resolved = as_float(optimizer.defaults["weight_decay"])
     return round((config.decay.coefficient(config["lr"], 1) / resolved) ** 2) if resolved else 1
 
 
 def _cycle_steps(trainer: L.Trainer, optimizer: Optimizer, *, first: bool = False) -> float:
-    """Return the optimizer steps of the current cycle of warm restarts, or of the first.
-
-    Raises:
-        ConfigError: the optimizer has no such schedule.
-    """
-    for entry in trainer.lr_scheduler_configs:
-        schedule = entry.scheduler
-        if isinstance(schedule, LRSchedule) and schedule.optimizer is optimizer and schedule.shape == "cosine_restarts":
-            steps, mult = int(schedule.settings["first_cycle_steps"]), schedule.settings["cycle_mult"]
-            at = 0 if first else schedule.last_epoch
-            _, _, length = restart_cycle(at, first_cycle_steps=steps, cycle_mult=mult)
-            per_epoch = run_steps(trainer)[1] if entry.interval == "epoch" else 1
-            return length * entry.frequency * (per_epoch or 1)
-    raise ConfigError(
-        explain(
-            "DecaySchedule shape 'restarts' follows lr_scheduler=cosine_restarts, which this optimizer does not have.",
-            found=", ".join(type(entry.scheduler).__name__ for entry in trainer.lr_scheduler_configs) or "none",
-            fix="write lr_scheduler=cosine_restarts, or another shape",
-        )
-    )
+    """Return the optimizer steps of the current cycle of warm restarts, or of the first."""
+    entry = restarts_of(trainer, "DecaySchedule shape 'restarts'", optimizer)
+    _, _, length = entry.scheduler.cycle(0 if first else entry.scheduler.last_epoch)
+    per_epoch = run_steps(trainer)[1] if entry.interval == "epoch" else 1
+    return float(length * entry.frequency * (per_epoch or 1))

@@ -1,74 +1,63 @@
-"""``MaskedFinetuning``: freeze, and unfreeze later into groups that the mask has split."""
+"""``MaskedFinetuning``: freeze parameters, and unfreeze them in later epochs with the right weight decay."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_wd.callbacks.groups import as_float, group_style, peak_lr
-from lightning_wd.configure.build import give_matrices_to_muon
-from lightning_wd.decay import check_number
-from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, explain
-from lightning_wd.mask import DecayPlan, Row, Rule, as_mask, plan_decay
-from lightning_wd.mask.names import walk
-from lightning_wd.mask.strict import check_rules
-from lightning_wd.optimizers.groups import DecayGroups
-from lightning_wd.optimizers.muon import MuonAdamW
+from lightning_wd.configure.late_groups import unfreeze
+from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, listed, number
+from lightning_wd.mask import Rule, as_mask, plan_decay
+from lightning_wd.mask.dead_rules import unmatched
+from lightning_wd.mask.module_tree import Tree, walk
 
 __all__ = ["MaskedFinetuning"]
-
-_PER_GROUP = ("base_lrs", "max_lrs", "min_lrs", "lr_lambdas", "base_momentums", "max_momentums", "_last_lr")
 
 
 class MaskedFinetuning(L.Callback):
     """Freeze parameters before the optimizer is configured, and unfreeze them at the start of later epochs.
 
-    What is unfrozen joins the optimizer in groups of its own, named ``decay_epoch_3``, ``no_decay_epoch_3`` and so on:
-    the mask is applied again, so a bias or a norm that comes late does not decay either. The new groups have the
-    run's peak learning rate (times the mask's multiplier) at the schedule's present point, and the schedule drives
-    them from there. A resumed run has the groups and ``requires_grad`` of the run it resumes.
+    Unfrozen parameters join the optimizer in new groups, named ``decay_epoch_3``, ``no_decay_epoch_3`` and so on. The
+    mask splits them like all others, so their biases and norm layers do not decay. The new groups have the run's peak
+    learning rate (times the mask's multiplier) and follow the schedule from where it is. A resumed run has the groups
+    and ``requires_grad`` of the run it resumes.
 
     Parameters that the module itself has frozen stay frozen. Frozen norm layers still update their running
-    statistics. Under DDP the module is wrapped anew, so that the gradients of what was unfrozen are averaged.
+    statistics. DDP is rebuilt at each unfreezing, so that it averages the new gradients too.
 
     Args:
         freeze: patterns on parameter names, as in :class:`lightning_wd.Rule`.
-        unfreeze: epoch (counted from 0) -> patterns, each of which must match something that is frozen until then.
-        mask: places what is unfrozen; None is the mask of the optimizer's configuration, else ``standard``. A rule
-            with ``lr`` gives it another learning rate.
+        unfreeze: epoch (counted from 0) -> patterns; each must match a parameter that is still frozen then.
+        mask: splits the unfrozen parameters; None is the mask of the optimizer's configuration, else ``standard``. A
+            rule with ``lr_mult`` gives them another learning rate.
 
     Raises:
-        ConfigError: an epoch that is no whole number >= 0; a module without exactly one optimizer.
-        MaskError: a pattern that matches nothing; an optimizer that holds what is frozen.
-        CheckpointMismatchError: a checkpoint that unfroze parameters which are not there.
+        ConfigError: an epoch is not a whole number >= 0; the module does not have exactly one optimizer.
+        MaskError: a pattern matches nothing; the optimizer holds frozen parameters.
+        CheckpointMismatchError: the checkpoint unfroze other parameters.
 
     Example:
         >>> finetuning = MaskedFinetuning(
         ...     freeze=["backbone.*"], unfreeze={3: ["backbone.layer4.*"], 6: ["backbone.*"]},
-        ...     mask={"rules": [{"name": "backbone.*", "lr": 0.1}]},
+        ...     mask={"rules": [{"name": "backbone.*", "lr_mult": 0.1}]},
         ... )
     """
 
     def __init__(
-        self,
-        freeze: Sequence[str],
-        unfreeze: Mapping[int, Sequence[str]] | None = None,
-        mask: Any = None,
+        self, freeze: Sequence[str], unfreeze: Mapping[int, Sequence[str]] | None = None, mask: Any = None
     ) -> None:
         self.freeze = _rules("freeze", freeze)
         self.unfreeze = _events(unfreeze)
         self.mask = None if mask is None else as_mask(mask)
         self._frozen: set[str] = set()
         self._seen: set[str] = set()
+        self._hits: dict[int, set[str]] = {}  # epoch -> what its patterns match
         self._begin()
 
     def _begin(self) -> None:
@@ -83,35 +72,34 @@ class MaskedFinetuning(L.Callback):
         if stage != "fit":
             return
         self._begin()
-        names = _tensors(pl_module)
+        tree = walk(pl_module)
+        names = {found.name: found.param for found in tree.tensors}
         self._seen = set(names)
         mine = {name for name, p in names.items() if p.requires_grad or name in self._frozen}
         self._frozen = set()
         for rule in self.freeze:
-            hits = _matches(rule, names, pl_module, "freeze")
+            hits = _matches(rule, tree, "freeze")
             if not mine.intersection(hits):
                 raise MaskError(
-                    explain(
-                        f"MaskedFinetuning freeze pattern {rule.name!r} matches only what is frozen already.",
-                        found=", ".join(hits[:5]),
-                        fix="leave to this callback what it shall unfreeze: set requires_grad=True",
-                    )
+                    f"MaskedFinetuning freeze pattern {rule.name!r} matches only already frozen parameters.",
+                    found=listed(hits),
+                    fix="leave them at requires_grad=True: MaskedFinetuning unfreezes only what it froze",
                 )
             self._frozen.update(mine.intersection(hits))
         left = set(self._frozen)
+        self._hits = {}
         for epoch, rules in sorted(self.unfreeze.items()):
-            for rule in rules:
-                hits = _matches(rule, names, pl_module, f"unfreeze[{epoch}]")
+            matched = [_matches(rule, tree, f"unfreeze[{epoch}]") for rule in rules]
+            for rule, hits in zip(rules, matched, strict=True):
                 if not left.intersection(hits):
                     raise MaskError(
-                        explain(
-                            f"MaskedFinetuning unfreeze[{epoch}] pattern {rule.name!r} matches nothing that is frozen "
-                            "by then.",
-                            found=", ".join(hits[:5]),
-                            fix="freeze it first, or remove the pattern",
-                        )
+                        f"MaskedFinetuning unfreeze[{epoch}] pattern {rule.name!r} matches no parameter that "
+                        "is still frozen.",
+                        found=listed(hits),
+                        fix="add it to freeze, or remove the pattern",
                     )
-            left -= {name for rule in rules for name in _matches(rule, names, pl_module, "unfreeze")}
+            self._hits[epoch] = set().union(*matched)
+            left -= self._hits[epoch]
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch:
                 warnings.warn(
                     f"MaskedFinetuning unfreezes at epoch {epoch}, counted from 0: a run of {trainer.max_epochs} "
@@ -123,11 +111,11 @@ class MaskedFinetuning(L.Callback):
             names[name].requires_grad_(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was unfrozen when, by name, as plain data."""
+        """Return the names that each epoch unfroze, as plain data."""
         return {"unfrozen": [[epoch, list(names)] for epoch, names in self._done]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Note what a checkpoint had unfrozen; the optimizer must hold it before it loads its own state."""
+        """Keep what the checkpoint unfroze; it is unfrozen before the optimizer loads its state."""
         self._loaded = [(int(epoch), list(names)) for epoch, names in state_dict["unfrozen"]]
         if self._waiting is not None:  # strategies that restore callbacks after on_fit_start
             self._replay(*self._waiting)
@@ -135,36 +123,29 @@ class MaskedFinetuning(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if len(trainer.optimizers) != 1:
             raise ConfigError(
-                explain(
-                    "MaskedFinetuning adds what it unfreezes to the module's one optimizer.",
-                    found=f"{len(trainer.optimizers)} optimizers in {type(pl_module).__name__}",
-                    fix="configure one optimizer, or unfreeze in the module's own code",
-                )
+                "MaskedFinetuning needs a module with exactly one optimizer.",
+                found=f"{len(trainer.optimizers)} optimizers in {type(pl_module).__name__}",
+                fix="configure one optimizer, or freeze and unfreeze in the module's own code",
             )
-        names = _tensors(pl_module)
-        new = {name: p for name, p in names.items() if name not in self._seen and p.requires_grad}
-        late = [name for name, p in new.items() if any(rule.matches(name, p, pl_module) for rule in self.freeze)]
+        tensors = walk(pl_module).tensors
+        new = [found for found in tensors if found.name not in self._seen and found.param.requires_grad]
+        late = [found.name for found in new if any(rule.matches(*found[:3]) for rule in self.freeze)]
         if late:
             raise MaskError(
-                explain(
-                    "MaskedFinetuning cannot freeze what is built after its setup: it trains already.",
-                    found=", ".join(late[:5]),
-                    fix=f"build it in {type(pl_module).__name__}.__init__",
-                )
+                "MaskedFinetuning cannot freeze parameters that are created after its setup.",
+                found=listed(late),
+                fix=f"create them in {type(pl_module).__name__}.__init__",
             )
         held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
-        early = sorted(name for name in self._frozen if id(names[name]) in held)
+        early = sorted(found.name for found in tensors if found.name in self._frozen and id(found.param) in held)
         if early:
             raise MaskError(
-                explain(
-                    "MaskedFinetuning cannot place what the optimizer already holds.",
-                    found=f"{len(early)} frozen parameters in {type(trainer.optimizers[0]).__name__}: "
-                    + ", ".join(early[:5]),
-                    fix="configure it with lightning_wd.configure_optimizers or OptimizerOverride, which leave frozen "
-                    "parameters out, or filter the parameters by requires_grad",
-                )
+                "MaskedFinetuning cannot unfreeze into new groups what the optimizer already holds.",
+                found=f"{len(early)} frozen parameters in {type(trainer.optimizers[0]).__name__}: " + listed(early),
+                fix="build it with lightning_wd.configure_optimizers or OptimizerOverride, which leave out frozen "
+                "parameters, or pass it only parameters with requires_grad=True",
             )
-        if self.mask is not None:  # an error in it must not wait for the first epoch that unfreezes
+        if self.mask is not None:  # refuse it now, not at the first unfreezing
             plan_decay(pl_module, self.mask, include_frozen=True)
         self._waiting = (trainer, pl_module)
         self._replay(trainer, pl_module)
@@ -177,230 +158,96 @@ class MaskedFinetuning(L.Callback):
         done = {epoch for epoch, _ in self._done}
         for epoch in sorted(self.unfreeze.keys() - done):
             if epoch <= trainer.current_epoch:
-                hits = self._hits(pl_module, epoch) & self._frozen
-                due = [name for name in _tensors(pl_module) if name in hits]
-                if not due:  # the run that is resumed unfroze it in another epoch
-                    self._done.append((epoch, []))
-                    continue
+                hits = self._hits[epoch] & self._frozen
+                due = [found.name for found in walk(pl_module).tensors if found.name in hits]
                 groups = self._unfreeze(trainer, pl_module, epoch, due)
-                rank_zero_info(
-                    f"MaskedFinetuning: epoch {epoch}: {len(due)} parameters unfrozen, in groups {', '.join(groups)}."
-                )
+                if groups:
+                    rank_zero_info(
+                        f"MaskedFinetuning: epoch {epoch}: {len(due)} parameters unfrozen, in groups "
+                        f"{', '.join(groups)}."
+                    )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Unfreeze what is due: a run resumed from the last batch of an epoch begins the next without its hook."""
+        """Unfreeze what is due: a run resumed from the end of an epoch skips the hook of the next."""
         self.on_train_epoch_start(trainer, pl_module)
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def _replay(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Unfreeze again what the run that is resumed had unfrozen, in its order."""
+        """Unfreeze what the resumed run had unfrozen, in the same order."""
         events, self._loaded = self._loaded, []
         for epoch, unfrozen in events:
-            if not unfrozen:
-                self._done.append((epoch, []))
-                continue
             strangers = [name for name in unfrozen if name not in self._frozen]
             if strangers:
                 raise CheckpointMismatchError(
-                    explain(
-                        f"the checkpoint unfroze parameters at epoch {epoch} that are not frozen here.",
-                        found=", ".join(strangers[:5]),
-                        valid=", ".join(sorted(self._frozen)[:5]) or "nothing is frozen",
-                        fix="configure MaskedFinetuning as in the run that is resumed",
-                    )
+                    f"the checkpoint unfroze parameters at epoch {epoch} that are not frozen here.",
+                    found=listed(strangers),
+                    valid=listed(sorted(self._frozen)) or "nothing is frozen",
+                    fix="configure MaskedFinetuning as in the resumed run",
                 )
             self._unfreeze(trainer, module, epoch, unfrozen)
         for epoch, _ in events:
-            left = sorted(self._hits(module, epoch) & self._frozen)
+            left = sorted(self._hits.get(epoch, set()) & self._frozen)
             if left:
                 raise CheckpointMismatchError(
-                    explain(
-                        f"the checkpoint is past epoch {epoch} and did not unfreeze all that is configured for it.",
-                        found=", ".join(left[:5]),
-                        fix="configure MaskedFinetuning as in the run that is resumed, or unfreeze these in a later "
-                        "epoch",
-                    )
+                    f"the checkpoint is past epoch {epoch} but did not unfreeze everything in unfreeze[{epoch}].",
+                    found=listed(left),
+                    fix="configure MaskedFinetuning as in the resumed run, or unfreeze these in a later epoch",
                 )
 
-    def _hits(self, module: L.LightningModule, epoch: int) -> set[str]:
-        """Return the parameters that the patterns of an epoch match."""
-        names = _tensors(module)
-        return {n for rule in self.unfreeze.get(epoch, ()) for n in _matches(rule, names, module, "unfreeze")}
-
-    def _unfreeze(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, unfrozen: list[str]) -> list[str]:
-        """Unfreeze parameters and add their groups to the optimizer and its schedule; return the groups' names."""
-        optimizer = trainer.optimizers[0]
-        groups = self._groups(optimizer, module, epoch, unfrozen)
-        names = _tensors(module)
-        for name in unfrozen:
-            names[name].requires_grad_(True)
-        before = len(optimizer.param_groups)
-        for group in groups:
-            optimizer.add_param_group(group)
-        for entry in trainer.lr_scheduler_configs:
-            _extend(entry.scheduler, optimizer, before)
-        _wrap_anew(trainer)
-        self._frozen.difference_update(unfrozen)
-        self._done.append((epoch, list(unfrozen)))
-        return [group["name"] for group in optimizer.param_groups[before:]]
-
-    def _groups(
-        self, optimizer: Optimizer, module: L.LightningModule, epoch: int, unfrozen: Iterable[str]
-    ) -> list[dict[str, Any]]:
-        """Return the parameter groups of what is unfrozen, at the schedule's present point."""
-        first = optimizer.param_groups[0]
-        ours = isinstance(optimizer, DecayGroups)
-        style = group_style(optimizer, first) if ours else None
-        plan = getattr(optimizer, "decay_plan", None)
-        if plan is not None:
-            style = plan.style
-        config = getattr(optimizer, "decay_config", None)
-        mask = self.mask if self.mask is not None or config is None else config.mask
-        whole = plan_decay(module, mask, style, include_frozen=True)
-        lr, lam = _reference(optimizer, plan)
-        wanted = set(unfrozen)
-        rows = tuple(row for row in whole if wanted.intersection(row.names))
-        groups = DecayPlan(rows, style).groups(lr=lr, weight_decay=lam)
-        if isinstance(optimizer, MuonAdamW):
-            groups = give_matrices_to_muon(groups, module, whole)
-        peak = peak_lr(first)
-        for group in groups:
-            group["name"] = f"{group['name']}_epoch_{epoch}"
-            ratio = group["base_lr"] / peak if peak else 1.0
-            for key in ("lr", "initial_lr", "max_lr", "min_lr"):
-                if key in first:
-                    group[key] = as_float(first[key]) * ratio
-            for key in ("momentum", "betas", "base_momentum", "max_momentum"):  # a schedule may drive these too
-                if key in first:
-                    group[key] = first[key]
-            if not ours:
-                del group["base_lr"]
-                group.pop("style", None)
-            if "param_names" not in first:
-                group["params"] = [p for _, p in group["params"]]
-        if plan is not None:
-            _note(plan, rows, epoch)
+    def _unfreeze(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, names: list[str]) -> list[str]:
+        """Unfreeze parameters; return the names of their groups. A resumed run may have none left to unfreeze."""
+        groups = []
+        if names:
+            schedulers = [entry.scheduler for entry in trainer.lr_scheduler_configs]
+            groups = unfreeze(trainer.optimizers[0], schedulers, module, names, self.mask, epoch)
+            _rewrap(trainer)
+        self._frozen.difference_update(names)
+        self._done.append((epoch, list(names)))
         return groups
 
 
 def _rules(what: str, patterns: Any) -> list[Rule]:
     if isinstance(patterns, str) or not isinstance(patterns, Sequence):
         raise ConfigError(
-            explain(f"MaskedFinetuning {what} must be a list of patterns but got {patterns!r}.", fix="write ['head.*']")
+            f"MaskedFinetuning {what} must be a list of patterns but got {patterns!r}.", fix="write ['head.*']"
         )
-    return [Rule(1.0, name=pattern) for pattern in patterns]
+    return [Rule(name=pattern, wd_mult=1) for pattern in patterns]
 
 
 def _events(unfreeze: Any) -> dict[int, list[Rule]]:
     given = {} if unfreeze is None else unfreeze
     if not isinstance(given, Mapping):
         raise ConfigError(
-            explain(
-                f"MaskedFinetuning unfreeze must be a mapping of epochs to patterns but got {unfreeze!r}.",
-                found=type(unfreeze).__name__,
-                fix="write {3: ['backbone.*']}",
-            )
+            f"MaskedFinetuning unfreeze must be a mapping of epochs to patterns but got {unfreeze!r}.",
+            found=type(unfreeze).__name__,
+            fix="write {3: ['backbone.*']}",
         )
     events: dict[int, list[Rule]] = {}
     for key, patterns in given.items():
-        epoch = _epoch(key)
+        epoch = int(number("MaskedFinetuning's epoch", int(key) if str(key).isdecimal() else key, whole=True))
         if epoch in events:
             raise ConfigError(
-                explain(
-                    f"MaskedFinetuning unfreeze has epoch {epoch} twice.",
-                    found=", ".join(map(repr, given)),
-                    fix="put all patterns of an epoch into one list",
-                )
+                f"MaskedFinetuning unfreeze has epoch {epoch} twice.",
+                found=", ".join(map(repr, given)),
+                fix="put all patterns of an epoch into one list",
             )
         events[epoch] = _rules(f"unfreeze[{key}]", patterns)
     return events
 
 
-def _epoch(epoch: Any) -> int:
-    number = check_number("an epoch of MaskedFinetuning unfreeze", int(epoch) if str(epoch).isdecimal() else epoch)
-    if not number.is_integer():
-        raise ConfigError(explain(f"an epoch of MaskedFinetuning unfreeze is {epoch!r}.", fix="write a whole number"))
-    return int(number)
-
-
-def _tensors(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the module's parameters under all their names, without the prefixes of wrappers."""
-    return {found.name: found.param for found in walk(module).tensors}  # type: ignore[misc]
-
-
-def _matches(rule: Rule, names: Mapping[str, nn.Parameter], module: L.LightningModule, what: str) -> list[str]:
-    """Return the tensors that a pattern matches, each by its first name, or raise a MaskError with the nearest one."""
-    first: dict[int, str] = {}
-    for name, p in names.items():
-        first.setdefault(id(p), name)
-    hits = list(dict.fromkeys(first[id(p)] for name, p in names.items() if rule.matches(name, p, module)))
+def _matches(rule: Rule, tree: Tree, what: str) -> list[str]:
+    """Return the first name of each tensor that a pattern matches; raise a MaskError where it matches none."""
+    hits = [tied[0].name for tied in tree.by_tensor() if any(rule.matches(*found[:3]) for found in tied)]
     if not hits:
-        try:
-            check_rules([rule], [0], plan_decay(module).rows, walk(module))
-        except MaskError as error:
-            raise MaskError(str(error).replace("mask pattern", f"MaskedFinetuning {what} pattern")) from None
+        raise unmatched(rule, tree, f"MaskedFinetuning {what}")
     return hits
 
 
-def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
-    """Return the peak learning rate and the coefficient that multipliers of 1 have in this run.
-
-    ``plan`` is the one that made the optimizer's groups. Without one, the first group has the first, and the first
-    group that decays the second.
-    """
-    lr, lam = optimizer.defaults["lr"], optimizer.defaults.get("weight_decay", 0.0)
-    if plan is None:
-        known = [(1.0, 1.0, group) for group in optimizer.param_groups if group["params"]]
-    else:
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        known = [
-            (row.lr, row.decay * (row.style == plan.style), groups[id(row.param)])
-            for row in plan
-            if id(row.param) in groups and not row.settings
-        ]
-    for factor, _, group in known:
-        if factor:
-            lr = peak_lr(group) / factor
-            break
-    for _, factor, group in known:
-        amount = group.get("base_weight_decay", group.get("weight_decay"))
-        if factor and amount:
-            lam = as_float(amount) / factor
-            break
-    return as_float(lr), as_float(lam)
-
-
-def _note(plan: DecayPlan, rows: Iterable[Row], epoch: int) -> None:
-    """Bring the optimizer's plan up to date with what was unfrozen."""
-    for row in rows:
-        mine = plan[row.name]
-        mine.decay, mine.lr, mine.style, mine.settings = row.decay, row.lr, row.style, row.settings
-        mine.reason, mine.group = f"{row.reason}; unfrozen at epoch {epoch}", f"{row.group}_epoch_{epoch}"
-
-
-def _extend(scheduler: Any, optimizer: Optimizer, before: int) -> None:
-    """Give a schedule entries for the groups that its optimizer has beyond the first ``before``."""
-    if getattr(scheduler, "optimizer", None) is not optimizer:
-        return
-    added = optimizer.param_groups[before:]
-    for name in _PER_GROUP:
-        values = getattr(scheduler, name, None)
-        if isinstance(values, list) and len(values) == before:
-            first = optimizer.param_groups[0]
-            for group in added:
-                ratio = peak_lr(group) / peak_lr(first) if peak_lr(first) else 1.0
-                scaled = isinstance(values[0], (int, float)) and "momentum" not in name
-                values.append(values[0] * ratio if scaled else values[0])
-    for inner in getattr(scheduler, "_schedulers", ()):
-        if isinstance(inner, LRScheduler):
-            _extend(inner, optimizer, before)
-
-
-def _wrap_anew(trainer: L.Trainer) -> None:
-    """Wrap the module in DDP again: its reducer holds only what was trainable when it was made."""
+def _rewrap(trainer: L.Trainer) -> None:
+    """Wrap the module in DDP again: its reducer averages only what was trainable when it was made."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
         strategy.model = strategy.model.module

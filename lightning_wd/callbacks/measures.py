@@ -1,4 +1,4 @@
-r"""What decay does to one parameter group in one step: measured numbers, and what theory predicts for them.
+r"""What weight decay does to a parameter group in one step, as measured and as theory predicts.
 
 Symbols as in :mod:`lightning_wd.decay`: ``d`` is the fraction of the old weights that the step removed.
 """
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from lightning_wd.callbacks.groups import as_float, group_style
+from lightning_wd.optimizers.param_groups import as_float, group_style
 
 __all__ = ["Snapshot", "adamw_angle", "adamw_rms", "sgd_ratio"]
 
-_WHOLE = 2**16  # numbers of a tensor up to which its update is measured whole; evenly spaced rows of it above
-_QUANTILES = 2**20  # numbers of a group from which the quantiles of the lost decay are taken
-_CHUNK = 4096  # float32 sums over more lose digits: a plain norm of 38M numbers is off by 0.3 %
+_WHOLE = 2**16  # elements; the update of a larger tensor is measured on evenly spaced rows
+_QUANTILES = 2**20  # elements of a group from which the quantiles of the lost decay are taken
+_CHUNK = 4096  # elements summed at once: a plain float32 norm of 38M elements is off by 0.3 %
 
 
 def adamw_rms(lr: float, d: float, beta1: float) -> float:
@@ -60,196 +60,182 @@ def sgd_ratio(style: str, lam: float, lr: float, momentum: float) -> float:
 
 
 class Snapshot:
-    """What must be kept from before a step to measure it: a copy of (a sample of) the weights of one optimizer.
-
-    Args:
-        optimizer: about to step; its gradients are there.
-    """
+    """The weights of an optimizer that is about to step, or a sample of them, kept to measure the step."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.old = [[_sample(_local(p)).clone() for p in group["params"]] for group in optimizer.param_groups]
-        self.buffers = [
-            [_buffer_copy(optimizer, p) for p in group["params"]] if _overwrites_gradients(optimizer, group) else None
-            for group in optimizer.param_groups
-        ]
+        self.old: dict[Tensor, Tensor] = {}
+        self._momentum: dict[Tensor, Tensor | None] = {}  # of the parameters whose gradients the step overwrites
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                self.old[p] = _sample(_local(p)).clone()
+                if _overwrites_gradients(optimizer, group):
+                    buffer = optimizer.state.get(p, {}).get("momentum_buffer")
+                    self._momentum[p] = None if buffer is None else buffer.clone()
 
     def measure(self, optimizer: Optimizer, fractions: list[float | None]) -> list[dict[str, float]]:
-        """Return the measured and predicted numbers of each group, after the step; none of a group without weights.
+        """Return each group's measured and predicted numbers after the step; none for a group without weights.
 
-        Args:
-            optimizer: the same optimizer, having stepped.
-            fractions: ``d_t`` of each group; None where decay is no fixed fraction.
+        ``fractions`` holds ``d_t`` of each group; None where decay is not a fixed fraction.
         """
-        result: list[dict[str, float]] = []
-        for group, old, buffers, d in zip(optimizer.param_groups, self.old, self.buffers, fractions, strict=True):
-            if not any(p.numel() for p in group["params"]):
-                result.append({})
-                continue
-            grads = [p.grad for p in group["params"]]
-            if buffers is not None:
-                grads = _gradients_from_buffers(optimizer, group, buffers)
-            numbers = _norms(group["params"], old, grads)
-            numbers.update(_predicted(optimizer, group, d))
-            numbers.update(_lost_decay(optimizer, group))
-            numbers.update(_cautious(group, old))
-            if d and not group.get("kahan"):
-                numbers["rounded_away"] = _rounded_away(old, d)
-            result.append(numbers)
-        return result
+        return [
+            self._measure(optimizer, group, d) if any(p.numel() for p in group["params"]) else {}
+            for group, d in zip(optimizer.param_groups, fractions, strict=True)
+        ]
+
+    def _measure(self, optimizer: Optimizer, group: dict[str, Any], d: float | None) -> dict[str, float]:
+        params = group["params"]
+        old = [self.old[p] for p in params]
+        numbers = {
+            **_norms(params, old, [self._gradient(optimizer, group, p) for p in params]),
+            **_predicted(optimizer, group, d),
+            **_lost_decay(optimizer, group),
+        }
+        if group.get("cautious_wd"):
+            numbers.update(_cautious(params, old))
+        if d and not group.get("kahan"):
+            numbers["rounded_away"] = _rounded_away(old, d)
+        return numbers
+
+    def _gradient(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> Tensor | None:
+        """Return the gradient of the step; one that was overwritten, from the momentum: ``g = m_t - mu * m_{t-1}``.
+
+        A copy made before the step would be wrong: the gradient may not have been clipped or unscaled by then.
+        """
+        if p.grad is None or p not in self._momentum:
+            return p.grad
+        now: Tensor = optimizer.state[p]["momentum_buffer"]
+        before = self._momentum[p]
+        return now if before is None else now - group["momentum"] * before  # Nesterov has no dampening
 
 
 def _overwrites_gradients(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    """Whether torch's foreach kernel writes Nesterov's u over the gradients: a penalty or a sign makes it copy them."""
+    """Whether torch's foreach kernel overwrites gradients with Nesterov's update; L2 and maximize make it copy."""
     penalty = group_style(optimizer, group) == "l2" and as_float(group["weight_decay"])
     return isinstance(optimizer, SGD) and bool(group["nesterov"]) and not penalty and not group["maximize"]
 
 
-def _buffer_copy(optimizer: Optimizer, p: Tensor) -> Tensor | None:
-    buffer = optimizer.state.get(p, {}).get("momentum_buffer")
-    return None if buffer is None else buffer.clone()
-
-
-def _gradients_from_buffers(
-    optimizer: Optimizer, group: dict[str, Any], before: list[Tensor | None]
-) -> list[Tensor | None]:
-    """Return the gradients that the momentum buffers took in: ``g = m_t - mu * m_{t-1}`` (Nesterov has no dampening).
-
-    Only the step sees them clipped and without GradScaler's scale, so a copy from before it would be of others.
-    """
-    grads: list[Tensor | None] = []
-    for p, old in zip(group["params"], before, strict=True):
-        now = None if p.grad is None else optimizer.state[p]["momentum_buffer"]
-        grads.append(now if now is None or old is None else now - group["momentum"] * old)
-    return grads
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a sharded tensor, and any other tensor as it is."""
-    tensor = tensor.detach()
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def _dense(grad: Tensor) -> Tensor:
-    return _local(grad.to_dense() if grad.is_sparse else grad)
-
-
-def is_sharded(tensor: Tensor) -> bool:
+def _is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor, as FSDP2 and tensor parallelism make them."""
     return hasattr(tensor, "device_mesh")
 
 
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a sharded tensor, and any other tensor as it is; dense."""
+    tensor = tensor.detach()
+    if tensor.is_sparse:
+        tensor = tensor.to_dense()
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def _share(tensor: Tensor) -> float:
-    """Return one over the number of ranks that hold this rank's part of a tensor."""
-    shards = 1
-    for dimension, placement in enumerate(getattr(tensor, "placements", ())):
-        if placement.is_shard():
-            shards *= tensor.device_mesh.size(dimension)  # type: ignore[attr-defined]
-    return shards / torch.distributed.get_world_size()
+    """Return one over the number of ranks that hold this rank's shard of a tensor."""
+    placements = enumerate(getattr(tensor, "placements", ()))
+    shards = math.prod(tensor.device_mesh.size(i) for i, placement in placements if placement.is_shard())  # type: ignore[attr-defined]
+    return float(shards / torch.distributed.get_world_size())
 
 
 def _sample(tensor: Tensor, limit: int = _WHOLE) -> Tensor:
-    """Return evenly spaced rows of a large tensor; a view."""
+    """Return evenly spaced rows of a large tensor, as a view."""
     return tensor if tensor.numel() <= limit else tensor[:: -(-tensor.numel() // limit)]
 
 
+def _widened(tensor: Tensor) -> Tensor:
+    """Return a tensor flat, a 16-bit one in float32."""
+    return tensor.flatten().float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.flatten()
+
+
 def _square(tensor: Tensor) -> Tensor:
-    """Return the sum of squares, accurate to float32 at any size."""
-    flat = tensor.flatten()
-    if flat.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).flatten()
+    """Return the sum of squares, to float32 accuracy at any size."""
+    flat = _widened(tensor)
     whole = flat.numel() // _CHUNK * _CHUNK
-    norms = torch.linalg.vector_norm(flat[:whole].view(-1, _CHUNK), dim=1) if whole else flat[:0]
+    norms = torch.linalg.vector_norm(flat[:whole].view(-1, _CHUNK), dim=1)
     rest = torch.linalg.vector_norm(flat[whole:])
     norm: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest.view(1)]))
     return norm.square()
 
 
 def _norms(params: list[Tensor], old: list[Tensor], grads: list[Tensor | None]) -> dict[str, float]:
-    """Return norms, the relative and the angular update; global ones where the parameters are sharded."""
+    """Return norms and the relative and angular update, global ones where the parameters are sharded."""
     rows = []
     for p, before, grad in zip(params, old, grads, strict=True):
-        now, then = _sample(_local(p)).flatten(), before.flatten()
-        if now.dtype in (torch.float16, torch.bfloat16):
-            now, then = now.float(), then.float()
-        moved = now - then
-        g = now.new_zeros(()) if grad is None else _square(_dense(grad))
-        along = (moved * then.conj()).real.sum() if now.is_complex() else torch.dot(moved, then)
-        squares = (_square(_local(p)), g, _square(then), _square(moved), along)
+        then = _widened(before)
+        moved = _widened(_sample(_local(p))) - then
+        g = moved.new_zeros(()) if grad is None else _square(_local(grad))
+        squares = (_square(_local(p)), g, _square(then), _square(moved), torch.vdot(then, moved).real)
         rows.append(torch.stack([square.float() for square in squares]))
-    table = torch.stack([row.to(rows[0].device) for row in rows])  # a group may lie on several devices
-    if any(is_sharded(p) for p in params):
+    table = torch.stack([row.to(rows[0].device) for row in rows])  # a group may span devices
+    if any(_is_sharded(p) for p in params):
         table *= torch.tensor([[_share(p)] for p in params]).to(table)
         torch.distributed.all_reduce(table)
     values = table.tolist()
-    numel = sum(p.numel() for p in params)
-    weights, gradients, before, moved = (sum(row[i] for row in values) for i in range(4))
+    weights, gradients, start, move, _ = (sum(column) for column in zip(*values, strict=True))
     numbers = {
         "weight_norm": math.sqrt(weights),
-        "weight_rms": math.sqrt(weights / numel),
+        "weight_rms": math.sqrt(weights / sum(p.numel() for p in params)),
         "grad_norm": math.sqrt(gradients),
         "grad_weight_ratio": math.sqrt(gradients / weights) if weights else math.nan,
-        "relative_update": math.sqrt(moved / before) if before else math.nan,
+        "relative_update": math.sqrt(move / start) if start else math.nan,
         "nonfinite_weights": 0.0 if math.isfinite(weights) else _nonfinite(params),
-        "nonfinite_grads": 0.0 if math.isfinite(gradients) else _nonfinite(grads),
+        "nonfinite_grads": 0.0 if math.isfinite(gradients) else _nonfinite([g for g in grads if g is not None]),
     }
     angles = [
-        # the part of the move across w_old, and <w_new, w_old> / ||w_old||
-        math.atan2(math.sqrt(max(0.0, moved - along * along / before)), math.sqrt(before) + along / math.sqrt(before))
-        for p, grad, (_, _, before, moved, along) in zip(params, grads, values, strict=True)
-        if p.ndim >= 2 and grad is not None and before > 0
+        # the component of the move across w_old, and <w_new, w_old> / ||w_old||
+        math.atan2(math.sqrt(max(0.0, move - along * along / start)), math.sqrt(start) + along / math.sqrt(start))
+        for p, grad, (_, _, start, move, along) in zip(params, grads, values, strict=True)
+        if p.ndim >= 2 and grad is not None and start > 0
     ]
-    return numbers if not angles else {**numbers, "angular_update": sum(angles) / len(angles)}
+    if angles:
+        numbers["angular_update"] = sum(angles) / len(angles)
+    return numbers
 
 
-def _nonfinite(tensors: list[Any]) -> float:
-    """Return how many numbers are inf or nan, over all ranks where the tensors are sharded."""
-    held = [t for t in tensors if t is not None]
-    shared = any(is_sharded(t) for t in held)
-    shares = [_share(t) if shared else 1.0 for t in held]
-    counts = [share * (~torch.isfinite(_dense(t))).sum() for share, t in zip(shares, held, strict=True)]
-    count = torch.stack([count.to(counts[0].device) for count in counts]).sum()
+def _nonfinite(tensors: list[Tensor]) -> float:
+    """Return how many elements are inf or nan, over all ranks where the tensors are sharded."""
+    counts = [(~torch.isfinite(_local(t))).sum() for t in tensors]
+    shared = any(_is_sharded(t) for t in tensors)
     if shared:
-        torch.distributed.all_reduce(count)
-    return float(count)
+        counts = [_share(t) * count for t, count in zip(tensors, counts, strict=True)]
+    total = torch.stack([count.to(counts[0].device) for count in counts]).sum()
+    if shared:
+        torch.distributed.all_reduce(total)
+    return float(total)
 
 
 def _predicted(optimizer: Optimizer, group: dict[str, Any], d: float | None) -> dict[str, float]:
-    """Return what theory says the norms should settle at, where it says anything."""
-    lr, style = as_float(group["lr"]), group_style(optimizer, group)
-    if not lr or group.get("cautious"):
+    """Return what the measured numbers should settle at, where theory predicts it."""
+    lr = as_float(group["lr"])
+    if not lr or group.get("cautious_wd"):
         return {}
     if isinstance(optimizer, (Adam, AdamW)) and d and d < 1 and not group["amsgrad"]:  # its v only grows
         beta1 = as_float(group["betas"][0])
-        return {
-            "weight_rms_predicted": adamw_rms(lr, d, beta1),
-            "angular_update_predicted": adamw_angle(d, beta1),
-        }
+        return {"weight_rms_predicted": adamw_rms(lr, d, beta1), "angular_update_predicted": adamw_angle(d, beta1)}
     if isinstance(optimizer, SGD) and not group["dampening"]:
+        style = str(group_style(optimizer, group))
         lam = as_float(group["weight_decay"]) if style == "l2" else (d or 0.0) / lr
         if lam:
-            return {"grad_weight_ratio_predicted": sgd_ratio(str(style), lam, lr, group["momentum"])}
+            return {"grad_weight_ratio_predicted": sgd_ratio(style, lam, lr, group["momentum"])}
     return {}
 
 
 def _lost_decay(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, float]:
-    r"""Return how unevenly Adam's L2 penalty decays: ``d_i = lr * lam / (sqrt(v_hat_i) + eps)`` per coordinate."""
+    r"""Return how unevenly Adam's L2 penalty decays coordinates: ``d_i = lr * lam / (sqrt(v_hat_i) + eps)``."""
     lam = as_float(group.get("weight_decay", 0.0))
     if not (isinstance(optimizer, (Adam, AdamW)) and lam and group_style(optimizer, group) == "l2"):
         return {}
     held = [optimizer.state[p] for p in group["params"] if "exp_avg_sq" in optimizer.state.get(p, {})]
-    beta2, parts = as_float(group["betas"][1]), []
+    key = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+    lr, beta2 = as_float(group["lr"]), as_float(group["betas"][1])
+    parts = []
     for state in held:
-        v = _sample(_local(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]), _QUANTILES // len(held))
-        v_hat = v.flatten().float() / (1.0 - beta2 ** as_float(state["step"]))
-        parts.append((as_float(group["lr"]) * lam / (v_hat.sqrt() + group["eps"])).to(held[0]["exp_avg_sq"].device))
-    every = torch.cat(parts)[: 2**24] if parts else torch.empty(0)  # as many as torch.quantile takes
-    if not every.numel():  # this rank's part of a sharded group may be empty
+        v = _sample(_local(state[key]), _QUANTILES // len(held)).flatten().float()
+        v_hat = v / (1.0 - beta2 ** as_float(state["step"]))
+        parts.append((lr * lam / (v_hat.sqrt() + group["eps"])).to(held[0][key].device))
+    decays = torch.cat(parts)[: 2**24] if parts else torch.empty(0)  # the limit of torch.quantile
+    if not decays.numel():  # this rank's shard of a group may be empty
         return {}
-    p5, p50, p95 = torch.quantile(every, torch.tensor([0.05, 0.5, 0.95], device=every.device)).tolist()
+    p5, p50, p95 = torch.quantile(decays, torch.tensor([0.05, 0.5, 0.95], device=decays.device)).tolist()
     return {
-        "lost_decay_mean": every.mean().item(),
+        "lost_decay_mean": decays.mean().item(),
         "lost_decay_p5": p5,
         "lost_decay_p50": p50,
         "lost_decay_p95": p95,
@@ -257,16 +243,14 @@ def _lost_decay(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, float]
     }
 
 
-def _cautious(group: dict[str, Any], old: list[Tensor]) -> dict[str, float]:
-    """Return the fraction of coordinates that a cautious group decayed.
+def _cautious(params: list[Tensor], old: list[Tensor]) -> dict[str, float]:
+    """Return the fraction of coordinates that a cautious step decayed.
 
-    ``u * w_old >= 0`` is where the step moved a weight towards zero, ``(w_old - w_new) * w_old >= 0``: decay and update
-    pull the same way there, and nothing decays elsewhere. Coordinates that rounding held in place tell neither.
+    It decays where ``u * w_old >= 0``, and there it moves the weight towards zero: ``(w_old - w_new) * w_old >= 0``.
+    Coordinates that rounding held in place are not counted.
     """
-    if not group.get("cautious"):
-        return {}
     decayed, seen = 0, 0
-    for p, before in zip(group["params"], old, strict=True):
+    for p, before in zip(params, old, strict=True):
         if p.grad is None:
             continue
         after = _sample(_local(p))
@@ -277,12 +261,12 @@ def _cautious(group: dict[str, Any], old: list[Tensor]) -> dict[str, float]:
 
 
 def _rounded_away(old: list[Tensor], d: float) -> float:
-    """Return the fraction of weights that a decay of ``d * w`` alone would not change, in their own dtype."""
-    lost, seen = 0.0, 0
+    """Return the fraction of weights that ``w - d * w`` leaves unchanged in their own dtype."""
+    lost, seen = 0, 0
     for w in old:
-        if d > torch.finfo(w.dtype).eps:  # more than a rounding step everywhere
+        if d > torch.finfo(w.dtype).eps:  # larger than a rounding step everywhere
             seen += w.numel()
-            continue
-        w = w[w != 0]
-        lost, seen = lost + (w - d * w == w).sum().item(), seen + w.numel()
+        else:
+            lost += int(((w - d * w == w) & (w != 0)).sum())
+            seen += int((w != 0).sum())
     return lost / seen if seen else 0.0

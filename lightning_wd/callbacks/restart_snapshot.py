@@ -7,24 +7,24 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+from torch.optim import Optimizer
 
 from lightning_wd.configure.lr_scheduler import LRSchedule
-from lightning_wd.errors import ConfigError, explain
-from lightning_wd.schedules import restart_cycle
+from lightning_wd.errors import ConfigError
 
-__all__ = ["RestartSnapshot"]
+__all__ = ["RestartSnapshot", "restarts_of"]
 
 
 class RestartSnapshot(Checkpoint):
     """Save ``cycle_<i>.ckpt`` as cycle i of ``lr_scheduler=cosine_restarts`` ends, before the restart.
 
-    At the end of a cycle the learning rate is at its lowest: these are the solutions that AdamWR and SGDWR offer at any
-    time (1711.05101, App. B.2; 1608.03983), and the papers take the newest as the best so far. No metric is looked at:
-    validation comes after the restart. Lightning's ``ModelCheckpoint`` with a ``monitor`` keeps the best by a metric
-    (``best.ckpt`` in the recipe). A cycle that the run does not finish has no snapshot.
+    The learning rate is lowest at the end of a cycle. AdamWR and SGDWR (1711.05101, App. B.2; 1608.03983) take the
+    newest of these snapshots as the best so far. No metric is compared, because validation runs after the restart: for
+    the best by a metric use Lightning's ``ModelCheckpoint`` (``best.ckpt`` in the recipe). A cycle that the run does
+    not finish has no snapshot.
 
     Args:
-        dirpath: the folder; None for ``checkpoints`` in the trainer's ``default_root_dir``.
+        dirpath: the folder; None is ``checkpoints`` in the trainer's ``default_root_dir``.
 
     Raises:
         ConfigError: when training starts, without ``lr_scheduler=cosine_restarts``.
@@ -36,28 +36,34 @@ class RestartSnapshot(Checkpoint):
         self._cycle = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._cycle = _cycle(trainer)
+        self._cycle = self._next(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        cycle = _cycle(trainer)  # of the next step: the schedule has stepped already
+        cycle = self._next(trainer)
         if cycle > self._cycle:
             folder = self.dirpath or Path(trainer.default_root_dir) / "checkpoints"
             trainer.save_checkpoint(folder / f"cycle_{self._cycle}.ckpt")
             self._cycle = cycle
 
+    @staticmethod
+    def _next(trainer: L.Trainer) -> int:
+        """Return the cycle of the next step: after a batch the schedule has stepped already."""
+        schedule = restarts_of(trainer, "RestartSnapshot").scheduler
+        return int(schedule.cycle(schedule.last_epoch)[0])
 
-def _cycle(trainer: L.Trainer) -> int:
-    for entry in trainer.lr_scheduler_configs:
+
+def restarts_of(trainer: L.Trainer, needed_by: str, optimizer: Optimizer | None = None) -> Any:
+    """Return Lightning's entry of the run's ``cosine_restarts`` schedule, that of ``optimizer`` where one is given."""
+    entries = trainer.lr_scheduler_configs
+    for entry in entries:
         schedule = entry.scheduler
-        if isinstance(schedule, LRSchedule) and schedule.shape == "cosine_restarts":
-            first, mult = int(schedule.settings["first_cycle_steps"]), schedule.settings["cycle_mult"]
-            return restart_cycle(schedule.last_epoch, first_cycle_steps=first, cycle_mult=mult)[0]
+        restarts = isinstance(schedule, LRSchedule) and schedule.shape == "cosine_restarts"
+        if restarts and optimizer in (None, schedule.optimizer):
+            return entry
     raise ConfigError(
-        explain(
-            "RestartSnapshot saves the ends of cycles, and this run has none.",
-            found=", ".join(type(entry.scheduler).__name__ for entry in trainer.lr_scheduler_configs) or "no schedule",
-            fix="write lr_scheduler=cosine_restarts, or remove the callback",
-        )
+        f"{needed_by} follows the cycles of lr_scheduler=cosine_restarts, which is missing.",
+        found=", ".join(type(entry.scheduler).__name__ for entry in entries) or "no lr_scheduler",
+        fix="write lr_scheduler=cosine_restarts, or leave out the callback",
     )

@@ -7,21 +7,20 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from lightning_wd import schedules
-from lightning_wd.configure.plain import PlainConfig, as_keywords, unknown_name
-from lightning_wd.configure.steps import Budget
-from lightning_wd.decay import check_number
-from lightning_wd.errors import CheckpointMismatchError, ConfigError, explain, nearest
+from lightning_wd.configure.budget import Budget
+from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords
+from lightning_wd.errors import CheckpointMismatchError, ConfigError, choice, flag, keys, nearest, number
+from lightning_wd.optimizers.checkpoint import settle
 
 __all__ = ["LRSchedule", "LRSchedulerConfig", "ScheduleRequest"]
 
 _NEED_CODE = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
-_TARGET = "lightning_wd.LRSchedulerConfig"
 LIGHTNING_KEYS = ("interval", "frequency", "monitor", "strict")
 
 
@@ -29,13 +28,17 @@ LIGHTNING_KEYS = ("interval", "frequency", "monitor", "strict")
 SHAPES: dict[str, dict[str, float]] = {
     "none": {},
     "constant": {"warmup_steps": 0},
-    "warmup_cosine": {"warmup_steps": 0.05, "eta_min": 0.0},
-    "cosine_restarts": {"first_cycle_epochs": 10, "cycle_mult": 2, "eta_min": 0.0},
-    "wsd": {"warmup_steps": 0.05, "decay_steps": 0.2, "eta_min": 0.0},
+    "warmup_cosine": {"warmup_steps": 0.05, "min_lr_factor": 0.0},
+    "cosine_restarts": {"first_cycle_epochs": 10, "cycle_mult": 2, "min_lr_factor": 0.0},
+    "wsd": {"warmup_steps": 0.05, "decay_steps": 0.2, "min_lr_factor": 0.0},
 }
+_RENAMED = {"warmup": "warmup_steps"}
+_ALIASES = dict.fromkeys(
+    ("eta_min", "min_lr"), "write lr_scheduler.min_lr_factor, a factor of lr: the lowest rate / lr"
+)
 
 
-class LRSchedulerConfig(PlainConfig):
+class LRSchedulerConfig(CheckedMapping):
     """The learning-rate schedule a user asks for: what the Hydra group ``lr_scheduler`` instantiates to.
 
     Args:
@@ -50,12 +53,9 @@ class LRSchedulerConfig(PlainConfig):
         ConfigError: an unknown name or key, or a value out of range.
 
     Example:
-        >>> LRSchedulerConfig(name="warmup_cosine", warmup_steps=100)["eta_min"]
+        >>> LRSchedulerConfig(name="warmup_cosine", warmup_steps=100)["min_lr_factor"]
         0.0
     """
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        self._fill(**self.read(args, settings))
 
     def _fill(
         self,
@@ -69,16 +69,19 @@ class LRSchedulerConfig(PlainConfig):
     ) -> None:
         lightning = {"interval": interval, "frequency": frequency, "monitor": monitor, "strict": strict}
         _check_lightning(lightning)
-        self.update(name=name, **lightning)
         ours = isinstance(name, str) and name in SHAPES
-        self.update(_check_shape(name, settings) if ours else _check_torch_scheduler(name, settings))
+        checked = _check_shape(name, settings) if ours else _check_torch_scheduler(name, settings)
+        dict.update(self, name=name, **lightning, **checked)
 
     @classmethod
     def of(cls, value: object) -> LRSchedulerConfig:
         """Return ``value`` as a checked config; a ``_target_`` in a mapping is read as the name."""
+        if isinstance(value, cls):
+            return value
         keywords = as_keywords(cls, value, "lr_scheduler")
-        target = keywords.pop("_target_", _TARGET)
-        return cls(**keywords) if target == _TARGET else cls(**{**keywords, "name": target})
+        if "_target_" in keywords:
+            keywords["name"] = keywords.pop("_target_")
+        return cls(**keywords)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -114,42 +117,95 @@ class LRSchedule(LRScheduler):
         function: Callable[..., float] = getattr(schedules, self.shape)
         return function(t, **self.settings)
 
+    def cycle(self, t: int) -> tuple[int, float, float]:
+        """Return the index, first step and length of the cycle of ``cosine_restarts`` that holds step ``t``."""
+        first, mult = int(self.settings["first_cycle_steps"]), self.settings["cycle_mult"]
+        return schedules.restart_cycle(t, first_cycle_steps=first, cycle_mult=mult)
+
     def get_lr(self) -> list[Any]:
         """Return each group's learning rate for the next step."""
         eta = self.eta(self.last_epoch)
         return [lr * eta for lr in self.base_lrs]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position, and the settings as ``on_resume`` says.
+        """Restore the position, and the settings as the optimizer's ``on_resume`` says.
 
         Raises:
             CheckpointMismatchError: the settings differ and ``on_resume`` is ``error``; or the state is that of another
-                class, which cannot win here, and ``on_resume`` is not ``config``.
+                class, which cannot be used here, and ``on_resume`` is not ``config``.
         """
         configured = {"shape": self.shape, "settings": self.settings, "base_lrs": self.base_lrs}
-        saved = {key: state_dict.get(key) for key in configured}
-        on_resume = getattr(self.optimizer, "on_resume", "checkpoint")
-        if any(saved[key] != configured[key] for key in ("shape", "settings")):
-            foreign = saved["shape"] is None
-            theirs = f"a state with {', '.join(state_dict)}" if foreign else f"{saved['shape']} {saved['settings']}"
-            text = explain(
-                "the learning-rate schedule of the checkpoint differs from the configured one.",
-                found=f"checkpoint {theirs}, configured {self.shape} {self.settings}",
-                fix="on_resume=config takes the configured one, "
-                + ("or write lr_scheduler as it was" if foreign else "on_resume=checkpoint the checkpoint's"),
-            )
-            if on_resume == "error" or (foreign and on_resume != "config"):
-                raise CheckpointMismatchError(text)
-            winner = "configured one" if on_resume == "config" else "checkpoint's"
-            warnings.warn(f"{text}\n  now: the {winner} is used", UserWarning, stacklevel=2)
-            if foreign:
-                state_dict = {key: state_dict[key] for key in ("last_epoch", "_step_count") if key in state_dict}
+        theirs = _built_as(state_dict, unknown=f"a state with {', '.join(state_dict)}")
+        same_class = "shape" in state_dict
+        if not same_class:
+            state_dict = {key: state_dict[key] for key in ("last_epoch", "_step_count") if key in state_dict}
+        own = _settle(self.optimizer, theirs, f"{self.shape} {self.settings}", same_class=same_class)
         super().load_state_dict(state_dict)
-        if on_resume == "config":
+        if own:
             self.__dict__.update(configured)
             for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
                 group["lr"] = lr
             self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+class _Checked:
+    """Mixin for a scheduler of torch: its state says what it was built as, and a state of another one is noticed."""
+
+    described: ClassVar[str]
+    optimizer: torch.optim.Optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "described": self.described}  # type: ignore[misc]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load torch's state if ``on_resume`` allows: it brings the checkpoint's settings and learning rates back."""
+        saved = {key: value for key, value in state_dict.items() if key != "described"}
+        theirs = _built_as(state_dict, unknown=self.described)
+        rates, own_rates = saved.get("base_lrs"), getattr(self, "base_lrs", None)
+        if getattr(self.optimizer, "on_resume", "checkpoint") == "config":
+            found = "" if rates in (None, own_rates) else f"base_lrs {rates} in the checkpoint, {own_rates} configured"
+            if theirs != self.described:
+                found = f"{theirs} in the checkpoint, {self.described} configured"
+            if found:
+                raise CheckpointMismatchError(
+                    "on_resume=config cannot replace the learning rates that this schedule restores.",
+                    found=found,
+                    valid="the checkpoint's learning rates and schedule",
+                    fix="use a schedule of the pack (lr_scheduler=warmup_cosine, ...), or on_resume=checkpoint",
+                )
+        same_class = theirs.partition("(")[0] == self.described.partition("(")[0]
+        _settle(self.optimizer, theirs, self.described, same_class=same_class)
+        super().load_state_dict(saved)  # type: ignore[misc]
+
+
+def _built_as(state: Mapping[str, Any], unknown: str) -> str:
+    """Return what a saved schedule was built as."""
+    return f"{state['shape']} {state['settings']}" if "shape" in state else str(state.get("described", unknown))
+
+
+def _settle(optimizer: torch.optim.Optimizer, theirs: str, ours: str, *, same_class: bool) -> bool:
+    """Return whether the configured schedule is used, as ``on_resume`` says where it is not the checkpoint's."""
+    return settle(
+        "the learning-rate schedule",
+        [] if theirs == ours else [f"{theirs} in the checkpoint, {ours} configured"],
+        getattr(optimizer, "on_resume", "checkpoint"),
+        lost="" if same_class else "the checkpoint's is of another class",
+        fix="write lr_scheduler as it was",
+    )
+
+
+def _check_on_load(scheduler: LRScheduler, keywords: Mapping[str, Any]) -> None:
+    """Let a scheduler of torch compare what it loads with its class and plain settings.
+
+    >>> step = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)], lr=1.0), 3)
+    >>> _check_on_load(step, {"step_size": 3})
+    >>> type(step).__name__, step.state_dict()["described"]
+    ('StepLR', 'StepLR(step_size=3)')
+    """
+    cls = type(scheduler)
+    plain = {k: v for k, v in sorted(keywords.items()) if isinstance(v, (bool, int, float, str, list, tuple))}
+    described = f"{cls.__name__}({', '.join(f'{key}={value!r}' for key, value in plain.items())})"
+    scheduler.__class__ = type(cls.__name__, (_Checked, cls), {"described": described, "__module__": cls.__module__})
 
 
 @dataclass(frozen=True)
@@ -162,11 +218,7 @@ class ScheduleRequest:
 
     @classmethod
     def of(cls, value: object) -> ScheduleRequest | None:
-        """Read every accepted form: a config, a mapping, a partial, a callable, or Lightning's own mapping.
-
-        Raises:
-            ConfigError: a scheduler that is already built (on another optimizer), or what is none of these.
-        """
+        """Read every accepted form: a config, a mapping, a partial, a callable, or Lightning's own mapping."""
         lightning: dict[str, Any] = {}
         if isinstance(value, Mapping) and "scheduler" in value:
             lightning = {str(key): item for key, item in value.items() if key != "scheduler"}
@@ -174,16 +226,14 @@ class ScheduleRequest:
             value = value["scheduler"]
         if isinstance(value, (LRScheduler, ReduceLROnPlateau)):
             raise ConfigError(
-                explain(
-                    f"lr_scheduler is a {type(value).__name__} that was already built on another optimizer.",
-                    fix=f"pass a callable: functools.partial({type(value).__name__}, ...)",
-                )
+                f"lr_scheduler is a {type(value).__name__} that was already built on another optimizer.",
+                fix=f"pass a callable: functools.partial({type(value).__name__}, ...)",
             )
-        if callable(value) and not isinstance(value, PlainConfig):
-            keywords = dict(value.keywords) if isinstance(value, functools.partial) else {}
-            make = value.func if isinstance(value, functools.partial) and not value.args else value
-            if make is value:
-                keywords = {}
+        if callable(value) and not isinstance(value, CheckedMapping):
+            make: Any = value
+            keywords: dict[str, Any] = {}
+            if isinstance(value, functools.partial) and not value.args:
+                make, keywords = value.func, dict(value.keywords)
             named = {key: keywords.pop(key) for key in LIGHTNING_KEYS if key in keywords}
             return cls(make, keywords, {**named, **lightning})
         config = LRSchedulerConfig.of(value)
@@ -194,138 +244,102 @@ class ScheduleRequest:
         return cls(make, config.settings, {**given, **lightning})
 
     def peak(self) -> Any:
-        """Return the peak learning rate that the schedule brings itself (``max_lr``), or None."""
+        """Return the schedule's own peak learning rate (``max_lr``), or None."""
         return self.keywords.get("max_lr") if self.make in (OneCycleLR, CyclicLR) else None
-
-    @property
-    def rebases(self) -> bool:
-        """Whether a checkpoint's learning rates can be replaced by the configured ones."""
-        return isinstance(self.make, str)
 
     def build(self, optimizer: torch.optim.Optimizer, multipliers: list[float], budget: Budget) -> dict[str, Any]:
         """Build the schedule on an optimizer and return Lightning's ``lr_scheduler`` mapping.
 
-        Args:
-            optimizer: its groups hold their peaks in ``base_lr``.
-            multipliers: each group's learning-rate multiplier.
-            budget: the steps of the run, asked only where the schedule needs them.
+        ``multipliers`` are the groups' learning-rate multipliers; ``budget`` is asked only for steps that are needed.
         """
-        lightning = dict(self.lightning)
-        scheduler: Any
-        keywords: dict[str, Any] = {}  # an LRSchedule keeps its own in its state
+        lightning = {"interval": "step", **self.lightning}
         if isinstance(self.make, str):
-            lightning.setdefault("interval", "step")
-            per_epoch, frequency = lightning["interval"] == "epoch", lightning.get("frequency", 1)
-            settings = _resolve_shape(self.make, self.keywords, budget, per_epoch=per_epoch, frequency=frequency)
-            scheduler = LRSchedule(optimizer, self.make, settings)
-        else:
-            keywords.update(self.keywords)
-            name = getattr(self.make, "__name__", "lr_scheduler")
-            if self.make in (OneCycleLR, CyclicLR):
-                keywords["max_lr"] = [group["base_lr"] for group in optimizer.param_groups]
-                if isinstance(keywords.get("base_lr"), (int, float)):  # CyclicLR's foot
-                    keywords["base_lr"] = [keywords["base_lr"] * multiplier for multiplier in multipliers]
-            if self.make is OneCycleLR and not {"total_steps", "epochs", "steps_per_epoch"} & keywords.keys():
-                needed_by = f"lr_scheduler {name}"
-                unit = budget.steps_per_epoch(needed_by) if lightning.get("interval") == "epoch" else 1
-                steps = budget.total_steps(needed_by) / unit / lightning.get("frequency", 1)
-                keywords["total_steps"] = max(1, round(steps))
-            try:
-                scheduler = self.make(optimizer, **keywords)
-            except ConfigError:
-                raise
-            except (TypeError, ValueError, ZeroDivisionError) as error:
+            settings = _resolve_shape(self.make, self.keywords, budget, lightning)
+            return {"scheduler": LRSchedule(optimizer, self.make, settings), **lightning}
+        scheduler = self._make(optimizer, multipliers, budget)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            lightning["interval"] = self.lightning.get("interval", "epoch")
+            if not lightning.get("monitor"):
                 raise ConfigError(
-                    explain(f"lr_scheduler {name} cannot be built: {error}.", fix="correct its arguments")
-                ) from error
-            if self.peak() is None and isinstance(scheduler, (OneCycleLR, CyclicLR)):
-                raise ConfigError(
-                    explain(
-                        f"lr_scheduler {name} brings its own peak learning rate, from which decay is reckoned, and "
-                        "which is not known before the optimizer is built.",
-                        fix=f"pass functools.partial({type(scheduler).__name__}, max_lr=...), or the mapping "
-                        f"{{'name': '{type(scheduler).__name__}', 'max_lr': ...}}",
-                    )
+                    "ReduceLROnPlateau needs the metric to watch.", fix="write lr_scheduler.monitor=val/loss"
                 )
-        plateau = isinstance(scheduler, ReduceLROnPlateau)
-        if plateau and not lightning.get("monitor"):
-            raise ConfigError(
-                explain("ReduceLROnPlateau needs the metric to watch.", fix="write lr_scheduler.monitor=val/loss")
-            )
-        lightning.setdefault("interval", "epoch" if plateau else "step")
-        for group in optimizer.param_groups:
-            group["lr_scheduler"] = _described(scheduler, keywords)
+            for group in optimizer.param_groups:  # as other schedulers do: it tells that the group is scheduled
+                group.setdefault("initial_lr", group["lr"])
         return {"scheduler": scheduler, **lightning}
 
+    def _make(self, optimizer: torch.optim.Optimizer, multipliers: list[float], budget: Budget) -> Any:
+        """Build a torch class, or call the user's callable."""
+        make: Any = self.make
+        keywords, name = dict(self.keywords), getattr(make, "__name__", "lr_scheduler")
+        if make in (OneCycleLR, CyclicLR):
+            keywords["max_lr"] = [group["base_lr"] for group in optimizer.param_groups]
+            if isinstance(keywords.get("base_lr"), (int, float)):  # CyclicLR's foot
+                keywords["base_lr"] = [keywords["base_lr"] * multiplier for multiplier in multipliers]
+        if make is OneCycleLR and not {"total_steps", "epochs", "steps_per_epoch"} & keywords.keys():
+            keywords["total_steps"] = _total(budget, f"lr_scheduler {name}", self.lightning)
+        try:
+            scheduler = make(optimizer, **keywords)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ConfigError(f"lr_scheduler {name} cannot be built: {error}.", fix="correct its arguments") from error
+        if self.peak() is None and isinstance(scheduler, (OneCycleLR, CyclicLR)):
+            raise ConfigError(
+                f"lr_scheduler {name} sets its own peak learning rate, which must be known before the optimizer is "
+                "built.",
+                fix=f"pass functools.partial({type(scheduler).__name__}, max_lr=...), or the mapping "
+                f"{{'name': '{type(scheduler).__name__}', 'max_lr': ...}}",
+            )
+        if isinstance(scheduler, LRScheduler):
+            _check_on_load(scheduler, keywords)
+        return scheduler
 
-def _described(scheduler: Any, keywords: Mapping[str, Any]) -> str:
-    """Return a schedule's class and plain settings as text, for a checkpoint to be compared with.
 
-    >>> _described(torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)], lr=1.0), 3), {"step_size": 3})
-    'StepLR(step_size=3)'
-    """
-    plain = {
-        key: value for key, value in sorted(keywords.items()) if isinstance(value, (bool, int, float, str, list, tuple))
-    }
-    return f"{type(scheduler).__name__}({', '.join(f'{key}={value!r}' for key, value in plain.items())})"
-
-
-def _check_lightning(keys: Mapping[str, Any]) -> None:
+def _check_lightning(mapping: Mapping[str, Any]) -> None:
     """Check the keys of Lightning's own ``lr_scheduler`` mapping."""
-    for key in keys:
-        if key not in (*LIGHTNING_KEYS, "name"):
-            raise ConfigError(unknown_name("lr_scheduler key", key, LIGHTNING_KEYS))
-    interval, frequency = keys.get("interval"), keys.get("frequency", 1)
-    if interval not in (None, "step", "epoch"):
-        raise ConfigError(unknown_name("lr_scheduler.interval", interval, ("step", "epoch")))
-    if not isinstance(frequency, int) or isinstance(frequency, bool) or frequency < 1:
+    keys("lr_scheduler", mapping, (*LIGHTNING_KEYS, "name"), typed="lr_scheduler.{}")
+    if mapping.get("interval") is not None:
+        choice("lr_scheduler.interval", mapping["interval"], ("step", "epoch"))
+    number("lr_scheduler.frequency", mapping.get("frequency", 1), minimum=1, whole=True)
+    flag("lr_scheduler.strict", mapping.get("strict", True))
+    if not isinstance(mapping.get("monitor"), (str, type(None))):
         raise ConfigError(
-            explain(
-                f"lr_scheduler.frequency must be a whole number >= 1 but got {frequency!r}.",
-                fix="write lr_scheduler.frequency=1",
-            )
+            f"lr_scheduler.monitor must be a metric's name but got {mapping['monitor']!r}.",
+            fix="write lr_scheduler.monitor=val/loss",
         )
-    if not isinstance(keys.get("strict", True), bool):
-        raise ConfigError(
-            explain(
-                f"lr_scheduler.strict must be true or false but got {keys['strict']!r}.",
-                fix="write lr_scheduler.strict=true",
-            )
-        )
-    if not isinstance(keys.get("monitor"), (str, type(None))):
-        raise ConfigError(
-            explain(
-                f"lr_scheduler.monitor must be a metric's name but got {keys['monitor']!r}.",
-                fix="write lr_scheduler.monitor=val/loss",
-            )
-        )
+
+
+def _unit(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> float:
+    """Return how many optimizer steps lie between two steps of the schedule."""
+    interval = budget.steps_per_epoch(needed_by) if lightning.get("interval") == "epoch" else 1
+    return float(interval * lightning.get("frequency", 1))
+
+
+def _total(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> int:
+    """Return how many steps the schedule takes in the whole run."""
+    return max(1, round(budget.total_steps(needed_by) / _unit(budget, needed_by, lightning)))
 
 
 def _resolve_shape(
-    shape: str, settings: Mapping[str, Any], budget: Budget, *, per_epoch: bool, frequency: int
+    shape: str, settings: Mapping[str, Any], budget: Budget, lightning: Mapping[str, Any]
 ) -> dict[str, float]:
     """Turn fractions and epochs into whole steps of the schedule."""
     needed_by = f"lr_scheduler '{shape}'"
-    unit = (budget.steps_per_epoch(needed_by) if per_epoch else 1) * frequency
-
-    def total() -> int:
-        return max(1, round(budget.total_steps(needed_by) / unit))
-
     resolved: dict[str, float] = {}
     for key, value in settings.items():
         if key == "first_cycle_epochs":
-            epoch = 1 if per_epoch else budget.steps_per_epoch(needed_by)
-            resolved["first_cycle_steps"] = max(1, round(value * epoch / frequency))
+            steps = value * budget.steps_per_epoch(needed_by) / _unit(budget, needed_by, lightning)
+            resolved["first_cycle_steps"] = max(1, round(steps))
         elif key.endswith("_steps"):
-            resolved[key] = round(value * total()) if 0 < value < 1 else int(value)
+            resolved[key] = round(value * _total(budget, needed_by, lightning)) if 0 < value < 1 else int(value)
         else:
             resolved[key] = float(value)
     if "total_steps" in inspect.signature(getattr(schedules, shape)).parameters:
-        resolved["total_steps"] = total()
+        total = resolved["total_steps"] = _total(budget, needed_by, lightning)
         used = resolved["warmup_steps"] + resolved.get("decay_steps", 0)
-        if used > total():
+        if used > total:
             warnings.warn(
-                f"{needed_by} warms up and decays for {used} steps, but the run has {total()}: the peak learning rate "
+                f"{needed_by} warms up and decays for {used} steps, but the run has {total}: the peak learning rate "
                 "is never reached. Shorten lr_scheduler.warmup_steps, or write it as a fraction of the run.",
                 UserWarning,
                 stacklevel=2,
@@ -334,11 +348,7 @@ def _resolve_shape(
 
 
 def scheduler_class(name: str) -> type[LRScheduler]:
-    """Return a class of ``torch.optim.lr_scheduler`` by name or dotted path; nothing else is ever imported.
-
-    Raises:
-        ConfigError: there is no such class; the nearest name is given.
-    """
+    """Return a class of ``torch.optim.lr_scheduler`` by name or dotted path; nothing else is ever imported."""
     classes = {
         key: value
         for key, value in vars(torch.optim.lr_scheduler).items()
@@ -348,50 +358,30 @@ def scheduler_class(name: str) -> type[LRScheduler]:
     if leaf not in classes or leaf in _NEED_CODE:
         close = nearest(leaf, [*SHAPES, *classes])
         raise ConfigError(
-            explain(
-                f"lr_scheduler {name!r} is not a schedule of this package or a class of torch.optim.lr_scheduler.",
-                valid=[*SHAPES, "torch.optim.lr_scheduler.<class>"],
-                nearest=f"torch.optim.lr_scheduler.{close}" if close in classes else close,
-                fix="write one of these names; a schedule that needs code is given in Python as a callable "
-                "`optimizer -> scheduler`",
-            )
+            f"lr_scheduler {name!r} is not a schedule of this package or a class of torch.optim.lr_scheduler.",
+            valid=[*SHAPES, "torch.optim.lr_scheduler.<class>"],
+            nearest=f"torch.optim.lr_scheduler.{close}" if close in classes else close,
+            fix="write one of these names; a schedule that needs code is given in Python as a callable "
+            "`optimizer -> scheduler`",
         )
     return classes[leaf]
 
 
 def _check_shape(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     known = SHAPES[name]
-    for key in settings:
-        if key not in known:
-            close = nearest(key, [*known, *LIGHTNING_KEYS])
-            raise ConfigError(
-                explain(
-                    f"lr_scheduler.{key} is not a setting of '{name}'.",
-                    valid=["name", *known, *LIGHTNING_KEYS],
-                    nearest=close,
-                    fix=f"write lr_scheduler.{close}=..." if close else f"remove lr_scheduler.{key}",
-                )
-            )
+    valid = ["name", *known, *LIGHTNING_KEYS]
+    keys(f"lr_scheduler '{name}'", settings, valid, typed="lr_scheduler.{}", renamed=_RENAMED, aliases=_ALIASES)
     checked: dict[str, Any] = {}
     for key, value in {**known, **settings}.items():
-        where = f"lr_scheduler.{key}"
-        number = check_number(
-            where, value, minimum=1.0 if key == "cycle_mult" else 0.0, exclusive=key == "first_cycle_epochs"
-        )
-        if key == "eta_min" and number > 1:
+        where, factor = f"lr_scheduler.{key}", key == "min_lr_factor"
+        least, most = (1.0 if key == "cycle_mult" else 0.0), (1.0 if factor else float("inf"))
+        amount = number(where, value, minimum=least, at_most=most, exclusive=key == "first_cycle_epochs")
+        if key.endswith("_steps") and amount >= 1 and not amount.is_integer():
             raise ConfigError(
-                explain(
-                    f"{where} is a multiplier of the peak lr, in [0, 1], but got {value!r}.", fix=f"write {where}=0.1"
-                )
+                f"{where} must be a whole number of steps, or a fraction of the run below 1, but got {value!r}.",
+                fix=f"write {where}={round(amount)} or {where}=0.05",
             )
-        if key.endswith("_steps") and number >= 1 and not number.is_integer():
-            raise ConfigError(
-                explain(
-                    f"{where} must be a whole number of steps, or a fraction of the run below 1, but got {value!r}.",
-                    fix=f"write {where}={round(number)} or {where}=0.05",
-                )
-            )
-        checked[key] = int(number) if number.is_integer() and key != "eta_min" else number
+        checked[key] = int(amount) if amount.is_integer() and not factor else amount
     return checked
 
 
@@ -399,18 +389,9 @@ def _check_torch_scheduler(name: str, settings: Mapping[str, Any]) -> dict[str, 
     cls = scheduler_class(name)
     parameters = inspect.signature(cls).parameters
     known = [key for key in parameters if key not in ("optimizer", "last_epoch", "verbose")]
+    keys(f"lr_scheduler {cls.__name__}", settings, [*known, *LIGHTNING_KEYS], typed="lr_scheduler.{}")
     for key, value in settings.items():
-        if key not in known:
-            close = nearest(key, [*known, *LIGHTNING_KEYS])
-            raise ConfigError(
-                explain(
-                    f"lr_scheduler.{key} is not an argument of {cls.__name__}.",
-                    valid=[*known, *LIGHTNING_KEYS],
-                    nearest=close,
-                    fix=f"write lr_scheduler.{close}=..." if close else f"remove lr_scheduler.{key}",
-                )
-            )
-        if parameters[key].annotation in (int, float, "int", "float"):
+        if key in known and parameters[key].annotation in (int, float, "int", "float"):
             # torch looks at these only when it first divides by them
-            check_number(f"lr_scheduler.{key}", value, minimum=0.0, exclusive=key in ("step_size", "T_max", "T_0"))
+            number(f"lr_scheduler.{key}", value, exclusive=key in ("step_size", "T_max", "T_0"))
     return dict(settings)

@@ -1,4 +1,4 @@
-"""The optimizer a user asks for, checked the moment it is said."""
+"""The optimizer a user asks for, checked the moment it is given."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lightning_wd.configure.plain import PlainConfig, as_keywords, plain_mapping, unknown_name
-from lightning_wd.decay import AMOUNTS, Decay, check_number, check_style
-from lightning_wd.errors import ConfigError, explain, nearest
+from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping
+from lightning_wd.decay import ALIASES, AMOUNTS, STYLES, Decay
+from lightning_wd.errors import ConfigError, choice, flag, keys, nearest, number
 from lightning_wd.mask import Mask, as_mask
 from lightning_wd.optimizers import SGDL2, SGDW, AdamL2, AdamW, MuonAdamW, decoupled
-from lightning_wd.optimizers.groups import ON_RESUME
+from lightning_wd.optimizers.checkpoint import ON_RESUME
 
-__all__ = ["OptimizerConfig", "optimizer_class"]
+__all__ = ["OPTIMIZERS", "OptimizerConfig"]
 
 
 class Family(NamedTuple):
     """What stands behind an optimizer's name."""
 
-    cls: type[torch.optim.Optimizer]  # where a group's decay is decoupled
+    cls: type[torch.optim.Optimizer]  # where some group's decay is decoupled
     l2: type[torch.optim.Optimizer]  # where every group is l2
     lr: float  # default learning rate
     typical: str  # the key in `decay.typical`
@@ -46,43 +46,50 @@ OPTIMIZERS = {
     "adagradw": _family(torch.optim.Adagrad, 1e-2),
     "adamaxw": _family(torch.optim.Adamax, 2e-3),
     "adafactor": _family(torch.optim.Adafactor, 1e-2),
-    "muon": Family(MuonAdamW, MuonAdamW, 1e-3, "adam"),
+    "muon": Family(MuonAdamW, MuonAdamW, 1e-3, "muon"),
 }
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
 _OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "on_resume")
-_DECAY_KEYS = ("style", "normalized", "timescale_epochs", "cautious", "typical")
-_TARGET = "lightning_wd.OptimizerConfig"
+_DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "typical")
+_TYPICAL_KEYS = ("adam", "sgd", "muon")
 _BELOW_ONE = ("momentum", "alpha", "betas[0]", "betas[1]")
-_NOT_HYPERPARAMETERS = ("self", "params", "lr", "weight_decay", "style", "cautious", "decoupled_weight_decay")
+_NOT_HYPERPARAMETERS = ("self", "params", "lr", "weight_decay", "style", "cautious_wd", "decoupled_weight_decay")
+_TYPED = {name: f"optimizer.decay.{name}" for name in ("style", *AMOUNTS, "cautious")}
+_TYPED["weight_decay"] = "optimizer.weight_decay"
+# Names of other libraries, and of keys that belong elsewhere.
+_RENAMED = {"wd": "weight_decay", "learning_rate": "lr", "beta1": "betas", "beta2": "betas"}
+_RENAMED |= {name: f"decay.{name}" for name in _DECAY_KEYS} | {"cautious_wd": "decay.cautious"}
+_ALIASES = {**ALIASES, "decoupled": "write optimizer/decay=decoupled, or optimizer.decay.style=decoupled"}
+_OF_DECAY = dict.fromkeys(("weight_decay", "wd"), "write optimizer.weight_decay: the amount, in the unit of the style")
 
 # The default amount of each style in its own unit; `conf/optimizer/decay/*.yaml` say the same (a test holds it).
 TYPICAL: dict[str, dict[str, float]] = {
-    "decoupled": {"adam": 1e-2, "sgd": 5e-3},
-    "independent": {"adam": 1e-5, "sgd": 2.5e-4},
-    "constant": {"adam": 1e-5, "sgd": 2.5e-4},
-    "corrected": {"adam": 1e-2, "sgd": 5e-3},
+    "decoupled": {"adam": 1e-2, "sgd": 5e-3, "muon": 0.1},
+    "independent": {"adam": 1e-5, "sgd": 2.5e-4, "muon": 1e-4},
+    "constant": {"adam": 1e-5, "sgd": 2.5e-4, "muon": 1e-4},
+    "corrected": {"adam": 1e-2, "sgd": 5e-3, "muon": 0.1},
     "l2": {"adam": 1e-4, "sgd": 5e-4},
-    "none": {"adam": 0.0, "sgd": 0.0},
+    "none": {"adam": 0.0, "sgd": 0.0, "muon": 0.0},
 }
 
 
-class OptimizerConfig(PlainConfig):
+class OptimizerConfig(CheckedMapping):
     """The optimizer a user asks for: what the Hydra group ``optimizer`` instantiates to.
 
-    It is a mapping of plain values, checked at once. ``save_hyperparameters()`` may keep it, and a plain mapping of the
-    same keys is accepted wherever it is.
+    It is a read-only mapping of plain values, checked at once. ``save_hyperparameters()`` may keep it, and a plain
+    mapping of the same keys is accepted wherever it is.
 
     Args:
         name: ``adamw``, ``sgdw``, ``adam_l2``, ``sgd_l2``, ``nadamw``, ``radamw``, ``rmspropw``, ``adagradw``,
             ``adamaxw``, ``adafactor`` or ``muon`` (hidden matrices by Muon, the rest by AdamW).
         lr: ``lr0 >= 0``, the peak learning rate.
-        weight_decay: ``lam >= 0`` in the unit of the style; None where ``decay`` brings another amount. Neither given:
-            the style's own typical amount.
-        decay: ``style``, ``normalized``, ``timescale_epochs``, ``cautious`` (see :class:`lightning_wd.Decay`) and
-            ``typical`` (the amounts the YAML files offer).
+        weight_decay: ``lam >= 0`` in the unit of the style; None if ``decay`` gives another amount; the style's
+            typical amount if neither is given.
+        decay: ``style``, ``normalized``, ``timescale_epochs``, ``timescale_runs``, ``cautious`` (see
+            :class:`lightning_wd.Decay`) and ``typical`` (the amounts the YAML files offer).
         mask: ``base`` and ``rules`` (see :class:`lightning_wd.Mask`), the name of a preset, or a Mask.
-        on_resume: whose settings win when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
-            ``error``. Another decay style is refused, but for ``config``, which goes on in the configured one.
+        on_resume: whose settings are used when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
+            ``error``. Another decay style is refused, except under ``config``, which continues in the configured one.
         **hyperparameters: the optimizer's own keywords, such as ``betas`` or ``momentum``.
 
     Raises:
@@ -94,12 +101,12 @@ class OptimizerConfig(PlainConfig):
         >>> config = OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1, betas=[0.9, 0.95])
         >>> config["decay"]["style"], config["betas"]
         ('decoupled', [0.9, 0.95])
-        >>> config.decay
-        Decay(style='decoupled', weight_decay=0.1, normalized=None, timescale_epochs=None, cautious=False)
+        >>> config.decay.coefficient(lr=1e-3)
+        0.1
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        self._fill(**self.read(args, settings))
+    decay: Decay
+    mask: Mask
 
     @classmethod
     def of(cls, value: object) -> OptimizerConfig:
@@ -107,21 +114,20 @@ class OptimizerConfig(PlainConfig):
 
         Here, unlike in the constructor, the mask may hold code: this config goes no further than an optimizer.
         """
+        if isinstance(value, cls):
+            return value
         keywords = as_keywords(cls, value, "optimizer")
-        target = keywords.pop("_target_", _TARGET)
-        if target != _TARGET:
+        target = keywords.pop("_target_", None)
+        if target is not None:
             close = nearest(str(target).rpartition(".")[2].lower(), OPTIMIZERS)
             raise ConfigError(
-                explain(
-                    f"optimizer._target_ is {target!r}, which this function does not build.",
-                    valid=_TARGET,
-                    nearest=close,
-                    fix=f"remove optimizer._target_ and write optimizer.name={close or 'adamw'}",
-                )
+                f"optimizer._target_ is {target!r}, which this function does not build.",
+                valid="lightning_wd.OptimizerConfig",
+                nearest=close,
+                fix=f"remove optimizer._target_ and write optimizer.name={close or 'adamw'}",
             )
-        mask = keywords.pop("mask", None)
-        config = cls(**keywords)
-        config["mask"] = _plain_mask(mask, code=True)
+        config = cls.__new__(cls)
+        config._fill(**keywords, code=True)
         return config
 
     def _fill(
@@ -133,41 +139,28 @@ class OptimizerConfig(PlainConfig):
         decay: Mapping[str, Any] | None = None,
         mask: Mapping[str, Any] | str | Mask | None = None,
         on_resume: str = "checkpoint",
+        code: bool = False,
         **hyperparameters: Any,
     ) -> None:
-        if not isinstance(name, str) or name not in OPTIMIZERS:
-            raise ConfigError(unknown_name("optimizer.name", name, OPTIMIZERS))
-        family = OPTIMIZERS[name]
-        decay = plain_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS)
-        decay.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
-        _check_style_of(name, decay["style"])
-        self["name"] = name
-        self["lr"] = check_number("optimizer.lr", family.lr if lr is None else lr)
-        self["weight_decay"], self["decay"] = _check_amounts(weight_decay, decay, family.typical)
-        _ = self.decay  # refuses an amount that the style cannot have
-        self["mask"] = _plain_mask(mask)
-        if on_resume not in ON_RESUME:
-            raise ConfigError(unknown_name("optimizer.on_resume", on_resume, ON_RESUME))
-        self["on_resume"] = on_resume
-        given = _check_hyperparameters(name, decay["style"], hyperparameters)
-        self.update({**family.defaults, **given})
-
-    @property
-    def decay(self) -> Decay:
-        """The style and the amount, as a :class:`lightning_wd.Decay`."""
-        decay = self["decay"]
-        return Decay(
-            style=decay["style"],
-            weight_decay=self["weight_decay"],
-            normalized=decay.get("normalized"),
-            timescale_epochs=decay.get("timescale_epochs"),
-            cautious=decay.get("cautious", False),
+        family = OPTIMIZERS[choice("optimizer.name", name, OPTIMIZERS)]
+        given = {} if decay is None else decay
+        given = checked_mapping(
+            "optimizer.decay", given, _DECAY_KEYS, renamed={"cautious_wd": "cautious"}, aliases=_OF_DECAY
         )
-
-    @property
-    def mask(self) -> Any:
-        """The mask as :func:`lightning_wd.plan_decay` takes it."""
-        return self["mask"]
+        given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
+        amounts = self.decay = _decay(weight_decay, given, family.typical)
+        _check_style_of(name, amounts.style)
+        self.mask = as_mask(mask)
+        dict.update(
+            self,
+            name=name,
+            lr=number("optimizer.lr", family.lr if lr is None else lr),
+            weight_decay=amounts.weight_decay,
+            decay={key: getattr(amounts, key, value) for key, value in given.items()},
+            mask=_plain_mask(self.mask, code=code),
+            on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
+            **{**family.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
+        )
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -176,121 +169,79 @@ class OptimizerConfig(PlainConfig):
         return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
 
 
-def optimizer_class(name: str, *, l2: bool) -> type[torch.optim.Optimizer]:
-    """Return the optimizer class behind a configured name: the L2 one where every group is ``l2``."""
-    return OPTIMIZERS[name].l2 if l2 else OPTIMIZERS[name].cls
+def _decay(weight_decay: Any, given: Mapping[str, Any], family: str) -> Decay:
+    """Return the checked decay; where no amount is given, the style's typical one."""
+    values = {key: given[key] for key in ("style", *AMOUNTS[1:], "cautious") if given.get(key) is not None}
+    typical = checked_mapping("optimizer.decay.typical", given.get("typical") or {}, _TYPICAL_KEYS)
+    typed = _TYPED
+    if weight_decay is None and not set(AMOUNTS).intersection(values) and given["style"] != "none":
+        weight_decay = typical.get(family)
+        if weight_decay is None:
+            weight_decay = TYPICAL.get(str(given["style"]), {}).get(family, 0.0)
+        typed = {**typed, "weight_decay": f"optimizer.decay.typical.{family}"}
+    return Decay(**values, weight_decay=weight_decay, typed=typed)
 
 
-def _check_style_of(name: str, style: object) -> None:
-    check_style(style, where="optimizer.decay.style")
+def _check_style_of(name: str, style: str) -> None:
     twin = DECOUPLED_TWIN.get(name)
     if twin is not None and style not in ("l2", "none"):
         raise ConfigError(
-            explain(
-                f"optimizer={name} is the L2 form, and optimizer.decay.style {style!r} is decoupled.",
-                valid=f"l2 or none with {name}; every style with {twin}",
-                nearest=twin,
-                fix=f"write optimizer={twin} optimizer/decay={style}",
-            )
+            f"optimizer={name} is the L2 form, and optimizer.decay.style {style!r} is decoupled.",
+            valid=f"l2 or none with {name}; every style with {twin}",
+            nearest=twin,
+            fix=f"write optimizer={twin} optimizer/decay={style}",
         )
-
-
-def _check_amounts(weight_decay: Any, decay: dict[str, Any], family: str) -> tuple[float | None, dict[str, Any]]:
-    """Return the checked ``weight_decay`` (where no amount is given, the style's typical one) and ``decay``."""
-    typical = plain_mapping("optimizer.decay.typical", decay.get("typical") or {}, ("adam", "sgd"))
-    values = {"optimizer.weight_decay": weight_decay}
-    values |= {f"optimizer.decay.{amount}": decay.get(amount) for amount in AMOUNTS if amount != "weight_decay"}
-    given = {
-        where: check_number(where, value, exclusive=where.endswith("timescale_epochs"))
-        for where, value in values.items()
-        if value is not None
-    }
-    if len(given) > 1 and decay["style"] != "l2":  # l2 has an error of its own
+    styles: tuple[str, ...] = getattr(OPTIMIZERS[name].cls, "styles", STYLES)
+    if style not in styles:
         raise ConfigError(
-            explain(
-                "optimizer has more than one amount of decay.",
-                found=", ".join(f"{where}={value!r}" for where, value in given.items()),
-                valid=f"exactly one of {', '.join(values)}",
-                fix="set the others to null, or select the group that brings one amount only: "
-                "optimizer/decay=normalized or optimizer/decay=timescale",
-            )
+            f"optimizer={name} does not do optimizer.decay.style {style!r}.",
+            valid=styles,
+            fix=f"write optimizer/decay={styles[0]}, or optimizer=adamw",
         )
-    if "cautious" in decay and not isinstance(decay["cautious"], bool):
-        raise ConfigError(
-            explain(
-                f"optimizer.decay.cautious must be true or false but got {decay['cautious']!r}.",
-                fix="write optimizer.decay.cautious=true",
-            )
-        )
-    if not given and decay["style"] != "none":
-        amount = typical.get(family)
-        amount = TYPICAL[decay["style"]][family] if amount is None else amount
-        given["optimizer.weight_decay"] = check_number(f"optimizer.decay.typical.{family}", amount)
-    checked = {key: given.get(f"optimizer.decay.{key}", value) for key, value in decay.items()}
-    return given.get("optimizer.weight_decay"), checked
 
 
-def _plain_mask(mask: Any, *, code: bool = False) -> Any:
-    """Return the mask as plain data, its classes as names; functions in it are refused, or kept where ``code`` is.
-
-    Raises:
-        MaskError: a mask that cannot be read.
-        ConfigError: a rule with a predicate, which no checkpoint can hold.
-    """
-    made = as_mask(mask)
-    if any(rule.predicate is not None for rule in made.rules):
+def _plain_mask(mask: Mask, *, code: bool) -> Any:
+    """Return the mask as plain data, its classes as names; with functions, itself where ``code``, else an error."""
+    if any(rule.predicate is not None for rule in mask.rules):
         if code:
-            return made
+            return mask
         raise ConfigError(
-            explain(
-                "optimizer.mask has a rule with a predicate, and a function is no setting that a checkpoint keeps.",
-                fix="build it in configure_optimizers: "
-                "wd.configure_optimizers(self, {**self.hparams.optimizer, 'mask': wd.Mask([...])})",
-            )
+            "optimizer.mask has a rule with a predicate, and a checkpoint cannot keep a function.",
+            fix="build it in configure_optimizers: "
+            "wd.configure_optimizers(self, {**self.hparams.optimizer, 'mask': wd.Mask([...])})",
         )
     rules = []
-    for rule in made.rules:
-        said = {**rule.conditions, **rule.settings, **({"reason": rule.reason} if rule.reason else {})}
+    for rule in mask.rules:
+        plain = {**rule.conditions, **rule.settings, **({"reason": rule.reason} if rule.reason else {})}
         if rule.module_types:
-            said["module_types"] = [
-                kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-                for kind in rule.module_types
-            ]
-        rules.append(said)
-    plain = {"base": made.base, "rules": rules}
-    return plain if made.layer_decay is None else {**plain, "layer_decay": made.layer_decay}
+            kinds = rule.module_types
+            plain["module_types"] = [k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in kinds]
+        rules.append(plain)
+    layer_decay = {} if mask.layer_decay is None else {"layer_decay": mask.layer_decay}
+    return {"base": mask.base, "rules": rules, **layer_decay}
 
 
 def _hyperparameter_defaults(cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
     """Return the keywords that an optimizer's constructor takes besides those that every config has."""
-    # a class of decoupled() brings a signature; AdamW's own is that of __new__, which takes anything
+    # classes made by decoupled() define __signature__; AdamW's would be that of __new__
     signature = getattr(cls, "__signature__", None) or inspect.signature(cls.__init__)
     return {key: p.default for key, p in signature.parameters.items() if key not in _NOT_HYPERPARAMETERS}
 
 
 def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    known = _hyperparameter_defaults(optimizer_class(name, l2=style == "l2"))
+    known = _hyperparameter_defaults(OPTIMIZERS[name].l2 if style == "l2" else OPTIMIZERS[name].cls)
     unknown = [key for key in given if key not in known]
-    if unknown:
-        key = unknown[0]
-        others = [other for other in OPTIMIZERS if key in _hyperparameter_defaults(OPTIMIZERS[other].cls)]
-        close = nearest(key, [*_OWN_KEYS, *known])
-        fix = f"write optimizer.{close}=..., or remove it" if close else f"remove optimizer.{key}"
-        if others:
-            fix = (
-                f"'{key}' belongs to {', '.join(others)} and was left over by a merge: replace the group instead, with "
-                f"`optimizer={name}` on the command line or `override /optimizer: {name}` in the defaults list "
-                f"(nested: `override /optimizer@model.optimizer: {name}`), not `+optimizer@...`"
-            )
+    others = [o for o in OPTIMIZERS if unknown and unknown[0] in _hyperparameter_defaults(OPTIMIZERS[o].cls)]
+    if others:
         raise ConfigError(
-            explain(
-                f"optimizer.{key} is not a setting of {name}.",
-                found=", ".join(f"{k}={given[k]!r}" for k in unknown),
-                valid=[*_OWN_KEYS, *known],
-                nearest=close,
-                fix=fix,
-            )
+            f"optimizer.{unknown[0]} is not a setting of {name}.",
+            found=", ".join(f"{key}={given[key]!r}" for key in unknown),
+            valid=[*_OWN_KEYS, *known],
+            fix=f"'{unknown[0]}' belongs to {', '.join(others)}: remove it. If a merge left it over, replace the group "
+            f"instead, with `optimizer={name}` on the command line or `override /optimizer: {name}` in the defaults "
+            f"list (nested: `override /optimizer@model.optimizer: {name}`), not `+optimizer@...`",
         )
+    keys(f"optimizer {name}", given, [*_OWN_KEYS, *known], typed="optimizer.{}", renamed=_RENAMED, aliases=_ALIASES)
     return {key: _check_hyperparameter(key, value, known[key]) for key, value in given.items()}
 
 
@@ -300,29 +251,17 @@ def _check_hyperparameter(key: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or len(value) != len(default):
             raise ConfigError(
-                explain(
-                    f"{where} must be {len(default)} numbers but got {value!r}.",
-                    fix=f"write '{where}={list(default)}'",
-                )
+                f"{where} must be {len(default)} numbers but got {value!r}.", fix=f"write '{where}={list(default)}'"
             )
         return [_check_hyperparameter(f"{key}[{i}]", *pair) for i, pair in enumerate(zip(value, default, strict=True))]
     if isinstance(default, bool) or (default is None and "[" not in key):
-        valid = [True, False] if isinstance(default, bool) else [True, False, None]
-        if not any(value is choice for choice in valid):
-            names = ["null" if choice is None else str(choice).lower() for choice in valid]
-            raise ConfigError(
-                explain(
-                    f"{where} must be one of {', '.join(names)} but got {value!r}.", fix=f"write {where}={names[-1]}"
-                )
-            )
-        return value
+        return flag(where, value, optional=default is None)
     if value is None and default is None:
         return value
     if isinstance(default, str):
         if not isinstance(value, str):
-            raise ConfigError(explain(f"{where} must be text but got {value!r}.", fix=f"write {where}={default}"))
+            raise ConfigError(f"{where} must be text but got {value!r}.", fix=f"write {where}={default}")
         return value
-    number = check_number(where, value, minimum=-math.inf if (default or 0) < 0 else 0.0)
-    if key in _BELOW_ONE and number >= 1:
-        raise ConfigError(explain(f"{where} must lie in [0, 1) but got {value!r}.", fix=f"write {where}=0.9"))
-    return int(number) if isinstance(default, int) and number.is_integer() else number
+    minimum, below = -math.inf if (default or 0) < 0 else 0.0, 1.0 if key in _BELOW_ONE else math.inf
+    checked = number(where, value, minimum=minimum, below=below)
+    return int(checked) if isinstance(default, int) and checked.is_integer() else checked

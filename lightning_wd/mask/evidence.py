@@ -1,34 +1,33 @@
-"""What a tensor is, read from its layer, its names and its shape: the evidence under the presets.
-
-The first of these that holds gives a tensor its kind:
+"""What kind of tensor each is, by its layer, its names and its shape. The first row that holds decides:
 
 =========== =========================================================================================================
 kind        evidence
 =========== =========================================================================================================
-bias        the tensor's own name has the word ``bias`` (``bias_ih_l0``, ``q_bias``; not ``debias_proj.weight``), or it
-            is the ``b1`` of a ``w1`` with one dimension more
-norm        a norm layer owns it directly: torch.nn's, or by class name and shape (LlamaRMSNorm, LayerNorm2d, GRN)
+bias        its own name has the word ``bias`` (``bias_ih_l0``, ``q_bias``; not ``debias_proj.weight``), or it is the
+            ``b1`` of a ``w1`` with one dimension more
+norm        a norm layer owns it directly: one of torch.nn, or by class name and shape (LlamaRMSNorm, GRN)
 magnitude   weight_norm's length of each row: ``original0``, ``weight_g``
 state       a state-space model's own ``A_log`` and ``D``, or RWKV's ``time_decay``, of any shape
-vector      at most one dimension is larger than 1, and it is no weight of a Linear, Conv, RNN or attention layer;
+vector      at most one dimension is larger than 1, and it is not the weight of a Linear, Conv, RNN or attention;
             or a free parameter of any shape named a scale (``gamma`` and the ``beta`` beside it, ``temperature``)
-table       a free parameter (no Embedding's) named a position table or a token
+table       a free parameter named a position table or a token
 embedding   an Embedding owns it, or a free parameter is named one
 weight      everything else
 =========== =========================================================================================================
+
+A parameter is free where neither such a layer nor an Embedding owns it.
 """
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrizations import _WeightNorm
 
-from lightning_wd.mask.names import Found, whole_shape
+from lightning_wd._private import ConvNd, NormBase, WeightNorm, own_parameters
+from lightning_wd.mask.module_tree import Found, whole_shape
 
 __all__ = ["EXEMPT", "KINDS", "classify"]
 
@@ -43,36 +42,33 @@ EXEMPT: dict[str, frozenset[str]] = {
     "none": frozenset(KINDS),
 }
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_WEIGHTED = (nn.Linear, nn.Bilinear, ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _CONTAINERS = (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-# A class named *Norm is no norm layer with one of these words before, as in ConvNorm or EncoderLayerStableLayerNorm,
-_NOT_BEFORE = frozenset(
-    ("conv", "linear", "weight", "spectral", "embed", "embedding", "encoder", "decoder", "layer", "block", "model")
-)
-# nor with other words than these after it, as in NormLinear or PreLayerNormSelfOutput.
-_AFTER = frozenset(("d", "nd", "act", "gated", "no", "bias", "fp", "f", "exp", "relu", "silu"))
-_NORM_LEAVES = frozenset(
-    ("weight", "bias", "gamma", "beta", "scale", "shift", "gain", "offset", "g", "b", "w", "alpha", "a_2", "b_2")
-)
-_STATE_LEAVES = frozenset(("A_log", "A_logs", "D", "Ds", "time_decay", "time_first", "time_faaaa"))
-_SCALE_LEAVES = frozenset(("gamma", "beta", "alpha", "layer_scale", "logit_scale", "temperature"))
-_POSITION = frozenset(("pos", "position", "positions", "positional", "posemb", "pe", "relpos"))
-_LEARNED_INPUT = frozenset(("query", "queries", "latent", "latents", "prompt", "prompts"))  # features, not tables
-_LAYER = frozenset(("proj", "projection", "linear", "dense", "mlp"))
-_MATRIX = frozenset(("weight", "weights", "kernel", "w1", "w2", "w3")) | _LAYER
-_CONTENT = frozenset(("weight", "weights", "embed", "embedding", "embeddings", "emb"))  # names that say nothing
-_EMBED = frozenset(("embed", "embedding", "embeddings", "emb", "wte"))
+# A class named *Norm is no norm layer where one of these words comes before, as in ConvNorm, SpectralNorm,
+_NOT_BEFORE = frozenset("conv linear weight spectral embed embedding encoder decoder layer block model".split())
+# or a word other than these after, as in NormLinear, PreLayerNormSelfOutput.
+_AFTER = frozenset("d nd act gated no bias fp f exp relu silu".split())
+_NORM_LEAVES = frozenset("weight bias gamma beta scale shift gain offset g b w alpha a_2 b_2".split())
+_STATE_LEAVES = frozenset("A_log A_logs D Ds time_decay time_first time_faaaa".split())
+_SCALE_LEAVES = frozenset("gamma beta alpha layer_scale logit_scale temperature".split())
+_BIAS = frozenset(("bias", "biases"))
+_POSITION = frozenset("pos position positions positional posemb pe relpos".split())
+_EMBED = frozenset("embed embedding embeddings emb wte".split())
+_CONTENT = frozenset("weight weights embed embedding embeddings emb".split())  # names too generic to classify
+_LAYER = frozenset("proj projection linear dense mlp".split())
+_LEARNED_INPUT = frozenset("query queries latent latents prompt prompts".split())  # features
+_NO_TABLE = frozenset("weight weights kernel w1 w2 w3".split()) | _LAYER | _LEARNED_INPUT
 
 
 def classify(found: Found) -> str:
     """Return the kind of a tensor, one of :data:`KINDS`; the table of this module says how."""
     name, attribute = found.leaf, found.attribute
     if isinstance(found.module, (nn.ParameterList, nn.ParameterDict)):
-        # The list is called what a single tensor would be called: biases.0, position_embeddings.weights.1.
+        # The list has the name that a single tensor would have: biases.0, position_embeddings.weights.1.
         name = f"{attribute}_{name}"
         attribute = found.name.split(".")[-3] if found.name.count(".") > 1 else ""
     shape = found.param.shape
@@ -81,13 +77,15 @@ def classify(found: Found) -> str:
         shape = whole_shape(found.param)
         dimensions = len(shape)
     vector = dimensions < 2 or dimensions - shape.count(1) - shape.count(0) < 2
-    if found.part == "original0" and _is_weight_norm(found):
-        return "magnitude"
+    if found.part == "original0":
+        parametrizations: Any = found.module.parametrizations
+        if any(isinstance(one, WeightNorm) for one in parametrizations[found.leaf]):
+            return "magnitude"
     # A vector only: gates called W_g and W_v both decay.
-    if vector and name[-2:] == "_g" and f"{name[:-2]}_v" in found.module._parameters:
+    if vector and name[-2:] == "_g" and f"{name[:-2]}_v" in own_parameters(found.module):
         return "magnitude"
     if not vector:
-        own = found.module._parameters
+        own = own_parameters(found.module)
         if name == "beta" and "gamma" not in own:  # alone it may be any matrix, as a topic model's
             return "weight"
         if name[0] == "b" and (name == "b" or name[1:].isdigit()):
@@ -102,7 +100,8 @@ def _classify(cls: type, leaf: str, attribute: str, vector: bool) -> str:
     words = leaf_words(leaf)
     embeds = is_embedding(cls) and (leaf == "weight" or issubclass(cls, _EMBEDDINGS))
     # T5's relative_attention_bias keeps its biases in an Embedding.
-    if _has_bias(words) or (embeds and _has_bias(leaf_words(attribute))):
+    of_what = leaf_words(attribute)
+    if _BIAS.intersection(words) or (embeds and _BIAS.intersection(of_what)):
         return "bias"
     if is_norm(cls) and (vector or leaf in _NORM_LEAVES):
         return "norm"
@@ -112,8 +111,9 @@ def _classify(cls: type, leaf: str, attribute: str, vector: bool) -> str:
     free = not embeds and not multiplies and not issubclass(cls, _WEIGHTED)
     if (vector and not multiplies) or (free and leaf in _SCALE_LEAVES):
         return "vector"
-    of_what = leaf_words(attribute)
-    if free and (_is_table(words) or (words[0] in _CONTENT and _has_position(of_what) and _LAYER.isdisjoint(of_what))):
+    named = (_has_position(words) or words[-1] in ("token", "tokens")) and _NO_TABLE.isdisjoint(words)
+    held = words[0] in _CONTENT and _has_position(of_what) and _LAYER.isdisjoint(of_what)
+    if free and (named or held):
         return "table"
     if embeds or (free and words[-1] in _EMBED):
         return "embedding"
@@ -129,17 +129,6 @@ def leaf_words(leaf: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in _WORD.findall(leaf)) or (leaf,)
 
 
-def _has_bias(words: tuple[str, ...]) -> bool:
-    return "bias" in words or "biases" in words
-
-
-def _is_table(words: tuple[str, ...]) -> bool:
-    have = frozenset(words)
-    if have & _LEARNED_INPUT or have & _MATRIX:
-        return False
-    return _has_position(words) or words[-1] in ("token", "tokens")
-
-
 def _has_position(words: tuple[str, ...]) -> bool:
     have = frozenset(words)
     return bool(
@@ -153,11 +142,9 @@ def _has_position(words: tuple[str, ...]) -> bool:
 @lru_cache(maxsize=4096)
 def is_norm(cls: type) -> bool:
     """Whether a class is a norm layer: torch.nn's own, or named one and not also a convolution, a block, ..."""
-    if issubclass(cls, _NORMS):
-        return True
     if issubclass(cls, (*_WEIGHTED, *_EMBEDDINGS, *_CONTAINERS)):
         return False
-    return any(_named_norm(base.__name__) for base in cls.__mro__ if base not in (nn.Module, object))
+    return issubclass(cls, _NORMS) or any(_named_norm(base.__name__) for base in cls.__mro__)
 
 
 def _named_norm(name: str) -> bool:
@@ -173,20 +160,12 @@ def _named_norm(name: str) -> bool:
 @lru_cache(maxsize=4096)
 def is_weighted(cls: type) -> bool:
     """Whether a class multiplies its inputs by its weight, so that even a weight of shape (1, n) is a matrix."""
-    if issubclass(cls, _WEIGHTED):
-        return True
-    names = (base.__name__ for base in cls.__mro__ if base not in (nn.Module, object))
-    return any(re.search(r"(?:Linear|Conv)(?:\d[dD])?$", name) for name in names)
+    named = any(re.search(r"(?:Linear|Conv)(?:\d[dD])?$", base.__name__) for base in cls.__mro__)
+    return named or issubclass(cls, _WEIGHTED)
 
 
 @lru_cache(maxsize=4096)
 def is_embedding(cls: type) -> bool:
     """Whether a class is a table that integer indices look up."""
-    if issubclass(cls, _WEIGHTED):
-        return False
-    return issubclass(cls, _EMBEDDINGS) or any(base.__name__.endswith("Embedding") for base in cls.__mro__)
-
-
-def _is_weight_norm(found: Found) -> bool:
-    parts = getattr(found.module, "parametrizations", None)
-    return parts is not None and any(isinstance(p, _WeightNorm) for p in parts[found.leaf])
+    named = any(base.__name__.endswith("Embedding") for base in cls.__mro__)
+    return (named or issubclass(cls, _EMBEDDINGS)) and not issubclass(cls, _WEIGHTED)

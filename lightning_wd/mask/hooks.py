@@ -3,17 +3,14 @@
 ==================================== =================================================================================
 declaration                          meaning
 ==================================== =================================================================================
-``no_weight_decay()``                names and globs, relative to the module that declares it, which do not decay
-                                     (timm, Swin, BEiT); a submodule's name means all that is in it; a name that does
-                                     not exist is passed over
-``no_weight_decay_keywords()``       texts; a parameter whose name below that module contains one does not decay
+``no_weight_decay()``                names and globs below that module that do not decay (timm, Swin, BEiT); a
+                                     submodule's name covers everything in it; a name that does not exist is ignored
+``no_weight_decay_keywords()``       names below that module that contain one of these do not decay
 ``parameter._no_weight_decay``       if true, it does not decay (Mamba)
-``parameter._optim``                 settings of its own group: ``weight_decay: 0.0`` excludes, other keys are taken as
-                                     they stand, ``lr`` among them (S4)
+``parameter._optim``                 settings of its own group, taken as they are; ``weight_decay: 0.0`` excludes (S4)
 ==================================== =================================================================================
 
-Marks are attributes of a tensor, and ``fully_shard`` (FSDP2) and ``to_empty`` make new tensors without them: a model
-that marks its parameters then needs rules that say the same.
+``fully_shard`` (FSDP2) and ``to_empty`` make new tensors, without the marks: there, write rules that say the same.
 """
 
 from __future__ import annotations
@@ -24,9 +21,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_wd.decay import check_number
-from lightning_wd.errors import ConfigError, MaskError, explain
-from lightning_wd.mask.names import Found, Tree, authors_class
+from lightning_wd._private import own_parameters
+from lightning_wd.errors import MaskError, number
+from lightning_wd.mask.module_tree import Found, Tree, authors_class
 
 __all__ = ["declared_names", "hooked_names", "marks"]
 
@@ -35,41 +32,36 @@ def hooked_names(tree: Tree) -> dict[str, str]:
     """Return the parameters that a hook exempts from decay, each with the reason.
 
     Raises:
-        MaskError: a hook that fails or returns no collection of names.
+        MaskError: a hook fails or does not return a collection of names.
     """
     exempt: dict[str, str] = {}
     for module, prefix, raw, start, end in tree.hooked:
         tensors = tree.tensors[start:end]
         names = [found.name for found in tensors]
         inside = {name: [name] for name in names}
-        # What holds a reparametrized tensor is still declared under the name that the tensor had.
+        # A hook still names a reparametrized tensor as it was called before.
         for found in tensors:
             if (before := _name_before(found)) is not None:
                 inside.setdefault(before, []).append(found.name)
         owner = authors_class(type(module)).__name__
         for entry in declared_names(module, "no_weight_decay"):
             # A hook that lists named_parameters() itself sees the wrapped names.
-            name = tree.raw_names.get(raw + entry, prefix + entry)
-            if name in inside:
-                hit = inside[name]
-            elif any(char in entry for char in "*?["):
-                hit = [n for n in names if fnmatch.fnmatchcase(n[len(prefix) :], entry)]
-            else:
-                hit = [n for n in names if n.startswith(f"{prefix}{entry}.")]
-            for n in hit:
-                exempt.setdefault(n, f"hook {owner}.no_weight_decay()")
+            hits = inside.get(tree.raw_names.get(raw + entry, prefix + entry))
+            if hits is None:
+                pattern = entry if any(char in entry for char in "*?[") else f"{entry}.*"
+                hits = [name for name in names if fnmatch.fnmatchcase(name[len(prefix) :], pattern)]
+            exempt = dict.fromkeys(hits, f"hook {owner}.no_weight_decay()") | exempt
         for keyword in declared_names(module, "no_weight_decay_keywords"):
-            for n in names:
-                if keyword in n[len(prefix) :]:
-                    exempt.setdefault(n, f"hook {owner}.no_weight_decay_keywords()")
+            hits = [name for name in names if keyword in name[len(prefix) :]]
+            exempt = dict.fromkeys(hits, f"hook {owner}.no_weight_decay_keywords()") | exempt
     return exempt
 
 
 def _name_before(found: Found) -> str | None:
-    """Return the name that a tensor had before its layer was parametrized, pruned or normed; None where it is none."""
+    """Return the name of a tensor before its layer was parametrized, pruned or normed; None if it never was."""
     if found.part:
         return f"{found.name.rpartition('.parametrizations.')[0]}.{found.leaf}"
-    own = found.module._parameters
+    own = own_parameters(found.module)
     bare, _, half = found.leaf.rpartition("_")
     held = half == "orig" or (half in ("g", "v") and f"{bare}_g" in own and f"{bare}_v" in own)
     return found.name[: -len(half) - 1] if held and bare not in own else None
@@ -79,31 +71,25 @@ def declared_names(module: nn.Module, hook: str) -> list[str]:
     """Return the names that a module's hook lists; none where the module has no such hook.
 
     Raises:
-        MaskError: the hook fails or returns no collection of names.
+        MaskError: the hook fails or does not return a collection of names.
     """
-    declared = getattr(module, hook, None)
-    if declared is None:
-        return []
+    names = getattr(module, hook, None)
     where = f"{type(module).__name__}.{hook}"
     try:
-        names = declared() if callable(declared) else declared
+        names = names() if callable(names) else names
     except Exception as error:
         raise MaskError(
-            explain(
-                f"{where}() failed: {type(error).__name__}: {error}",
-                fix="make it return the names of parameters that must not decay, with no argument but self",
-            )
+            f"{where}() failed: {type(error).__name__}: {error}",
+            fix="make it return the names of parameters that must not decay, with no argument but self",
         ) from error
     if names is None:
         return []
-    found = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
-    if isinstance(names, str) or not all(isinstance(name, str) for name in found):
+    found: list[Any] = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [None]
+    if not all(isinstance(name, str) for name in found):
         raise MaskError(
-            explain(
-                f"{where}() must return a collection of parameter names but got {names!r:.80}.",
-                found=type(names).__name__,
-                fix="return a set of names, for example {'pos_embed', 'cls_token'}",
-            )
+            f"{where}() must return a collection of parameter names but got {names!r:.80}.",
+            found=type(names).__name__,
+            fix="return a set of names, for example {'pos_embed', 'cls_token'}",
         )
     return found
 
@@ -112,7 +98,7 @@ def marks(name: str, param: Tensor) -> tuple[str, dict[str, Any]]:
     """Return why a parameter's marks exempt it from decay ('' if they do not), and its own optimizer settings.
 
     Raises:
-        MaskError: ``_optim`` is no mapping, or its ``lr`` or ``weight_decay`` is no number >= 0.
+        MaskError: ``_optim`` is not a mapping, or its ``lr`` or ``weight_decay`` is not a number >= 0.
     """
     reason = "mark _no_weight_decay" if getattr(param, "_no_weight_decay", False) else ""
     optim = getattr(param, "_optim", None)
@@ -120,19 +106,14 @@ def marks(name: str, param: Tensor) -> tuple[str, dict[str, Any]]:
         return reason, {}
     if not isinstance(optim, Mapping):
         raise MaskError(
-            explain(
-                f"the mark _optim of {name!r} must be a mapping of optimizer settings but got {optim!r:.80}.",
-                found=type(optim).__name__,
-                fix="set it to a dict such as {'weight_decay': 0.0, 'lr': 1e-3}",
-            )
+            f"the mark _optim of {name!r} must be a mapping of optimizer settings but got {optim!r:.80}.",
+            found=type(optim).__name__,
+            fix="set it to a dict such as {'weight_decay': 0.0, 'lr': 1e-3}",
         )
     settings = {key: value for key, value in optim.items() if value is not None}
-    try:
-        for key in ("lr", "weight_decay"):
-            if key in settings:
-                settings[key] = check_number(f"{key} in the mark _optim of {name!r}", settings[key])
-    except ConfigError as error:
-        raise MaskError(str(error)) from None
+    for key in ("lr", "weight_decay"):
+        if key in settings:
+            settings[key] = number(f"{name}._optim[{key!r}]", settings[key], error=MaskError)
     if settings.get("weight_decay") == 0:
         del settings["weight_decay"]
         reason = reason or "mark _optim"

@@ -1,4 +1,4 @@
-"""What other libraries would decay: their rules as they are, mistakes included, to compare a plan with."""
+"""What other libraries decay: their rules as they are, mistakes included, to compare a plan with."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lightning_wd.errors import MaskError, explain, nearest
+from lightning_wd.errors import MaskError, choice
 from lightning_wd.mask.evidence import classify
 from lightning_wd.mask.hooks import declared_names
-from lightning_wd.mask.names import Found, walk
+from lightning_wd.mask.module_tree import Found, Tree, walk
 from lightning_wd.mask.plan import DecayPlan, Row
 
-__all__ = ["PEERS", "peer_plan"]
+__all__ = ["POLICIES", "peer_plan"]
 
-# transformers 5.23, Trainer.get_decay_parameter_names; it searches lower-cased names.
+# transformers 5.23, Trainer.get_decay_parameter_names, which searches lower-cased names.
 _TRANSFORMERS = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 
-def _timm(module: nn.Module) -> Callable[[Found], bool]:
+def _timm(module: nn.Module, tree: Tree) -> Callable[[Found], bool]:
     """timm 1.0.31, create_optimizer_v2: vectors, ``.bias``, and the outermost module's own hook, by wrapped names."""
     listed = declared_names(module, "no_weight_decay")
-    raw = {name: wrapped for wrapped, name in walk(module).raw_names.items()}
+    raw = {name: wrapped for wrapped, name in tree.raw_names.items()}
     return lambda found: (
         found.param.ndim > 1
         and not found.name.endswith(".bias")
@@ -31,20 +31,19 @@ def _timm(module: nn.Module) -> Callable[[Found], bool]:
     )
 
 
-def _transformers(module: nn.Module) -> Callable[[Found], bool]:
+def _transformers(module: nn.Module, tree: Tree) -> Callable[[Found], bool]:
     return lambda found: not isinstance(found.module, nn.LayerNorm) and not _TRANSFORMERS.search(found.name.lower())
 
 
-def _ndim(module: nn.Module) -> Callable[[Found], bool]:
+def _ndim(module: nn.Module, tree: Tree) -> Callable[[Found], bool]:
     return lambda found: found.param.ndim > 1
 
 
-_POLICIES = {"timm": _timm, "transformers": _transformers, "ndim": _ndim}
-PEERS = tuple(_POLICIES)
+POLICIES = {"timm": _timm, "transformers": _transformers, "ndim": _ndim}
 
 
 def peer_plan(module: nn.Module, peer: str) -> DecayPlan:
-    """Return the plan that another library's rule would make: which of the same parameters it decays.
+    """Return the plan that another library's rule would make of the same parameters.
 
     Args:
         module: the module whose parameters are planned.
@@ -58,26 +57,12 @@ def peer_plan(module: nn.Module, peer: str) -> DecayPlan:
         >>> print(*plan_decay(nn.GroupNorm(1, 2)).diff(peer_plan(nn.GroupNorm(1, 2), "transformers")))
         weight: no_decay (norm layer GroupNorm) / decay (transformers)
     """
-    if peer not in _POLICIES:
-        close = nearest(peer, PEERS)
-        raise MaskError(
-            explain(
-                f"policy {peer!r} is unknown.",
-                valid=PEERS,
-                nearest=close,
-                fix=f"write {close or 'timm'}, or leave it out",
-            )
-        )
-    decays = _POLICIES[peer](module)
-    rows: dict[int, Row] = {}
-    for found in walk(module).tensors:
-        known = rows.get(id(found.param))
-        if known is not None:
-            known.names = (*known.names, found.name)
-            continue
-        frozen = not found.param.requires_grad
-        decay, reason = (0.0, "frozen") if frozen else (float(decays(found)), peer)
-        rows[id(found.param)] = Row(
-            found.name, (found.name,), found.param, decay, 1.0, None, reason, classify(found), {}, frozen=frozen
-        )
-    return DecayPlan(tuple(rows.values()))
+    tree = walk(module)
+    decays = POLICIES[choice("peer", peer, POLICIES, error=MaskError)](module, tree)
+    rows = []
+    for first, *tied in tree.by_tensor():
+        names = (first.name, *(found.name for found in tied))
+        frozen = not first.param.requires_grad
+        wd_mult, reason = (0.0, "frozen") if frozen else (float(decays(first)), peer)
+        rows.append(Row(names, first.param, wd_mult, 1.0, None, reason, classify(first), {}, frozen))
+    return DecayPlan(tuple(rows))

@@ -3,69 +3,48 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_wd.decay import check_number, check_style, convert
-from lightning_wd.errors import MaskError, explain, nearest
-from lightning_wd.mask.names import whole_shape
+from lightning_wd.decay import peak_equal
+from lightning_wd.errors import MaskError, nearest, number
+from lightning_wd.mask.module_tree import whole_shape
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["DecayPlan", "Difference", "Row"]
 
-_PEAK_UNIT = {
-    "decoupled": "decoupled",
-    "corrected": "decoupled",
-    "independent": "independent",
-    "constant": "independent",
-}
+_FAR = 100  # times the configured learning rate: a group's own rate above it is likely a multiplier
+_NO_FRACTION = ("l2", "none", None)  # styles without a fraction of the weights that each step removes
 
 
+@dataclass(slots=True, eq=False)
 class Row:
-    """What one tensor gets, and why.
+    """What one tensor gets, and why."""
 
-    Attributes:
-        name: its first name, without the prefixes of wrappers.
-        names: all its names; more than one where it is tied.
-        decay: multiplies ``weight_decay``; 0 excludes.
-        lr: multiplies ``lr``.
-        style: its decay style; None where neither the plan nor a rule names one.
-        group: the name of its group; None where it is frozen.
-        reason: what decided.
-        kind: what it is: one of :data:`lightning_wd.mask.evidence.KINDS`, whatever the rules say.
-        settings: settings of its group that its author marked it with (``_optim``), taken as they stand.
-        frozen: it does not train, so it is in no group.
-        param: the tensor.
-    """
+    names: tuple[str, ...]  # without the prefixes of wrappers; more than one where the tensor is tied
+    param: Tensor
+    wd_mult: float  # multiplies weight_decay; 0 excludes
+    lr_mult: float
+    style: str | None  # None where neither the plan nor a rule names one
+    reason: str  # what decided
+    kind: str  # one of evidence.KINDS, whatever the rules say
+    settings: Mapping[str, Any]  # its group takes them as they are: a rule's weight_decay and lr, a mark's _optim
+    frozen: bool = False  # it does not train, so it is in no group
+    group: str | None = None  # the name of its group, which the plan gives; None where it is frozen
 
-    __slots__ = ("decay", "frozen", "group", "kind", "lr", "name", "names", "param", "reason", "settings", "style")
-
-    def __init__(
-        self,
-        name: str,
-        names: tuple[str, ...],
-        param: Tensor,
-        decay: float,
-        lr: float,
-        style: str | None,
-        reason: str,
-        kind: str,
-        settings: Mapping[str, Any],
-        *,
-        frozen: bool = False,
-    ) -> None:
-        self.name, self.names, self.param = name, names, param
-        self.decay, self.lr, self.style, self.reason = decay, lr, style, reason
-        self.kind, self.settings, self.frozen = kind, settings, frozen
-        self.group: str | None = None
+    @property
+    def name(self) -> str:
+        """The tensor's first name."""
+        return self.names[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,16 +58,19 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain data."""
-        keys = ("name", "names", "shape", "numel", "decay", "lr", "style", "group", "reason", "kind")
+        keys = ("name", "names", "shape", "numel", "wd_mult", "lr_mult", "style", "group", "reason", "kind")
         row = {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in keys}
-        return {**row, **({"settings": _plain(self.settings)} if self.settings else {})}
+        if self.settings:  # text where JSON has no such type
+            text = json.dumps(dict(self.settings), default=lambda v: v.tolist() if isinstance(v, Tensor) else repr(v))
+            row["settings"] = json.loads(text)
+        return row
 
     def __repr__(self) -> str:
         return f"Row({self.name!r}, shape={self.shape}, group={self.group!r}, reason={self.reason!r})"
 
 
 class Difference(NamedTuple):
-    """A tensor that two plans treat differently; None stands where a plan does not have it."""
+    """A tensor that two plans treat differently; a side is None where that plan lacks the tensor."""
 
     name: str
     this: Row | None
@@ -118,16 +100,13 @@ class DecayPlan:
     style: str | None = None
 
     def __post_init__(self) -> None:
-        if self.style is not None:
-            check_style(self.style)
         named: dict[Any, str] = {}
         for row in self.rows:
-            if row.frozen:
-                continue
-            key = _key(row)
-            if key not in named:
-                named[key] = _group_name(row, self.style, taken=named.values())
-            row.group = named[key]
+            if not row.frozen:
+                key = _key(row)
+                if key not in named:
+                    named[key] = _group_name(row, self.style, taken=named.values())
+                row.group = named[key]
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -150,76 +129,84 @@ class DecayPlan:
         return {name: row for row in self.rows for name in row.names}
 
     def groups(self, *, lr: Any, weight_decay: float, **defaults: Any) -> list[dict[str, Any]]:
-        """Return parameter groups for a torch optimizer: ``weight_decay * row.decay`` and ``lr * row.lr`` each.
+        """Return parameter groups for a torch optimizer, with ``weight_decay * row.wd_mult`` and ``lr * row.lr_mult``.
 
-        ``params`` holds (name, parameter) pairs, so that checkpoints hold the names. Groups with equal settings are
-        one group; ``decay`` comes first, then ``no_decay``, then the others as their first parameter does.
+        ``params`` holds (name, parameter) pairs, so that checkpoints hold the names. Parameters with equal settings
+        share a group; ``decay`` comes first, then ``no_decay``, then the others in the order of their first parameters.
 
-        A rule's style keeps the strength of the decay at the peak and changes how it follows the schedule: between
-        ``decoupled``, ``corrected``, ``independent`` and ``constant`` the coefficient is converted by
-        ``lam_independent = lr * lam_decoupled``. An L2 penalty has no such equal: its group takes the number as it is.
+        Where a rule sets the style, the decay stays as strong at the peak: between ``decoupled``, ``corrected``,
+        ``independent`` and ``constant`` the coefficient is converted by ``lam_independent = lr * lam_decoupled``. L2
+        has no equivalent in another unit, so its group uses the number unchanged. A rule's own ``weight_decay`` is in
+        the unit of its group's style and is not converted; its ``lr`` is the group's peak.
 
         Args:
             lr: peak learning rate, >= 0; a float or a 0-dim tensor.
             weight_decay: ``lam >= 0`` in the unit of the plan's style.
-            **defaults: further settings of every group.
+            **defaults: further settings, the same for every group.
 
         Raises:
             MaskError: the plan has no trainable parameter.
             ConfigError: ``lr`` or ``weight_decay`` out of range.
         """
-        peak = check_number("lr", lr.item() if isinstance(lr, Tensor) else lr)
-        amount = check_number("weight_decay", weight_decay)
+        peak = number("lr", lr.item() if isinstance(lr, Tensor) else lr)
+        return self.groups_of_checked(lr, peak, number("weight_decay", weight_decay), **defaults)
+
+    def groups_of_checked(self, lr: Any, peak: float, amount: float, **defaults: Any) -> list[dict[str, Any]]:
+        """Return the groups for numbers that were checked; ``peak`` is ``lr`` as a float."""
         members: dict[str, list[Row]] = {"decay": [], "no_decay": []}
         for row in self.rows:
             if row.group is not None:
                 members.setdefault(row.group, []).append(row)
         groups = []
         for name, rows in members.items():
-            if not rows:
-                continue
-            first = rows[0]
-            group = {
-                **defaults,
-                "params": [(row.name, row.param) for row in rows],
-                "name": name,
-                "lr": lr * first.lr,
-                "base_lr": peak * first.lr,
-                "weight_decay": self._coefficient(first, amount, peak),
-                **first.settings,
-            }
-            if "lr" in first.settings:
-                group["base_lr"] = first.settings["lr"]
-            if first.style is not None:
-                group["style"] = first.style
-            groups.append(group)
+            if rows:
+                first = rows[0]
+                group = {
+                    **defaults,
+                    "params": [(row.name, row.param) for row in rows],
+                    "name": name,
+                    "lr": lr * first.lr_mult,
+                    "base_lr": first.settings.get("lr", peak * first.lr_mult),
+                    "weight_decay": self._coefficient(first, amount, peak),
+                    **first.settings,
+                    **({} if first.style is None else {"style": first.style}),
+                }
+                if 0 < _FAR * peak < first.settings.get("lr", 0.0):
+                    warnings.warn(
+                        f"group {name!r} runs at a peak learning rate of {group['base_lr']:g}, more than {_FAR} times "
+                        f"the configured {peak:g}. In a rule, lr is the rate itself; lr_mult multiplies.",
+                        UserWarning,
+                        stacklevel=4,
+                    )
+                groups.append(group)
         if not groups:
             raise MaskError(
-                explain(
-                    "the plan has no trainable parameter, so there is nothing to optimize.",
-                    found=f"{len(self.rows)} parameters, all frozen" if self.rows else "no parameter at all",
-                    fix="set requires_grad=True on what shall train, or pass the module that holds the parameters",
-                )
+                "the plan has no trainable parameter, so there is nothing to optimize.",
+                found=f"{len(self.rows)} parameters, all frozen" if self.rows else "no parameter at all",
+                fix="set requires_grad=True on what should train, or pass the module that holds the parameters",
             )
         return groups
 
     def _coefficient(self, row: Row, amount: float, peak: float) -> float:
-        mine, whole = _PEAK_UNIT.get(row.style or ""), _PEAK_UNIT.get(self.style or "")
-        if amount and row.decay and mine and whole and mine != whole:
-            amount = convert(amount, from_=whole, to=mine, lr=peak)
-        elif amount and row.decay and row.style != self.style and "l2" in (row.style, self.style):
+        if "weight_decay" in row.settings:
+            return float(row.settings["weight_decay"])
+        if not amount or not row.wd_mult or row.style == self.style:
+            return amount * row.wd_mult
+        if row.style not in _NO_FRACTION and self.style not in _NO_FRACTION:
+            return peak_equal(amount, from_=self.style, to=row.style, lr=peak) * row.wd_mult
+        if "l2" in (row.style, self.style):
             warnings.warn(
-                f"group {row.group!r} has style {row.style!r} under a weight_decay given for {self.style!r}: an L2 "
-                f"penalty has no equal in another unit, so the number {amount:g} is taken as it is. Say the group's "
-                "amount with the rule's `decay`, which multiplies it.",
+                f"group {row.group!r} has style {row.style!r}, and weight_decay was given for {self.style!r}. An L2 "
+                f"penalty has no equivalent in another unit, so the number {amount:g} is used unchanged. Give the "
+                "group its own amount with the rule's weight_decay.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        return amount * row.decay
+        return amount * row.wd_mult
 
     def table(self) -> Table:
         """The plan as a rich table: one line for each parameter, and the totals of each group."""
-        from lightning_wd.report import plan_table
+        from lightning_wd.mask.tables import plan_table
 
         return plan_table(self.to_dict())
 
@@ -233,7 +220,7 @@ class DecayPlan:
         return {"style": self.style, "totals": totals, "parameters": [row.to_dict() for row in self.rows]}
 
     def diff(self, other: DecayPlan) -> tuple[Difference, ...]:
-        """Return what two plans treat differently, by name: empty where they agree.
+        """Return the tensors that two plans treat differently; empty where they agree.
 
         Example:
             >>> from torch import nn
@@ -251,41 +238,26 @@ class DecayPlan:
         return (*differences, *(Difference(row.name, None, row) for row in extra))
 
 
-def _plain(value: Any) -> Any:
-    """Return a setting as plain data; what has no such form as its text."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
-
-
 def _key(row: Row) -> Any:
-    if row.settings:
-        return row.decay, row.lr, row.style, tuple(sorted((k, repr(v)) for k, v in row.settings.items()))
-    return row.decay, row.lr, row.style
+    own = tuple(sorted((key, repr(value)) for key, value in row.settings.items())) if row.settings else ()
+    return row.wd_mult, row.lr_mult, row.style, own
 
 
-def _group_name(row: Row, style: str | None, taken: Any) -> str:
+def _group_name(row: Row, style: str | None, taken: Container[str]) -> str:
     """Return a name such as ``decay``, ``no_decay``, ``decay_x0.1_lr_x10`` or ``decay_decoupled``."""
-    settings = dict(row.settings)
-    parts = ["decay" if row.decay else "no_decay"]
-    for digits in (6, 17):
-        parts = ["decay" if row.decay else "no_decay"]
-        if "weight_decay" in settings:
-            parts.append(f"{settings['weight_decay']:.{digits}g}")
-        elif row.decay not in (0, 1):
-            parts.append(f"x{row.decay:.{digits}g}")
-        if "lr" in settings:
-            parts.append(f"lr_{settings['lr']:.{digits}g}")
-        elif row.lr != 1:
-            parts.append(f"lr_x{row.lr:.{digits}g}")
+    own = dict(row.settings)
+    wd, lr = own.pop("weight_decay", None), own.pop("lr", None)
+
+    def named(digits: int) -> str:
+        parts = ["decay" if row.wd_mult else "no_decay"]
+        for prefix, value, factor in (("", wd, row.wd_mult or 1), ("lr_", lr, row.lr_mult)):
+            if value is not None:
+                parts.append(f"{prefix}{value:.{digits}g}")
+            elif factor != 1:
+                parts.append(f"{prefix}x{factor:.{digits}g}")
         if row.style != style:
             parts.append(str(row.style))
-        parts += [f"{key}_{value}" for key, value in sorted(settings.items()) if key not in ("lr", "weight_decay")]
-        if "_".join(parts) not in taken:
-            return "_".join(parts)
-    numbered = (f"{'_'.join(parts)}_{i}" for i in itertools.count(2))
-    return next(name for name in numbered if name not in taken)
+        return "_".join([*parts, *(f"{key}_{value}" for key, value in sorted(own.items()))])
+
+    numbered = (f"{named(17)}_{i}" for i in itertools.count(2))
+    return next(name for name in itertools.chain((named(6), named(17)), numbered) if name not in taken)

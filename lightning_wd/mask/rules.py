@@ -1,133 +1,147 @@
-"""What a user may say about parameters: one :class:`Rule` at a time, and a :class:`Mask` of rules over a preset."""
+"""A user's :class:`Rule` about some parameters, and a :class:`Mask` of rules over a preset."""
 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_wd.decay import check_number, check_style
-from lightning_wd.errors import ConfigError, MaskError, explain, nearest
-from lightning_wd.mask.names import whole_shape
+from lightning_wd.decay import ALIASES, STYLES
+from lightning_wd.errors import MaskError, choice, keys, number
+from lightning_wd.mask.evidence import EXEMPT
+from lightning_wd.mask.module_tree import whole_shape
 
-__all__ = ["PRESETS", "Mask", "Rule", "as_mask"]
+__all__ = ["PROPERTIES", "Mask", "Rule", "as_mask"]
 
-PRESETS = ("standard", "no_embeddings", "matrices", "all", "none")
+PRESETS = tuple(EXEMPT)
+# What a rule can set -> the property that it decides.
+PROPERTIES = {
+    "wd_mult": "weight decay",
+    "weight_decay": "weight decay",
+    "lr_mult": "learning rate",
+    "lr": "learning rate",
+    "style": "style",
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Settings for the parameters that meet every condition of the rule; with no condition it meets all of them.
+    """Settings for the parameters that meet every condition of the rule; a rule without conditions meets all of them.
 
-    A group's coefficient is ``weight_decay * decay`` and its learning rate ``lr * Rule.lr``. A property that the rule
-    leaves at None is left to later rules and then to the base, so an lr-only rule on ``*.head.*`` does not make the
-    head's bias decay. A rule with a decay does, and :func:`lightning_wd.plan_decay` warns of it.
+    For each of three properties, weight decay, learning rate and style, the first rule that sets it wins, by a
+    multiplier of the configured value or by a value of its own. What a rule leaves at None is left to later rules, then
+    to the mask's base: a rule with only ``lr_mult`` on ``*.head.*`` does not make the head's bias decay. A rule that
+    sets the weight decay does, and :func:`lightning_wd.plan_decay` warns about it.
 
     Args:
-        decay: multiplies the coefficient, >= 0; 0 excludes.
         name: glob on the full parameter name (``*`` crosses dots, case counts), or ``regex:`` and a pattern that is
             searched anywhere in the name. A leading ``*.`` also matches at the root: ``*.head.*`` matches
             ``head.weight``.
-        module_types: classes of the module that owns the parameter (subclasses count): types, class names, or
-            dotted paths. A parametrized layer owns its parametrized tensors.
+        module_types: types, class names or dotted paths of the module that owns the parameter; subclasses count. A
+            parametrized layer owns its parametrized tensors.
         ndim: exact number of dimensions.
         predicate: ``predicate(name, parameter, module) -> bool``, where ``module`` owns the parameter.
-        lr: multiplies the learning rate, >= 0.
+        wd_mult: multiplies the weight decay, >= 0; 0 excludes.
+        lr_mult: multiplies the learning rate, >= 0.
+        weight_decay: in place of the configured one, >= 0, in the unit of the parameters' style; excludes ``wd_mult``.
+        lr: peak learning rate in place of the configured one, >= 0; excludes ``lr_mult``, and ``layer_decay`` does not
+            multiply it.
         style: decay style of these parameters, one of :data:`lightning_wd.decay.STYLES`.
         reason: what the plan says about these parameters; by default, the rule's own conditions.
 
     Raises:
-        MaskError: a value that no rule can have.
+        MaskError: an unknown keyword, or a value that no rule can have.
 
     Example:
-        >>> Rule(0.1, name="*.head.weight", lr=10)
-        Rule(decay=0.1, name='*.head.weight', lr=10.0)
-        >>> Rule(name="regex:(")
+        >>> Rule(name="*.head.weight", wd_mult=0.1, lr_mult=10)
+        Rule(name='*.head.weight', wd_mult=0.1, lr_mult=10.0)
+        >>> Rule(name="*.head.weight", decay=0.1)
         Traceback (most recent call last):
         ...
-        lightning_wd.errors.MaskError: mask pattern 'regex:(' is not a regular expression.
-          found: missing ), unterminated subpattern at position 0
-          fix: correct the pattern, or write a glob such as '*.head.*'
+        lightning_wd.errors.MaskError: mask rule has no key 'decay'.
+          valid: name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, reason
+          nearest: 'wd_mult'
+          fix: write wd_mult, or remove decay
     """
 
-    decay: float | None = None
-    _: KW_ONLY
     name: str | None = None
     module_types: tuple[type | str, ...] = ()
     ndim: int | None = None
     predicate: Callable[[str, Tensor, nn.Module], bool] | None = None
+    wd_mult: float | None = None
+    lr_mult: float | None = None
+    weight_decay: float | None = None
     lr: float | None = None
     style: str | None = None
     reason: str = ""
+
+    def __new__(cls, *positional: Any, **settings: Any) -> Rule:
+        """Raise a MaskError instead of a bare TypeError."""
+        if positional:
+            raise MaskError(
+                "mask rule takes its settings by keyword only.",
+                found=", ".join(map(repr, positional)),
+                fix="write Rule(name='*.head.weight', wd_mult=0.1)",
+            )
+        keys("mask rule", settings, [f.name for f in fields(cls)], renamed={"decay": "wd_mult"}, error=MaskError)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         given = () if self.module_types is None else self.module_types
         types = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
         object.__setattr__(self, "module_types", types)
-        try:
-            for key in ("decay", "lr"):
-                if getattr(self, key) is not None:
-                    object.__setattr__(self, key, check_number(f"mask rule's {key}", getattr(self, key)))
-            if self.style is not None:
-                check_style(self.style, where="mask rule's style")
-        except ConfigError as error:
-            raise MaskError(str(error)) from None
+        for key in ("ndim", "wd_mult", "lr_mult", "weight_decay", "lr"):
+            if (value := getattr(self, key)) is not None:
+                object.__setattr__(self, key, number(f"rule.{key}", value, whole=key == "ndim", error=MaskError))
+        for multiplier, absolute in (("wd_mult", "weight_decay"), ("lr_mult", "lr")):
+            factor, value = getattr(self, multiplier), getattr(self, absolute)
+            if factor is not None and value is not None:
+                raise MaskError(
+                    f"mask rule has both {multiplier} and {absolute}.",
+                    found=f"{multiplier}={factor:g}, {absolute}={value:g}",
+                    fix=f"keep {multiplier} to multiply the configured value, or {absolute} to replace it",
+                )
+        if self.style is not None:
+            choice("rule.style", self.style, STYLES, aliases=ALIASES, error=MaskError)
         for key, valid, expected in (
             ("name", isinstance(self.name, str) and self.name, "a glob such as '*.head.*'"),
             ("module_types", all(isinstance(t, (type, str)) and t for t in types), "classes or class names"),
-            ("ndim", type(self.ndim) is int and self.ndim >= 0, "a whole number >= 0"),
             ("predicate", callable(self.predicate), "a function of (name, parameter, module)"),
             ("reason", isinstance(self.reason, str), "text"),
         ):
             value = getattr(self, key)
             if value is not None and not valid:
                 raise MaskError(
-                    explain(
-                        f"mask rule's {key} must be {expected} but got {value!r}.",
-                        found=type(value).__name__,
-                        fix=f"correct {key}, or remove it from the rule",
-                    )
+                    f"rule.{key} must be {expected} but got {value!r}.",
+                    found=type(value).__name__,
+                    fix=f"correct {key}, or remove it from the rule",
                 )
-        self._pattern  # noqa: B018  a bad regular expression is an error now, not when the model is planned
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> Rule:
-        """Build a rule from a mapping with Rule's own field names, as YAML has it.
-
-        Raises:
-            MaskError: a key that is not a field.
-
-        >>> Rule.from_mapping({"name": "*.head.weight", "decay": 0.1})
-        Rule(decay=0.1, name='*.head.weight')
-        """
-        _check_keys("mask rule", mapping, [f.name for f in fields(cls)])
-        return cls(**mapping)
+        self._pattern  # noqa: B018  a bad regular expression is refused here, not when a model is planned
 
     @property
     def conditions(self) -> dict[str, Any]:
         """The conditions that the rule sets, as the user wrote them."""
-        return {
-            k: v for k in ("name", "module_types", "ndim", "predicate") if (v := getattr(self, k)) not in (None, ())
-        }
+        names = ("name", "module_types", "ndim", "predicate")
+        return {key: value for key in names if (value := getattr(self, key)) not in (None, ())}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The properties that the rule sets."""
-        return {k: v for k in ("decay", "lr", "style") if (v := getattr(self, k)) is not None}
+        """What the rule sets."""
+        return {key: value for key in PROPERTIES if (value := getattr(self, key)) is not None}
 
     def __repr__(self) -> str:
-        given = {k: v for f in fields(self) if (v := getattr(self, k := f.name)) not in (None, (), "")}
-        return f"Rule({', '.join(f'{k}={v!r}' for k, v in given.items())})"
+        given = {**self.conditions, **self.settings, **({"reason": self.reason} if self.reason else {})}
+        return f"Rule({', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
     def __str__(self) -> str:
-        shown = {k: _shown(v) for k, v in self.conditions.items()}
-        return ", ".join(f"{k} {v}" for k, v in shown.items()) or "every parameter"
+        return ", ".join(f"{key} {_shown(value)}" for key, value in self.conditions.items()) or "every parameter"
 
     def matches(self, name: str, parameter: Tensor, module: nn.Module) -> bool:
         """Whether the parameter meets every condition of the rule."""
@@ -144,7 +158,10 @@ class Rule:
 
 
 def compile_name(name: str) -> Callable[[str], Any]:
-    """Return a function that is None on names the pattern does not match.
+    """Compile a rule's ``name`` to a function that returns None for names it does not match.
+
+    Raises:
+        MaskError: a bad regular expression.
 
     >>> compile_name("*.head.*")("head.weight") is not None
     True
@@ -154,17 +171,12 @@ def compile_name(name: str) -> Callable[[str], Any]:
             return re.compile(name[len("regex:") :]).search
         except re.error as error:
             raise MaskError(
-                explain(
-                    f"mask pattern {name!r} is not a regular expression.",
-                    found=str(error),
-                    fix="correct the pattern, or write a glob such as '*.head.*'",
-                )
+                f"mask pattern {name!r} is not a regular expression.",
+                found=str(error),
+                fix="correct the pattern, or write a glob such as '*.head.*'",
             ) from None
-    root = name.startswith("*.")
-    body = re.compile(fnmatch.translate(name[2:] if root else name))
-    if not root:
-        return body.match
-    return re.compile(r"(?:.*\.)?" + body.pattern, re.DOTALL).match
+    parents = r"(?s:.*\.)?" if name.startswith("*.") else ""
+    return re.compile(parents + fnmatch.translate(name.removeprefix("*."))).match
 
 
 def is_a(cls: type, kind: type | str) -> bool:
@@ -191,9 +203,9 @@ class Mask:
     base           what decays
     ============== ================================================================================================
     standard       all but: what hooks and marks exempt, biases, norm layers, weight_norm magnitudes, vectors and
-                   scalars, state-space parameters, tables of positions, tokens
+                   scalars, state-space parameters, position tables, tokens
     no_embeddings  as standard, without embeddings
-    matrices       as standard, but tables of positions and tokens decay too: only the shape counts
+    matrices       as standard, but position tables and tokens decay too: only the shape counts
     all            everything
     none           nothing
     None           nothing is placed: each parameter needs a rule
@@ -205,54 +217,41 @@ class Mask:
         layer_decay: in (0, 1]: layer k of n runs at ``lr * layer_decay ** (n - k)``; None for one rate everywhere.
 
     Raises:
-        MaskError: an unknown base, a misspelt key, or two rules with equal conditions that set the same property.
+        MaskError: an unknown base, an unknown key, or two rules with equal conditions that set the same property.
 
     Example:
-        >>> Mask([{"name": "*.head.*", "lr": 10}, {"name": "*.head.weight", "decay": 0.1}]).rules
-        (Rule(name='*.head.*', lr=10.0), Rule(decay=0.1, name='*.head.weight'))
+        >>> Mask([{"name": "*.head.*", "lr_mult": 10}, {"name": "*.head.weight", "wd_mult": 0.1}]).rules
+        (Rule(name='*.head.*', lr_mult=10.0), Rule(name='*.head.weight', wd_mult=0.1))
     """
 
     rules: tuple[Rule, ...] = ()
     base: str | None = "standard"
     layer_decay: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.base is not None and self.base not in PRESETS:
-            close = nearest(self.base, PRESETS)
-            raise MaskError(
-                explain(
-                    f"mask base {self.base!r} is unknown.",
-                    valid=PRESETS,
-                    nearest=close,
-                    fix=f"write base={close or 'standard'}, or leave base null where rules place every parameter",
-                )
-            )
-        object.__setattr__(self, "rules", _as_rules(self.rules))
-        for i, first in enumerate(self.rules):
-            for second in self.rules[i + 1 :]:
-                both = sorted(first.settings.keys() & second.settings.keys())
-                if both and first.conditions == second.conditions:
-                    raise MaskError(
-                        explain(
-                            f"mask has two rules for {first} that both set {both[0]}.",
-                            found=f"{first!r} and {second!r}",
-                            fix="keep one of them; the first would always win",
-                        )
-                    )
-        if self.layer_decay is not None:
-            try:
-                value = check_number("layer_decay", self.layer_decay, exclusive=True)
-            except ConfigError as error:
-                raise MaskError(str(error)) from None
-            if value > 1:
+    def __init__(
+        self,
+        rules: Sequence[Rule | Mapping[str, Any]] | None = (),
+        base: str | None = "standard",
+        layer_decay: float | None = None,
+    ) -> None:
+        if base is not None:
+            choice("mask.base", base, (*PRESETS, "null"), error=MaskError)
+        if layer_decay is not None:
+            layer_decay = number("mask.layer_decay", layer_decay, exclusive=True, at_most=1, error=MaskError)
+        own = {"rules": _as_rules(rules), "base": None if base == "null" else base, "layer_decay": layer_decay}
+        self.__dict__.update(own)  # past the frozen dataclass's __setattr__
+        for first, second in itertools.combinations(self.rules, 2):
+            both = sorted({PROPERTIES[key] for key in first.settings} & {PROPERTIES[key] for key in second.settings})
+            if both and first.conditions == second.conditions:
                 raise MaskError(
-                    explain(f"layer_decay must be in (0, 1] but got {value!r}.", fix="write layer_decay=0.75")
+                    f"mask has two rules for {first} that both set the {both[0]}.",
+                    found=f"{first!r} and {second!r}",
+                    fix="keep one of them; the first would always win",
                 )
-            object.__setattr__(self, "layer_decay", value)
 
     @classmethod
     def standard(cls) -> Mask:
-        """Biases, norm layers, vectors, and what hooks name do not decay; the rest does."""
+        """Biases, norm layers, vectors, and what the model's own hooks name do not decay; the rest does."""
         return cls()
 
     @classmethod
@@ -262,7 +261,7 @@ class Mask:
 
     @classmethod
     def matrices(cls) -> Mask:
-        """As standard, but tables of positions and tokens decay: the shape alone counts, as in nanoGPT."""
+        """As standard, but position tables and tokens decay too: only the shape counts, as in nanoGPT."""
         return cls(base="matrices")
 
     @classmethod
@@ -281,81 +280,60 @@ class Mask:
 
         Args:
             decay: in (0, 1]; 0.65 to 0.8 is usual.
-            rules: the user's rules, whose ``lr`` wins over the layer's.
+            rules: the user's rules; where one sets ``lr_mult`` or ``lr``, the layer's factor does not apply.
             base: the preset under the rules.
 
         References:
             Clark et al., ELECTRA, https://arxiv.org/abs/2003.10555; Bao et al., BEiT, https://arxiv.org/abs/2106.08254.
         """
-        return cls(tuple(rules), base, layer_decay=decay)  # type: ignore[arg-type]  # __post_init__ converts mappings
+        return cls(rules, base, layer_decay=decay)
 
 
 def as_mask(mask: Mask | str | Mapping[str, Any] | None) -> Mask:
-    """Return the Mask that ``mask`` means: None is standard, text a preset, a mapping Mask's own arguments.
+    """Return ``mask`` as a Mask: None is standard, text the name of a preset, a mapping Mask's own arguments.
 
     Raises:
-        MaskError: none of these, or a misspelt key.
+        MaskError: none of these, or an unknown key.
 
     >>> as_mask("no_embeddings").base
     'no_embeddings'
     """
-    if mask is None:
-        return Mask()
     if isinstance(mask, Mask):
         return mask
-    if isinstance(mask, str):
-        return Mask(base=mask)
-    if isinstance(mask, Mapping):
-        _check_keys("mask", mask, [f.name for f in fields(Mask)])
-        return Mask(**mask)
-    raise MaskError(
-        explain(
+    given = {} if mask is None else {"base": mask} if isinstance(mask, str) else mask
+    if not isinstance(given, Mapping):
+        raise MaskError(
             f"mask must be a Mask, a preset's name or a mapping but got {mask!r}.",
             found=type(mask).__name__,
             valid=PRESETS,
             fix="write mask='standard', or Mask([Rule(...)])",
         )
-    )
+    keys("mask", given, [field.name for field in fields(Mask)], error=MaskError)
+    return Mask(**given)
 
 
 def _as_rules(rules: Any) -> tuple[Rule, ...]:
     if rules is None:
         return ()
-    if isinstance(rules, (str, bytes, Mapping, Rule)) or not isinstance(rules, Sequence):
+    if isinstance(rules, str) or not isinstance(rules, Sequence):
         raise MaskError(
-            explain(
-                f"mask rules must be a list of rules but got {rules!r}.",
-                found=type(rules).__name__,
-                fix="put the rule in brackets: rules='[{name: \"*.head.weight\", decay: 0.1}]'",
-            )
+            f"mask.rules must be a list of rules but got {rules!r}.",
+            found=type(rules).__name__,
+            fix="put the rule in brackets: rules='[{name: \"*.head.weight\", wd_mult: 0.1}]'",
         )
-    made = []
-    for rule in rules:
-        if not isinstance(rule, (Rule, Mapping)):
-            raise MaskError(
-                explain(
-                    f"mask rule must be a Rule or a mapping but got {rule!r}.",
-                    found=type(rule).__name__,
-                    fix='write {name: "*.head.weight", decay: 0.1}',
-                )
-            )
-        made.append(rule if isinstance(rule, Rule) else Rule.from_mapping(rule))
-    return tuple(made)
+    return tuple(map(_as_rule, rules))
 
 
-def _check_keys(what: str, mapping: Mapping[Any, Any], valid: Sequence[str]) -> None:
-    for key in mapping:
-        if key not in valid:
-            close = nearest(key, valid)
-            raise MaskError(
-                explain(
-                    f"{what} has an unknown key {key!r}.",
-                    found=", ".join(map(str, mapping)),
-                    valid=valid,
-                    nearest=close,
-                    fix=f"rename {key!r} to {close!r}" if close else f"remove {key!r}",
-                )
-            )
+def _as_rule(rule: Any) -> Rule:
+    if isinstance(rule, Rule):
+        return rule
+    if isinstance(rule, Mapping):
+        return Rule(**{str(key): value for key, value in rule.items()})
+    raise MaskError(
+        f"mask rule must be a Rule or a mapping but got {rule!r}.",
+        found=type(rule).__name__,
+        fix='write {name: "*.head.weight", wd_mult: 0.1}',
+    )
 
 
 def _shown(value: Any) -> str:

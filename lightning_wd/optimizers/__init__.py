@@ -1,9 +1,8 @@
 """Optimizers whose weight decay is what you name: drop-in ``torch.optim.Optimizer`` classes. No Lightning needed."""
 
-from lightning_wd.optimizers.adamw import AdamW
+from lightning_wd.optimizers.adamw import AdamL2, AdamW
 from lightning_wd.optimizers.decoupled import decoupled
-from lightning_wd.optimizers.l2 import SGDL2, AdamL2
 from lightning_wd.optimizers.muon import MuonAdamW
-from lightning_wd.optimizers.sgdw import SGDW
+from lightning_wd.optimizers.sgdw import SGDL2, SGDW
 
 __all__ = ["SGDL2", "SGDW", "AdamL2", "AdamW", "MuonAdamW", "decoupled"]

@@ -1,9 +1,4 @@
-r"""Decoupled weight decay for any optimizer: ``w <- w - d_t * w_old``, then the optimizer's own step without decay.
-
-TF Addons' ``extend_with_decoupled_weight_decay`` is the same idea in two steps with style ``constant``; it decays
-before the step as well, but inside ``apply_gradients``. Keras 3 and this package multiply by the learning rate unless
-told otherwise, and always decay the OLD weights.
-"""
+"""Decoupled weight decay for any optimizer: ``w <- w - d_t * w_old``, then the optimizer's own step without decay."""
 
 from __future__ import annotations
 
@@ -17,9 +12,9 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_wd.decay import STYLES, kernel_coefficient
-from lightning_wd.errors import ConfigError, explain
+from lightning_wd.errors import ConfigError
 from lightning_wd.optimizers.adamw import AdamW
-from lightning_wd.optimizers.groups import DecayGroups
+from lightning_wd.optimizers.base import DecayGroups, check_decoupled
 from lightning_wd.optimizers.kernels import is_zero, masked, shrink
 from lightning_wd.optimizers.sgdw import SGDW
 
@@ -30,53 +25,29 @@ _OURS: dict[type[Optimizer], type[Optimizer]] = {
     torch.optim.AdamW: AdamW,
     torch.optim.SGD: SGDW,
 }
-# Their own weight_decay is decoupled already, so their own rule is kept and handed the coefficient of the style.
+# Their own weight_decay is decoupled already: their rule stays, and takes the coefficient of the style.
 _OWN_RULE = tuple(getattr(torch.optim, name) for name in ("Muon", "Adafactor") if hasattr(torch.optim, name))
-_FLAG = "decoupled_weight_decay"
-
-
-class _Type(type):
-    """Metaclass of the classes made here: they pickle through ``(decoupled, (base class,))``."""
-
-    base: type[Optimizer]
-
-
-def _reduce_type(cls: _Type) -> tuple[Any, ...]:
-    return decoupled, (cls.base,)
 
 
 class _Decoupled(DecayGroups):
     """The mixin of :func:`decoupled`."""
 
     base: ClassVar[type[Optimizer]]
-    base_step: ClassVar[Callable[..., Any]]  # without the hooks, which this class's own step runs
+    base_step: ClassVar[Callable[..., Any]]  # without hooks, which this class's step runs
 
     def __init__(
-        self,
-        params: Any,
-        *args: Any,
-        style: str = "decoupled",
-        cautious: bool = False,
-        **settings: Any,
+        self, params: Any, *args: Any, style: str = "decoupled", cautious_wd: bool = False, **settings: Any
     ) -> None:
         accepted = inspect.signature(self.base).parameters
         lacks_decay = "weight_decay" not in accepted
         amount = settings.pop("weight_decay", None) if lacks_decay else None
-        flag = settings.pop(_FLAG, style != "l2") if _FLAG in accepted else style != "l2"
-        if flag != (style != "l2"):
-            raise ConfigError(
-                explain(
-                    f"{_FLAG}={flag!r} contradicts style {style!r}.",
-                    fix=f"leave out {_FLAG}: the style says it (style='l2' is not decoupled)",
-                )
-            )
+        if "decoupled_weight_decay" in accepted:
+            check_decoupled(settings.pop("decoupled_weight_decay", None), style)
         bound = inspect.signature(self.base).bind(params, *args, **settings)
-        given = amount if lacks_decay else bound.arguments.get("weight_decay")
-        amount = self._begin(weight_decay=given, compile=False, style=style, cautious=cautious)
-        if lacks_decay:
-            self._settings["weight_decay"] = amount
-        else:
-            bound.arguments["weight_decay"] = amount
+        amount = bound.arguments.get("weight_decay", amount)
+        amount = self._begin(weight_decay=amount, compile=False, style=style, cautious_wd=cautious_wd)
+        holder = self._settings if lacks_decay else bound.arguments
+        holder["weight_decay"] = amount
         super().__init__(*bound.args, **bound.kwargs)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -102,50 +73,43 @@ class _Decoupled(DecayGroups):
                     params = [p for p in group["params"] if p.grad is not None]
                     if skipped or is_zero(fraction) or not params:
                         continue
-                    if group["cautious"]:
-                        later.append((group, params, [p.clone() for p in params], fraction))
+                    mode = "foreach" if group.get("foreach") else "single"
+                    if group["cautious_wd"]:
+                        later.append((params, [p.clone() for p in params], fraction, mode))
                     else:
-                        shrink(params, params, fraction, _mode(group))
+                        shrink(params, params, fraction, mode)
             result = self.base_step(None if closure is None else _once(loss, type(self).__name__))
         finally:
             for group, amount in zip(self.param_groups, amounts, strict=True):
                 group["weight_decay"] = amount
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
-            for group, params, old, fraction in later:
-                moved = [w - p for w, p in zip(old, params, strict=True)]  # lr_t * u: all that is known of any u
-                shrink(params, masked(old, moved), fraction, _mode(group))
+            for params, old, fraction, mode in later:
+                moved = [w - p for w, p in zip(old, params, strict=True)]  # lr_t * u, whatever the optimizer
+                shrink(params, masked(old, moved), fraction, mode)
         return loss if result is None else result
 
     def _split(self, group: dict[str, Any]) -> tuple[Any, Any]:
-        """Return what the base's own rule decays with, and the fraction to remove outside it."""
+        """Return the coefficient for the base's own decay and the fraction we remove ourselves."""
         style = group["style"]
         if style == "l2":
             return group["weight_decay"], 0.0
-        if issubclass(self.base, _OWN_RULE) and style != "constant" and not group["cautious"]:
+        if issubclass(self.base, _OWN_RULE) and style != "constant" and not group["cautious_wd"]:
             lam, lr, peak = group["weight_decay"], group["lr"], group["base_lr"]
             return kernel_coefficient(style, weight_decay=lam, lr=lr, base_lr=peak), 0.0
         return 0.0, self._fraction(group)
 
 
-def _mode(group: dict[str, Any]) -> str:
-    return "foreach" if group.get("foreach") else "single"
-
-
 def _once(loss: Any, owner: str) -> Callable[[], Any]:
-    """Return a closure that gives the loss already computed, and refuses to be asked again."""
-    calls = 0
+    """Return a closure that returns the loss already computed, and may be called only once."""
+    losses = [loss]
 
     def closure() -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
+        if not losses:
             raise ConfigError(
-                explain(
-                    f"{owner} evaluates the closure more than once in a step, on weights that have decayed in between.",
-                    fix="use the optimizer without decoupled(), with the penalty added to the loss",
-                )
+                f"{owner} evaluates the closure more than once in a step, on weights that decay in between.",
+                fix="use the optimizer without decoupled(), with the penalty added to the loss",
             )
-        return loss
+        return losses.pop()
 
     return closure
 
@@ -158,20 +122,20 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
         w_t = w_{t-1} - \eta_t u_t - d_t w_{t-1}
 
     with :math:`d_t` as in :class:`~lightning_wd.optimizers.adamw.AdamW` and :math:`u_t` the class's own update. The
-    constructor takes the class's own arguments, then ``style="decoupled"`` and ``cautious=False``; ``weight_decay`` is
-    ``lam`` in the style's unit. A step runs the closure first, then the decay, then the class's own step with its own
-    decay set to 0 (Muon and Adafactor, whose rule is decoupled already, keep it and are handed the coefficient).
-    ``cautious`` reads ``u`` from how far the weights moved, so a move that rounds to nothing counts as agreement.
+    constructor takes the class's own arguments, ``style="decoupled"`` and ``cautious_wd=False``; ``weight_decay`` is
+    ``lam`` in the style's unit. A step runs the closure, then the decay, then the class's own step with its own decay
+    set to 0 (Muon and Adafactor, whose decay is decoupled already, keep it and take the coefficient). ``cautious_wd``
+    reads ``u`` from how far the weights moved, so a move that rounds to 0 counts as agreement.
 
     Adam and AdamW give :class:`lightning_wd.AdamW`, SGD gives :class:`lightning_wd.SGDW`. The same argument gives the
-    same class, and its instances pickle.
+    same class. Instances pickle.
 
     Args:
         optimizer_cls: a subclass of torch.optim.Optimizer.
 
     Raises:
-        ConfigError: not an optimizer class; or one that evaluates the closure itself, like LBFGS and SAM, or that
-            trains other weights than the model's, like the schedule-free ones.
+        ConfigError: not an optimizer class; one that evaluates the closure itself, like LBFGS and SAM; or one that
+            trains other weights than the model's, like the schedule-free optimizers.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -196,16 +160,18 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     parameters = inspect.signature(optimizer_cls).parameters
     own = parameters.get("weight_decay")
     has_l2 = own is not None and not issubclass(optimizer_cls, _OWN_RULE)
-    kind = type(optimizer_cls)
-    metaclass = _Type if kind is type else type("_Type", (_Type, kind), {})
-    copyreg.pickle(metaclass, _reduce_type)
+    ours = {"style": "decoupled", "cautious_wd": False, "weight_decay": 0.0}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(k, keyword, default=v) for k, v in ours.items() if k not in parameters]
+    metaclass: Any = type("DecoupledType", (type(optimizer_cls),), {})
+    copyreg.pickle(metaclass, _by_base)
     return metaclass(
         f"{optimizer_cls.__name__}W",
         (_Decoupled, optimizer_cls),
         {
             "__module__": optimizer_cls.__module__,
             "__doc__": f"{optimizer_cls.__name__} with decoupled weight decay, made by lightning_wd.decoupled.",
-            "__signature__": _signature(parameters),
+            "__signature__": inspect.Signature(sorted([*parameters.values(), *added], key=lambda p: p.kind)),
             "base": optimizer_cls,
             "base_step": _unhooked(optimizer_cls),
             "styles": STYLES if has_l2 else tuple(style for style in STYLES if style != "l2"),
@@ -215,47 +181,36 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     )
 
 
+def _by_base(cls: Any) -> Any:
+    """Pickle a class made here through its base, and a subclass of one by its name."""
+    return (decoupled, (cls.base,)) if "base" in vars(cls) else cls.__qualname__
+
+
 def _unhooked(optimizer_cls: type[Optimizer]) -> Callable[..., Any]:
-    """Return the class's step without the hooks that torch wraps around it once an instance was made."""
+    """Return the class's step without the hooks that torch wraps around it when an instance is made."""
     step: Any = optimizer_cls.step
     while getattr(step, "hooked", False) and hasattr(step, "__wrapped__"):
         step = step.__wrapped__
     return step  # type: ignore[no-any-return]
 
 
-def _signature(parameters: Any) -> inspect.Signature:
-    """Return the class's own parameters and ours."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    ours = {"style": "decoupled", "cautious": False, "weight_decay": 0.0}
-    added = [inspect.Parameter(k, keyword, default=v) for k, v in ours.items() if k not in parameters]
-    own = list(parameters.values())
-    rest = [own.pop()] if own and own[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-    return inspect.Signature([*own, *added, *rest])
-
-
 def _check_base(optimizer_cls: Any) -> None:
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
         raise ConfigError(
-            explain(
-                f"decoupled() takes a torch.optim.Optimizer class but got {optimizer_cls!r}.",
-                fix="pass the class, for example decoupled(torch.optim.NAdam)",
-            )
+            f"decoupled() takes a torch.optim.Optimizer class but got {optimizer_cls!r}.",
+            fix="pass the class, for example decoupled(torch.optim.NAdam)",
         )
     name = optimizer_cls.__name__
     closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
     if (closure is not None and closure.default is inspect.Parameter.empty) or hasattr(optimizer_cls, "second_step"):
         raise ConfigError(
-            explain(
-                f"{name} cannot be decoupled: it evaluates the closure itself, more than once in a step, and would see "
-                "weights that have decayed in between.",
-                fix=f"use {name} as it is, with the penalty lam/2 * ||w||^2 added to the loss",
-            )
+            f"{name} cannot be decoupled: it evaluates the closure itself, more than once in a step, and would see "
+            "weights that decay in between.",
+            fix=f"use {name} as it is, with the penalty lam/2 * ||w||^2 added to the loss",
         )
     if hasattr(optimizer_cls, "train") and hasattr(optimizer_cls, "eval"):
         raise ConfigError(
-            explain(
-                f"{name} cannot be decoupled: it swaps the weights between training and evaluation, so the model's "
-                "weights are not the ones its own state decays.",
-                fix=f"use {name}'s own weight decay",
-            )
+            f"{name} cannot be decoupled: it swaps the weights between training and evaluation, so the model's "
+            "weights are not the ones its own state decays.",
+            fix=f"use {name}'s own weight decay",
         )

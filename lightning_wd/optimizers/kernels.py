@@ -1,29 +1,37 @@
-"""How a step runs: which kernel is right for which tensors, and decay around a kernel that does none itself.
+"""How a step runs: the right kernel for each tensor, and decay around a kernel that has none.
 
-torch's fused CPU kernels walk every tensor as flat memory. Where a parameter and its gradient or state differ in
-layout (a channels_last weight with a contiguous gradient, a transposed weight, an expanded gradient) they combine
-elements that do not belong together, and say nothing. So layouts are compared in every step: about 0.1 us a tensor,
-and no cache that a later ``model.to(memory_format=...)`` could make stale.
+torch's fused CPU kernels walk tensors as flat memory. Where a parameter differs in layout from its gradient or state (a
+channels_last weight with a contiguous gradient, a transposed weight, an expanded gradient) they silently combine the
+wrong elements. So every step compares layouts: about 0.1 us a tensor, and unlike a cache it cannot go stale when
+``model.to(memory_format=...)`` is called later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain, starmap
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach, _foreach_supported_types
 
-from lightning_wd.errors import ConfigError, explain
-from lightning_wd.optimizers.compiled import compiles, kind_of, kinds_of
-from lightning_wd.optimizers.groups import group_label
-from lightning_wd.optimizers.native import is_native
+from lightning_wd._private import (
+    default_to_fused_or_foreach,
+    foreach_add,
+    foreach_add_,
+    foreach_mul,
+    foreach_sub_,
+    foreach_supported_types,
+    fused_sgd_,
+)
+from lightning_wd.errors import ConfigError
+from lightning_wd.optimizers.compiled import compiles, is_native, kind_of, kinds_of
+from lightning_wd.optimizers.param_groups import group_label
 
 __all__ = [
     "Part",
+    "Work",
     "add_penalty",
     "choose_kernels",
     "is_zero",
@@ -35,7 +43,7 @@ __all__ = [
     "step_with_decay",
 ]
 
-_FUSED_DEVICES = ("cpu", "cuda")  # where fused kernels were tried; elsewhere torch's own default stands
+_FUSED_DEVICES = ("cpu", "cuda")  # where fused kernels are tested; elsewhere torch's default holds
 
 
 class Part(NamedTuple):
@@ -48,28 +56,32 @@ class Part(NamedTuple):
     alike: bool = False  # known to be of one class, device and dtype
 
     def take(self, columns: list[list[Any]]) -> list[list[Any]]:
-        """Return the part's entries of columns, each of which has one entry per parameter (or none at all)."""
+        """Return the part's entries of columns, which have one entry per parameter or none."""
         if self.indices is None:
             return columns
         return [column and [column[i] for i in self.indices] for column in columns]
 
 
+# A group, its columns (in the order of its `_init_group`), whether a tensor is complex or sparse, and its parts.
+Work = tuple[dict[str, Any], list[list[Any]], bool, list[Part]]
+
+
 def kinds_in(params: Sequence[Tensor]) -> set[tuple[type, torch.device, torch.dtype]] | None:
-    """Return the classes, devices and dtypes of parameters; None while torch.compile traces, which it could not."""
+    """Return the classes, devices and dtypes of parameters; None while torch.compile traces, which cannot follow."""
     return None if torch.compiler.is_compiling() else set(map(kind_of, params))
 
 
 def prefers_fused(group: dict[str, Any], kinds: set[tuple[type, torch.device, torch.dtype]] | None) -> bool:
-    """Whether the fused kernel is what a group runs on, layouts aside: asked for, or left to us and supported."""
+    """Whether a group runs on the fused kernel, layouts aside: asked for, or supported and not ruled out."""
     if group["fused"] is not None or group["foreach"] is not None or kinds is None:
         return bool(group["fused"])
-    # torch asks the same of every tensor, by many more calls
+    # torch asks this of every tensor, with many more calls
     return not group["differentiable"] and all(starmap(_fusable, kinds))
 
 
 @cache
 def _fusable(kind: type, device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type in _FUSED_DEVICES and kind in _foreach_supported_types and dtype.is_floating_point
+    return device.type in _FUSED_DEVICES and kind in foreach_supported_types and dtype.is_floating_point
 
 
 def choose_kernels(
@@ -82,72 +94,62 @@ def choose_kernels(
     compile: bool = False,
     flawed: Callable[[Tensor], bool] | None = None,
 ) -> list[Part]:
-    """Choose the kernel of a group's step; tensors that the fused kernel would get wrong get another one.
+    """Choose the kernels of a group's step: the fused one only where it is correct.
 
     Args:
         group: the parameter group; its ``fused`` and ``foreach`` choose as in torch.optim.
         params: its parameters that have a gradient.
         columns: gradients and state tensors, each in the order of ``params``.
-        index: the group's position, for the error.
-        sparse: whether a gradient is sparse, which no fused kernel takes.
+        index: the group's position, for messages.
+        sparse: whether a gradient is sparse: fused kernels do not take those.
         compile: whether tensors go to the compiled pass, which needs the same layouts.
-        flawed: whether the fused kernel gets parameters of this one's class, device and dtype wrong in any layout;
-            None for a kernel without flaws.
+        flawed: whether the fused kernel is wrong for a parameter's class, device and dtype; None: never.
 
     Raises:
         ConfigError: ``fused=True`` was asked for and would be wrong.
     """
+    if not params:
+        return []
     kinds = kinds_in(params)
     if not prefers_fused(group, kinds) or (sparse and not group["fused"]):
         return [Part(None, group["fused"], group["foreach"])]
-    bad = [] if sparse else misfits(params, columns)
-    wrong = []
+    misfit = set() if sparse else set(misfits(params, columns))
+    wrong = set()
     if flawed is not None and any(map(flawed, kinds_of(params))):
-        wrong = [i for i, p in enumerate(params) if flawed(p)]
-    if not bad and not compile and not wrong:
+        wrong = {i for i, p in enumerate(params) if flawed(p)}
+    if not misfit and not compile and not wrong:
         return [Part(None, True, False, alike=kinds is not None and len(kinds) == 1)]
-    if group["fused"] and (bad or wrong):
-        label = group_label(group, index)
-        _refuse_fused(group, params, columns, bad[0] if bad else wrong[0], label=label, layout=bool(bad))
-    unfit = set(bad)
-    if compile and not unfit and all(map(is_native, kinds_of(params))):
+    if group["fused"] and (misfit or wrong):
+        _refuse_fused(group, index, params, columns, min(misfit or wrong), layout=bool(misfit))
+    if compile and not misfit and all(map(is_native, kinds_of(params))):
         return [Part(None, None, None, compiled=True)]
-    large = {i for i, p in enumerate(params) if compile and i not in unfit and compiles(p)}
-    plain = {*unfit, *wrong} - large
-    fused = [i for i in range(len(params)) if i not in large and i not in plain]
-    parts = [Part(sorted(large), None, None, compiled=True), Part(fused, True, False), Part(sorted(plain), None, None)]
+    large = [i for i, p in enumerate(params) if compile and i not in misfit and compiles(p)]
+    plain = sorted((misfit | wrong).difference(large))
+    fused = sorted(set(range(len(params))).difference(large, plain))
+    parts = [Part(large, None, None, compiled=True), Part(fused, True, False), Part(plain, None, None)]
     return [part for part in parts if part.indices]
 
 
 def _refuse_fused(
-    group: dict[str, Any],
-    params: list[Tensor],
-    columns: Sequence[list[Tensor]],
-    index: int,
-    *,
-    label: str,
-    layout: bool,
+    group: dict[str, Any], index: int, params: list[Tensor], columns: Sequence[list[Tensor]], i: int, *, layout: bool
 ) -> None:
-    p, names = params[index], group.get("param_names")
-    position = next(i for i, other in enumerate(group["params"]) if other is p)
+    p = params[i]
+    reason, found = "on a CPU torch's fused kernel silently leaves such weights unchanged.", str(p.dtype)
     if layout:
         reason = "the fused kernel needs one dense layout for a parameter, its gradient and its state."
-        strides = " and ".join(str(column[index].stride()) for column in columns if column)
+        strides = " and ".join(str(column[i].stride()) for column in columns if column)
         found = f"shape {tuple(p.shape)}, strides {p.stride()} of the parameter, {strides} of its gradient and state"
-    else:
-        reason = "on a CPU torch's fused kernel leaves such weights as they are, and says nothing."
-        found = str(p.dtype)
+    names = group.get("param_names", range(len(group["params"])))
+    name = next(name for name, other in zip(names, group["params"], strict=True) if other is p)
     raise ConfigError(
-        explain(
-            f"fused=True is wrong for parameter {names[position] if names else position!r} of {label}: {reason}",
-            found=found,
-            fix="leave out fused: the fused kernel is then used wherever it is right",
-        )
+        f"fused=True is wrong for parameter {name!r} of {group_label(group, index)}: {reason}",
+        found=found,
+        fix="leave out fused: the fused kernel is then used wherever it is right",
     )
 
 
 def misfits(params: Sequence[Tensor], columns: Sequence[Sequence[Tensor]]) -> list[int]:
-    """Return the indices of parameters whose memory a fused kernel would pair wrongly with a column's."""
+    """Return the indices of parameters whose layout differs from that of a column."""
     if all(map(torch.Tensor.is_contiguous, chain(params, *columns))):
         return []
     bad = []
@@ -162,9 +164,9 @@ def misfits(params: Sequence[Tensor], columns: Sequence[Sequence[Tensor]]) -> li
 
 
 def _layout(tensor: Tensor) -> list[tuple[int, int, int]] | None:
-    """Return the axes from the outermost in memory as (stride, size, axis), or None where memory has holes or overlaps.
+    """Return the axes in memory order as (stride, size, axis), or None where memory has holes or overlaps.
 
-    Axes of size 1 are left out: their stride moves nothing.
+    Axes of size 1 are left out: their stride does not matter.
     """
     axes = sorted(((s, n, i) for i, (s, n) in enumerate(zip(tensor.stride(), tensor.shape, strict=True)) if n != 1))
     expected = 1
@@ -176,7 +178,7 @@ def _layout(tensor: Tensor) -> list[tuple[int, int, int]] | None:
 
 
 def is_zero(value: float | Tensor) -> bool:
-    """Whether a number is known to be 0. A tensor is not read: that would wait for the device."""
+    """Whether a number is known to be 0; a tensor is not read, since that would wait for the device."""
     return not isinstance(value, Tensor) and value == 0
 
 
@@ -184,44 +186,40 @@ def step_with_decay(
     kernel: Callable[[list[Tensor]], None],
     params: list[Tensor],
     part: Part,
+    group: dict[str, Any],
+    state: Mapping[Tensor, dict[str, Any]],
     *,
     fraction: float | Tensor,
     direction: Callable[[], list[Tensor]],
-    cautious: bool,
-    differentiable: bool,
-    found_inf: Tensor | None,
-    residuals: list[Tensor] | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
     """Run ``w <- w - lr * u - d * w_old`` around a kernel that does ``w <- w - lr * u``.
 
-    The decay is subtracted from the old weights as ``w - d * w``. Multiplying by ``1 - d`` would round ``1 - d`` the
-    same way in every step, and drift 20 to 30 times more.
+    The decay is computed as ``w - d * w``. Multiplying by ``1 - d`` would round ``1 - d`` the same way in every step,
+    and drift 20 to 30 times more.
 
     Args:
         kernel: updates the list of weights it is given, in place, without decay.
         params: the weights.
         part: which kernel it is; the decay runs on the same kind.
+        group: their group: ``cautious_wd`` decays only where ``u * w_old >= 0``, ``kahan`` sums with compensation.
+        state: holds what earlier roundings lost, under "kahan".
         fraction: ``d_t``.
-        direction: gives ``u`` up to a positive factor, once the kernel has run; only called when ``cautious``.
-        cautious: decay only where ``u * w_old >= 0``.
-        differentiable: whether autograd records the step.
+        direction: returns ``u`` up to a positive factor after the kernel has run; only called when cautious.
         found_inf: GradScaler's flag; where it is 1 the kernel does nothing, and so does the decay.
-        residuals: what earlier roundings lost (Kahan), per weight: the step is then summed with compensation.
     """
-    if part.fused:
-        mode = "fused"
-    elif part.foreach is None and part.fused is None:
-        mode = "foreach" if _default_to_fused_or_foreach(params, differentiable)[1] else "single"
-    else:
-        mode = "foreach" if part.foreach else "single"
-    if residuals is not None:
+    cautious, foreach = group["cautious_wd"], part.foreach
+    if foreach is None and part.fused is None:
+        foreach = default_to_fused_or_foreach(params, group["differentiable"])[1]
+    mode = "fused" if part.fused else "foreach" if foreach else "single"
+    if group["kahan"]:
         if found_inf is not None and found_inf.item():
             return
         updates = [torch.zeros_like(p) for p in params]
         kernel(updates)
         if not is_zero(fraction):
             shrink(updates, masked(params, direction()) if cautious else params, fraction, mode)
-        _add_compensated(params, updates, residuals)
+        _add_compensated(params, updates, [state[p]["kahan"] for p in params])
     elif is_zero(fraction):
         kernel(params)
     elif cautious:
@@ -239,49 +237,37 @@ def shrink(
     """Do ``w <- w - d * w_old`` in one pass."""
     if isinstance(fraction, Tensor) and fraction.is_cpu and not fraction.requires_grad:
         fraction = fraction.item()
-    if torch.compiler.is_compiling():  # a float for `alpha` would be compiled in, and each new one compile again
+    if torch.compiler.is_compiling():  # a float `alpha` would be compiled in, and each new one would recompile
         for p, w in zip(params, old, strict=True):
             p.sub_(w * fraction)
         return
     kinds = kinds_of(params) if mode == "fused" else []
-    if any(type(p).__name__ == "DTensor" for p in kinds):  # FSDP2's shards have no fused SGD, their local parts have
-        params, old = ([getattr(t, "to_local", lambda t=t: t)() for t in column] for column in (params, old))
+    if any(type(p).__name__ == "DTensor" for p in kinds):  # FSDP2's shards have no fused SGD, but their local parts do
+        params, old = ([t.to_local() if hasattr(t, "to_local") else t for t in column] for column in (params, old))
+        kinds = kinds_of(params)
     if any(p.is_cpu for p in kinds):
         if found_inf is not None and found_inf.item():
             return
         found_inf = None
-        # torch's fused SGD is wrong on 16-bit weights of a CPU. On the others it does foreach's arithmetic in one call,
-        # where foreach on a CPU is a loop of calls.
-        if any(p.dtype not in (torch.float32, torch.float64) for p in kinds):
-            mode = "foreach"
+    # On a CPU torch's fused SGD is wrong on 16-bit weights. On others it is foreach's arithmetic in one call.
+    wrong = any(p.is_cpu and p.dtype not in (torch.float32, torch.float64) for p in kinds)
+    if mode == "fused" and (wrong or fused_sgd_ is None):
+        mode = "foreach"
     if mode == "fused":
-        # A fused SGD step with w_old for a gradient and d for a learning rate: the only stock kernel that also takes
-        # found_inf and a learning rate on the device, so nothing waits and a CUDA graph can hold it.
-        grouped: list[Any] = [[params, old]]
-        if len(kinds) > 1:
-            pairs = Optimizer._group_tensors_by_device_and_dtype([params, old])  # type: ignore[list-item]
-            grouped = [lists for lists, _ in pairs.values()]
-        for ps, olds in grouped:
-            device = ps[0].device
-            torch._fused_sgd_(
-                ps,
-                olds,
-                [],
-                weight_decay=0.0,
-                momentum=0.0,
-                lr=fraction.to(device) if isinstance(fraction, Tensor) else fraction,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-                grad_scale=None,
-                found_inf=None if found_inf is None else found_inf.to(device),
-            )
+        # A fused SGD step with w_old as the gradient and d as the learning rate: the only stock kernel that takes
+        # found_inf and a learning rate on the device, so nothing waits and a CUDA graph can capture it.
+        plain = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
+        for kind in kinds:
+            alike = [i for i, p in enumerate(params) if len(kinds) == 1 or kind_of(p) == kind_of(kind)]
+            lr = fraction.to(kind.device) if isinstance(fraction, Tensor) else fraction
+            flag = None if found_inf is None else found_inf.to(kind.device)
+            ps, ws = ([column[i] for i in alike] for column in (params, old))
+            fused_sgd_(ps, ws, [], **plain, lr=lr, is_first_step=False, grad_scale=None, found_inf=flag)
     elif mode == "foreach":
         if isinstance(fraction, Tensor):
-            torch._foreach_sub_(params, torch._foreach_mul(old, fraction))
+            foreach_sub_(params, foreach_mul(old, fraction))
         else:
-            torch._foreach_add_(params, old, alpha=-fraction)
+            foreach_add_(params, old, alpha=-fraction)
     else:
         for p, w in zip(params, old, strict=True):
             if isinstance(fraction, Tensor):
@@ -293,7 +279,7 @@ def shrink(
 def masked(old: list[Tensor], direction: list[Tensor]) -> list[Tensor]:
     """Return ``w_old`` where ``u * w_old >= 0`` and 0 elsewhere.
 
-    The sign of ``w`` stands for ``w``: a product of two small numbers would underflow to 0, which counts as agreement.
+    The sign of ``w`` is used, not ``w``: a product of two small numbers would underflow to 0 and count as agreement.
     """
     kept = []
     for w, u in zip(old, direction, strict=True):
@@ -306,20 +292,20 @@ def masked(old: list[Tensor], direction: list[Tensor]) -> list[Tensor]:
 
 
 def _add_compensated(params: list[Tensor], updates: list[Tensor], residuals: list[Tensor]) -> None:
-    """Add updates to weights by Kahan's sum: what rounding cuts off is kept in ``residuals`` for the next step."""
-    torch._foreach_add_(residuals, updates)
+    """Add updates to weights by Kahan summation: what rounding loses is kept in ``residuals`` for the next step."""
+    foreach_add_(residuals, updates)
     lost = [p.clone() for p in params]
-    torch._foreach_add_(params, residuals)
-    torch._foreach_sub_(lost, params)
-    torch._foreach_add_(residuals, lost)
+    foreach_add_(params, residuals)
+    foreach_sub_(lost, params)
+    foreach_add_(residuals, lost)
 
 
 def add_penalty(
     grads: list[Tensor], params: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None
 ) -> list[Tensor]:
-    """Return ``g + lam * w`` for gradients that may still carry GradScaler's scale, and the sign of ``maximize``."""
+    """Return ``g + lam * w`` for gradients with GradScaler's scale and the sign of ``maximize`` still on them."""
     lam = group["weight_decay"]
     if is_zero(lam):
         return grads
     alpha = lam * (1.0 if grad_scale is None else grad_scale.item())
-    return list(torch._foreach_add(grads, params, alpha=-alpha if group["maximize"] else alpha))
+    return list(foreach_add(grads, params, alpha=-alpha if group["maximize"] else alpha))

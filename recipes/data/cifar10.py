@@ -35,6 +35,6 @@ class CIFAR10(Images):
         found = read_members(archive, names)
         content = b"".join(found[name] for name in names)
         if len(content) % _ROW:
-            raise unreadable(archive, f"{len(content)} bytes, which is no multiple of {_ROW}")
+            raise unreadable(archive, f"{len(content)} bytes, not a multiple of {_ROW}")
         rows = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, _ROW)
         return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].long()

@@ -18,8 +18,8 @@ class Digits(L.LightningDataModule):
 
     Args:
         batch_size: images in a batch on each process.
-        num_workers: loader processes; 0 is best, since reading a batch from memory is one index operation.
-        seed: of the split, >= 0; the order follows the run's own seed.
+        num_workers: loader processes; 0 is fastest: a batch is one index operation in memory.
+        seed: of the split, >= 0; the order depends on the run's own seed.
     """
 
     in_features, num_classes = 64, 10
@@ -30,8 +30,8 @@ class Digits(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         images, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix(self.hparams.seed)))
-        parts = order.split(SPLIT)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix(self.hparams["seed"])))
+        parts = torch.split(order, list(SPLIT))
         self.train, self.val, self.test = (Tensors(images[part].float() / 16, labels[part]) for part in parts)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:

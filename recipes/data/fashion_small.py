@@ -1,4 +1,4 @@
-"""A small Fashion-MNIST, for studies of hundreds of runs: few training images, 14x14, soon overfitted."""
+"""A small Fashion-MNIST for studies of hundreds of runs: few training images, 14x14, quickly overfitted."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torch.utils.data import DataLoader
 
-from lightning_wd.errors import ConfigError, explain
+from lightning_wd.errors import ConfigError
 
 
 class FashionSmall(FashionMNIST):
     """Fashion-MNIST at half the resolution, the first images of the training split only, not augmented.
 
-    The files are read once in a process, and on a GPU the images stay in its memory (without loader processes, which
-    cannot read there), so the cells of a sweep share them.
+    A process reads the files once, so the cells of a sweep share the images. On a GPU they stay in its memory, unless
+    there are loader processes, which cannot read there.
 
     Args:
-        root: folder of the official files; those that are absent are downloaded into it, all are checked.
+        root: folder of the official files; absent ones are downloaded into it, all are checked.
         batch_size: images in a batch on each process.
-        num_workers: loader processes; 0 is best, since reading a batch from memory is one index operation.
+        num_workers: loader processes; 0 is fastest: a batch is one index operation in memory.
         train_size: training images, >= 1.
         val_size: training images set aside for validation, in a random split.
-        seed: of the split, >= 0; the order follows the run's own seed.
+        seed: of the split, >= 0; the order depends on the run's own seed.
     """
 
     in_features = 14 * 14
@@ -46,20 +46,18 @@ class FashionSmall(FashionMNIST):
 
     def read(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        on_gpu = device.type == "cuda" and not self.hparams.num_workers
+        on_gpu = device.type == "cuda" and not self.hparams["num_workers"]
         return _read_halved(root, train, device if on_gpu else torch.device("cpu"))
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            found, wanted = len(self.train), self.hparams.train_size
+            found, wanted = len(self.train), self.hparams["train_size"]
             if not 1 <= wanted <= found:
                 raise ConfigError(
-                    explain(
-                        f"data.train_size={wanted} is no part of the training split.",
-                        found=f"{found} images",
-                        fix=f"write data.train_size=<1 to {found}>",
-                    )
+                    f"data.train_size={wanted} does not fit the training split.",
+                    found=f"{found} images",
+                    fix=f"write data.train_size=<1 to {found}>",
                 )
             self.train = Tensors(*(tensor[:wanted] for tensor in self.train.tensors))
 
@@ -70,7 +68,7 @@ class FashionSmall(FashionMNIST):
         return self._large_batches(self.test)
 
     def _large_batches(self, rows: Tensors) -> DataLoader[tuple[Tensor, ...]]:
-        """As the loaders of the other sets, in batches that suit a net of 14,000 weights."""
+        """Evaluate in batches that suit a net of 14,000 weights."""
         return eval_loader(self, rows, len(rows), batch_size=1000)
 
 

@@ -1,4 +1,4 @@
-"""What the image sets share: a seeded split, whole batches, and normalisation and augmentation on the device."""
+"""What the image sets share: a seeded split, whole batches, normalisation and augmentation on the device."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from step_seed import mix, run_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_wd.errors import ConfigError, explain
+from lightning_wd.errors import ConfigError
 
 
 class Images(L.LightningDataModule):
     """Images in memory as bytes; batches become normalised floats on the device, flipped and shifted in training.
 
     Args:
-        root: folder of the official files; those that are absent are downloaded into it, all are checked.
+        root: folder of the official files; absent ones are downloaded into it, all are checked.
         batch_size: images in a batch on each process.
-        num_workers: loader processes; 0 is best, since reading a batch from memory is one index operation.
+        num_workers: loader processes; 0 is fastest: a batch is one index operation in memory.
         val_size: training images set aside for validation, in a random split.
         augment: whether training images are flipped and shifted.
-        seed: of the split, >= 0; order and augmentation follow the run's own seed.
+        seed: of the split, >= 0; order and augmentation depend on the run's own seed.
 
     Raises:
-        DataError: files that are missing and cannot be downloaded, truncated or altered (in ``prepare_data``).
-        ConfigError: a split or a batch that leaves no training images (in ``setup``).
+        DataError: a file is truncated or altered, or missing and cannot be downloaded (in ``prepare_data``).
+        ConfigError: no images are left for training or validation (in ``setup``).
     """
 
     sources: ClassVar[tuple[Source, ...]]
@@ -57,22 +57,20 @@ class Images(L.LightningDataModule):
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        ensure(self.hparams.root, self.sources)
+        ensure(self.hparams["root"], self.sources)
 
     def setup(self, stage: str) -> None:
-        root = Path(self.hparams.root).expanduser()
+        root = Path(self.hparams["root"]).expanduser()
         if stage in ("fit", "validate"):
             images, labels = self.read(root, train=True)
-            val_size = self.hparams.val_size
+            val_size = self.hparams["val_size"]
             if not 1 <= val_size < len(images):
                 raise ConfigError(
-                    explain(
-                        f"data.val_size={val_size} is no split.",
-                        found=f"{len(images)} images",
-                        fix=f"write data.val_size=<1 to {len(images) - 1}>",
-                    )
+                    f"data.val_size={val_size} does not split the training images.",
+                    found=f"{len(images)} images",
+                    fix=f"write data.val_size=<1 to {len(images) - 1}>",
                 )
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix(self.hparams.seed)))
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix(self.hparams["seed"])))
             val, train = order[:val_size], order[val_size:]
             self.train, self.val = Tensors(images[train], labels[train]), Tensors(images[val], labels[val])
         if stage == "test":
@@ -90,8 +88,8 @@ class Images(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
         trainer = self.trainer
-        if trainer is not None and trainer.training and self.hparams.augment:
-            # Of this batch alone, so that a resumed run repeats it; drawn on the host, so alike on every device.
+        if trainer is not None and trainer.training and self.hparams["augment"]:
+            # seeded for this batch, so that a resumed run repeats it; drawn on the CPU, so alike on every device
             noise = torch.Generator().manual_seed(
                 mix(run_seed(), trainer.fit_loop.total_batch_idx + 1, trainer.global_rank)
             )
@@ -100,7 +98,7 @@ class Images(L.LightningDataModule):
 
 
 def flip_and_shift(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Mirror half of the images and shift each by up to ``padding`` pixels in each direction, filling with zeros.
+    """Mirror half of the images, and shift each by up to ``padding`` pixels in each direction, filling with zeros.
 
     Args:
         images: shape (B, C, H, W).
@@ -129,5 +127,5 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def unreadable(path: Path, found: str) -> DataError:
-    """The error for a file whose bytes are not what its format says."""
-    return DataError(explain(f"{path} cannot be read.", found=found, fix=f"delete {path} to download it again"))
+    """Return the error for a file whose bytes do not fit its format."""
+    return DataError(f"{path} cannot be read.", found=found, fix=f"delete {path} to download it again")

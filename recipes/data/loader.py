@@ -1,4 +1,4 @@
-"""Batches from tensors in memory: the order follows from (run's seed, epoch), a checkpoint keeps the position."""
+"""Batches from tensors in memory, in an order set by the run's seed and the epoch; checkpoints keep the position."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_wd.errors import ConfigError, explain
 
 
 class Tensors(Dataset[tuple[Tensor, ...]]):
-    """Rows of tensors of one length, read by the batch: one index operation instead of a row at a time and a collate.
+    """Rows of tensors of equal length, read by the batch: one index operation, not a row at a time and a collate.
 
     >>> rows = Tensors(torch.arange(4), torch.arange(4) * 10)
     >>> rows.__getitems__([2, 0])
@@ -29,7 +29,7 @@ class Tensors(Dataset[tuple[Tensor, ...]]):
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
+        """The device that the rows are on."""
         return self.tensors[0].device
 
     def __len__(self) -> int:
@@ -44,20 +44,20 @@ class Tensors(Dataset[tuple[Tensor, ...]]):
 
 
 class EpochSampler(DistributedSampler[int]):
-    """Each epoch a new random order; each process takes its share of every global batch; the position is restorable.
+    """Shuffle each epoch and give each process its share; the position can be restored.
 
-    Process r of W takes entries r, r + W, r + 2W, ... of the epoch's order, so W processes with batches of b see
-    together what one process with batches of W * b sees. Being a DistributedSampler, it is left alone by Lightning,
-    which would otherwise put its own, without a position, in its place.
+    Process r of W takes entries r, r + W, r + 2W, ... of the epoch's order, so W processes with batches of b together
+    see what one process with batches of W * b sees. Lightning would replace any sampler but a DistributedSampler by its
+    own, which keeps no position.
 
     Args:
         length: rows of the data set.
-        samples: rows in an epoch, all processes together; at most ``length``. What fills no global batch is left out.
+        samples: rows in an epoch over all processes, at most ``length``; the last incomplete batch is dropped.
         batch_size: of one process.
         seed: of the order, >= 0.
         rank: of this process.
         world_size: number of processes.
-        trainer: asked how many batches went before, where there is one.
+        trainer: tells how many batches have been seen; None without one.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class EpochSampler(DistributedSampler[int]):
         self.samples, self.rows = samples, world_size * batch_size  # of an epoch, of a global batch
         self.num_samples = samples // self.rows * batch_size
         self.trainer = trainer
-        self._seen = 0  # rows of this epoch already handed out, on each process
-        self._start = 0  # where the next iteration begins: 0, except on resume
+        self._seen = 0  # rows of this epoch handed out so far, on each process
+        self._start = 0  # where the next iteration begins; not 0 only on resume
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        # This runs at the first next(), after Lightning has set the epoch.
+        # runs at the first next(), after Lightning has set the epoch
         self._seen, self._start = self._start, 0
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
@@ -92,28 +92,28 @@ class EpochSampler(DistributedSampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         if self.trainer is not None:
-            # Counted in batches: after a resume from the end of an epoch Lightning's own numbers may be one off.
+            # counted in batches: after a resume from the end of an epoch Lightning's own number may be one off
             epoch = (self.trainer.fit_loop.total_batch_idx + 1) // int(self.trainer.num_training_batches)
-        if epoch != self.epoch:  # else, on resume, the restored position belongs to this epoch
+        if epoch != self.epoch:  # otherwise, on resume, the restored position is in this epoch
             self.epoch, self._seen, self._start = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
-        """The position, alike on every process (Lightning saves that of process 0) and for any number of them."""
+        """Return the position in rows of all processes: only process 0 saves, and their number may change."""
         return {"epoch": self.epoch, "seen": self._seen * self.num_replicas, "rows": self.rows}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self._start = state["epoch"], state["seen"] // self.num_replicas
         rows = state.get("rows", self.rows)
-        if state["seen"] >= self.samples // rows * rows:  # saved behind the last row of an epoch
+        if state["seen"] >= self.samples // rows * rows:  # saved after the last row of an epoch
             self.epoch, self._start = self.epoch + 1, 0
         # Lightning counts the batches of an epoch, not its rows; it may end one sooner (limit_train_batches)
-        progress = None if self.trainer is None else self.trainer.fit_loop.epoch_progress.current
+        progress: Any = None if self.trainer is None else self.trainer.fit_loop.epoch_progress.current
         within = self._start > 0 and (progress is None or progress.processed < progress.ready)
         if within and rows != self.rows:
             warnings.warn(
                 explain(
-                    "the checkpoint lies within an epoch of batches of another size, of which Lightning goes on by the "
-                    "number: some rows of this epoch are seen twice, or not at all.",
+                    "the checkpoint was saved within an epoch whose batches had another size, and Lightning resumes by "
+                    "counting batches: some rows of this epoch are seen twice or not at all.",
                     found=f"{rows} rows a batch over all processes then, {self.rows} now",
                     fix="resume with the same rows per batch (data.batch_size times processes), or from the end of an "
                     "epoch",
@@ -125,10 +125,10 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class ShareSampler(DistributedSampler[list[int]]):
-    """Batches of the rows in order, each row on exactly one process: none is repeated, so metrics are exact.
+    """Batches of the rows in order, each row on exactly one process, so that metrics are exact.
 
-    Each process has as many batches as the others, for under FSDP2 all compute a batch together: where a share is one
-    row longer than whole batches, that row is in the last batch.
+    Each process has the same number of batches, since under FSDP2 all compute a batch together; if a share is one row
+    longer than its batches, the last batch has that row too.
 
     Args:
         length: rows of the data set.
@@ -157,11 +157,11 @@ class ShareSampler(DistributedSampler[list[int]]):
 
 def train_loader(
     data: L.LightningDataModule, rows: Dataset[Any], length: int, samples: int | None = None
-) -> StatefulDataLoader[Any]:
-    """Return the training loader of a data module with ``batch_size`` and ``num_workers`` in its hparams.
+) -> DataLoader[Any]:
+    """Return the training loader of a data module that has ``batch_size`` and ``num_workers`` in its hparams.
 
     Args:
-        data: the data module; its trainer, where there is one, gives the process's rank and the epoch.
+        data: the data module; its trainer, if any, gives the process's rank and the epoch.
         rows: a data set with ``__getitems__`` that returns a whole batch.
         length: rows of the data set.
         samples: rows in an epoch; None for all.
@@ -170,28 +170,28 @@ def train_loader(
         ConfigError: the rows do not fill one batch on each process.
     """
     rank, world_size = _place(data)
-    batch_size, samples = data.hparams.batch_size, length if samples is None else samples
+    batch_size, samples = data.hparams["batch_size"], length if samples is None else samples
     sampler = EpochSampler(length, samples, batch_size, run_seed(), rank, world_size, data.trainer)
     if not len(sampler):
         raise ConfigError(
-            explain(
-                f"data.batch_size={batch_size} leaves no whole training batch.",
-                found=f"{samples} rows for {world_size} process{'es' * (world_size > 1)}",
-                fix=f"write data.batch_size=<at most {samples // world_size}>",
-            )
+            f"data.batch_size={batch_size} leaves no whole training batch.",
+            found=f"{samples} rows for {world_size} process{'es' * (world_size > 1)}",
+            fix=f"write data.batch_size=<at most {samples // world_size}>",
         )
     if data.trainer is not None:  # workers fetch ahead, before Lightning sets the epoch
-        sampler.epoch = data.trainer.fit_loop.epoch_progress.current.processed
-    return StatefulDataLoader(rows, sampler=sampler, **_settings(data, rows))
+        epochs: Any = data.trainer.fit_loop.epoch_progress.current
+        sampler.epoch = epochs.processed
+    loader: DataLoader[Any] = StatefulDataLoader(rows, sampler=sampler, **_settings(data, rows))
+    return loader
 
 
 def eval_loader(
     data: L.LightningDataModule, rows: Dataset[Any], length: int, batch_size: int | None = None
 ) -> DataLoader[Any]:
-    """Return a validation or test loader: every row once, over all processes together.
+    """Return a validation or test loader, which reads every row once over all processes.
 
     Args:
-        data: the data module; its trainer, where there is one, gives the process's rank.
+        data: the data module; its trainer, if any, gives the process's rank.
         rows: a data set with ``__getitems__`` that returns a whole batch.
         length: rows of the data set.
         batch_size: of one process; None for the data module's.
@@ -202,18 +202,16 @@ def eval_loader(
     settings, (rank, world_size) = _settings(data, rows), _place(data)
     if length < world_size:
         raise ConfigError(
-            explain(
-                f"{length} rows to evaluate leave a process without any.",
-                found=f"{world_size} processes",
-                fix=f"write trainer.devices=<at most {length}>, or evaluate on more rows",
-            )
+            f"{length} rows to evaluate are too few for every process.",
+            found=f"{world_size} processes",
+            fix=f"write trainer.devices=<at most {length}>, or evaluate on more rows",
         )
     batches = ShareSampler(length, batch_size or settings["batch_size"], rank, world_size)
     return DataLoader(_Batches(rows), sampler=batches, **{**settings, "batch_size": None})
 
 
 class _Batches(Dataset[Any]):
-    """A data set whose index is a whole batch's."""
+    """A data set that is indexed by whole batches."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -227,18 +225,18 @@ def _place(data: L.LightningDataModule) -> tuple[int, int]:
 
 
 def _settings(data: L.LightningDataModule, rows: Dataset[Any]) -> dict[str, Any]:
-    on_host = not isinstance(rows, Tensors) or rows.device.type == "cpu"  # only host memory can be pinned
-    # The rows are in memory and read by the batch: there is nothing for worker processes to speed up.
+    on_host = not isinstance(rows, Tensors) or rows.device.type == "cpu"  # only CPU memory can be pinned
+    # rows in memory, read by the batch, leave nothing for worker processes to speed up
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 on torch 2.13
     return {
-        "batch_size": data.hparams.batch_size,
-        "num_workers": data.hparams.num_workers,
+        "batch_size": data.hparams["batch_size"],
+        "num_workers": data.hparams["num_workers"],
         "collate_fn": _whole,
         "pin_memory": torch.cuda.is_available() and on_host,
     }
 
 
 def _whole(batch: Any) -> Any:
-    """Pass on what ``__getitems__`` returned: it is a batch already."""
+    """Return what ``__getitems__`` returned: it is a batch already."""
     return batch

@@ -12,11 +12,11 @@ from data.loader import eval_loader, train_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_wd.errors import ConfigError, explain
+from lightning_wd.errors import ConfigError
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """Pieces of a text as (characters, the characters that follow them), read by the batch.
+    """Pieces of a text as (characters, the characters after them), read by the batch.
 
     Args:
         tokens: the text, shape (N,).
@@ -44,20 +44,20 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Shakespeare(L.LightningDataModule):
-    """The first 90 % of the text for training, the rest for validation and for the test: there is no third part.
+    """The first 90 % of the text for training, the rest for both validation and test.
 
-    Training windows begin anywhere. An epoch is as many windows as fill the text once; validation windows lie side by
-    side, so that each character but the first is predicted once.
+    Training windows begin anywhere; an epoch has as many as fill the text once. Validation windows lie side by side, so
+    each character but the first is predicted once.
 
     Args:
-        root: folder of ``input.txt``, which is downloaded when absent and checked either way.
+        root: folder of ``input.txt``, which is downloaded if absent, and checked.
         batch_size: windows in a batch on each process.
         block_size: characters in a window.
-        num_workers: loader processes; 0 is best, since reading a batch from memory is one index operation.
+        num_workers: loader processes; 0 is fastest: a batch is one index operation in memory.
 
     Raises:
-        DataError: the file is missing and cannot be downloaded, truncated or altered (in ``prepare_data``).
-        ConfigError: a block longer than the validation text (in ``setup``).
+        DataError: the file is truncated or altered, or missing and cannot be downloaded (in ``prepare_data``).
+        ConfigError: a block is longer than the validation text (in ``setup``).
     """
 
     sources = (
@@ -77,25 +77,23 @@ class Shakespeare(L.LightningDataModule):
     @property
     def block_size(self) -> int:
         """Characters in a window."""
-        return self.hparams.block_size  # type: ignore[no-any-return]
+        return self.hparams["block_size"]  # type: ignore[no-any-return]
 
     def prepare_data(self) -> None:
-        ensure(self.hparams.root, self.sources)
+        ensure(self.hparams["root"], self.sources)
 
     def setup(self, stage: str) -> None:
-        text = (Path(self.hparams.root).expanduser() / self.sources[0].name).read_text(encoding="utf-8")
+        text = (Path(self.hparams["root"]).expanduser() / self.sources[0].name).read_text(encoding="utf-8")
         self.vocabulary = sorted(set(text))
         code = {character: index for index, character in enumerate(self.vocabulary)}
         tokens = torch.tensor([code[character] for character in text], dtype=torch.uint8)
         cut = len(tokens) * 9 // 10
-        block_size = self.hparams.block_size
+        block_size = self.hparams["block_size"]
         if not 1 <= block_size < len(tokens) - cut:
             raise ConfigError(
-                explain(
-                    f"data.block_size={block_size} does not fit the text.",
-                    found=f"{len(tokens) - cut} characters of validation text",
-                    fix=f"write data.block_size=<1 to {len(tokens) - cut - 1}>",
-                )
+                f"data.block_size={block_size} does not fit the text.",
+                found=f"{len(tokens) - cut} characters of validation text",
+                fix=f"write data.block_size=<1 to {len(tokens) - cut - 1}>",
             )
         self.train = Windows(tokens[:cut], block_size, stride=1)
         self.val = Windows(tokens[cut:], block_size, stride=block_size)
@@ -105,7 +103,7 @@ class Shakespeare(L.LightningDataModule):
         return "".join(self.vocabulary[token] for token in tokens.tolist())
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return train_loader(self, self.train, len(self.train), samples=len(self.train) // self.hparams.block_size)
+        return train_loader(self, self.train, len(self.train), samples=len(self.train) // self.hparams["block_size"])
 
     def val_dataloader(self) -> DataLoader[Any]:
         return eval_loader(self, self.val, len(self.val))

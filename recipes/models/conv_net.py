@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import lightning as L
 import torch
+from models.classifier import Classifier
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
-
-import lightning_wd as wd
 
 
-class ConvNet(L.LightningModule):
+class ConvNet(Classifier):
     """``relu(norm(conv(x)))`` three times, the second and third at half the size, average pooling and a linear head.
 
     Args:
@@ -21,7 +18,7 @@ class ConvNet(L.LightningModule):
         in_channels: channels of an image.
         num_classes: number of classes.
         optimizer: what ``lightning_wd.configure_optimizers`` takes.
-        lr_scheduler: likewise.
+        lr_scheduler: what :func:`lightning_wd.configure_optimizers` takes as its schedule.
 
     >>> ConvNet(widths=[4, 4, 8])(torch.zeros(2, 1, 14, 14)).shape
     torch.Size([2, 10])
@@ -35,7 +32,7 @@ class ConvNet(L.LightningModule):
         optimizer: Any = None,
         lr_scheduler: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         self.save_hyperparameters(logger=False)
         layers: list[nn.Module] = []
         before = in_channels
@@ -44,12 +41,6 @@ class ConvNet(L.LightningModule):
             before = after
         self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes))
         self.to(memory_format=torch.channels_last)
-        self.accuracy = nn.ModuleDict(
-            {f"{s}_acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False) for s in ("val", "test")}
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -59,20 +50,3 @@ class ConvNet(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.log("train/loss", self.last_loss)  # once an epoch: logging each step takes as long as a convolution
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
-        images, labels = batch
-        logits, accuracy = self(images), self.accuracy[f"{stage}_acc"]
-        accuracy.update(logits, labels)
-        loss = nn.functional.cross_entropy(logits, labels)
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
-        self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def configure_optimizers(self) -> Any:
-        return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)

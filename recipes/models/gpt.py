@@ -1,4 +1,4 @@
-"""A decoder-only transformer with LayerNorm first and a head tied to the embedding, as GPT-2."""
+"""A decoder-only transformer as GPT-2: LayerNorm before each block, and a head tied to the embedding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 import lightning_wd as wd
-from lightning_wd.errors import ConfigError, explain, nearest
+from lightning_wd.errors import choice
 
 # layers, heads, width
 PRESETS = {
@@ -39,7 +39,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop(self._attention(self.norm1(x)))
-        return x + self.drop(self.mlp(self.norm2(x)))
+        mixed: Tensor = x + self.drop(self.mlp(self.norm2(x)))
+        return mixed
 
     def _attention(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -47,7 +48,8 @@ class Block(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        return projected
 
 
 class GPT(L.LightningModule):
@@ -59,9 +61,9 @@ class GPT(L.LightningModule):
         preset: ``tiny``, ``mini``, ``small`` or ``gpt2``: layers, heads and width.
         vocab_size: number of different tokens.
         block_size: the longest input, in tokens.
-        dropout: probability of dropping, after the embeddings, in attention and on each residual branch.
+        dropout: probability of dropping a value after the embeddings, in attention and on each residual branch.
         optimizer: what ``lightning_wd.configure_optimizers`` takes.
-        lr_scheduler: likewise.
+        lr_scheduler: what :func:`lightning_wd.configure_optimizers` takes as its schedule.
 
     Raises:
         ConfigError: an unknown preset.
@@ -81,17 +83,7 @@ class GPT(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if preset not in PRESETS:
-            close = nearest(preset, PRESETS)
-            raise ConfigError(
-                explain(
-                    f"model.preset={preset} is unknown.",
-                    valid=PRESETS,
-                    nearest=close,
-                    fix=f"write model.preset={close or 'mini'}",
-                )
-            )
-        layers, heads, width = PRESETS[preset]
+        layers, heads, width = PRESETS[choice("model.preset", preset, PRESETS)]
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Embedding(block_size, width)
         self.drop = nn.Dropout(dropout)
@@ -100,10 +92,10 @@ class GPT(L.LightningModule):
         self.head = nn.Linear(width, vocab_size, bias=False)
         self.head.weight = self.tokens.weight
         self._initialise(layers)
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("val", "test")})
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
 
     def _initialise(self, layers: int) -> None:
-        """GPT-2's: N(0, 0.02), smaller by ``sqrt(2 * layers)`` where a block adds to the residual stream."""
+        """Initialise as GPT-2: N(0, 0.02), divided by ``sqrt(2 * layers)`` before the residual stream."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 last = name.endswith(("proj.weight", "mlp.2.weight"))
@@ -112,7 +104,7 @@ class GPT(L.LightningModule):
                 nn.init.zeros_(parameter)
 
     def configure_model(self) -> None:
-        """Under ``trainer=fsdp2``, shard each block by itself, and what is outside the blocks with the root."""
+        """Under ``trainer=fsdp2``, shard each block by itself, and the rest with the root."""
         if self.device_mesh is None or isinstance(next(self.parameters()), DTensor):
             return
         for module in (*self.blocks, self):
@@ -124,7 +116,8 @@ class GPT(L.LightningModule):
         x = self.drop(self.tokens(tokens) + self.positions(positions))
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens, following = batch
@@ -135,16 +128,15 @@ class GPT(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
-        mean = self.losses[f"{stage}_loss"]
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, mean: MeanMetric) -> None:
         mean.update(self._loss(batch), weight=batch[0].numel())
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, prog_bar=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+        self._evaluate(batch, "val", self.val_loss)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+        self._evaluate(batch, "test", self.test_loss)
 
     def configure_optimizers(self) -> Any:
-        return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)
+        return wd.configure_optimizers(self, self.hparams["optimizer"], self.hparams["lr_scheduler"])

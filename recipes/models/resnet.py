@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import torch
+from models.classifier import Classifier
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
-import lightning_wd as wd
-from lightning_wd.errors import ConfigError, explain
-
-STAGES = ("train", "val", "test")
+from lightning_wd.errors import ConfigError
 
 
 class Block(nn.Module):
@@ -34,10 +30,11 @@ class Block(nn.Module):
         y = self.norm1(self.conv1(x)).relu()
         y = self.norm2(self.conv2(y))
         # The stride is a slice: oneDNN's strided 1x1 convolution corrupts memory below 16 channels (its issue 6035).
-        return (y + self.shortcut(x[..., :: self.stride, :: self.stride])).relu()
+        mixed: Tensor = y + self.shortcut(x[..., :: self.stride, :: self.stride])
+        return mixed.relu()
 
 
-class ResNet(L.LightningModule):
+class ResNet(Classifier):
     """A 3x3 convolution, three stages of residual blocks of widths w, 2w, 4w, average pooling and a linear head.
 
     Args:
@@ -46,7 +43,7 @@ class ResNet(L.LightningModule):
         in_channels: channels of an image.
         num_classes: number of classes.
         optimizer: what ``lightning_wd.configure_optimizers`` takes.
-        lr_scheduler: likewise.
+        lr_scheduler: what :func:`lightning_wd.configure_optimizers` takes as its schedule.
 
     Raises:
         ConfigError: a depth that is not 6n + 2.
@@ -64,14 +61,12 @@ class ResNet(L.LightningModule):
         optimizer: Any = None,
         lr_scheduler: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         self.save_hyperparameters()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             near = 6 * max(1, round((depth - 2) / 6)) + 2
-            raise ConfigError(
-                explain(f"model.depth={depth} is not 6n + 2.", nearest=str(near), fix=f"write model.depth={near}")
-            )
+            raise ConfigError(f"model.depth={depth} is not 6n + 2.", nearest=str(near), fix=f"write model.depth={near}")
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -88,35 +83,3 @@ class ResNet(L.LightningModule):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.to(memory_format=torch.channels_last)  # a third faster on CPUs, and on GPUs in half precision
-        self.accuracy = nn.ModuleDict(
-            {f"{s}_acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False) for s in STAGES}
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
-
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
-        images, labels = batch
-        logits = self(images)
-        loss = nn.functional.cross_entropy(logits, labels)
-        accuracy, train = self.accuracy[f"{stage}_acc"], stage == "train"
-        accuracy.update(logits, labels)
-        self.log(f"{stage}/loss", loss, on_step=train, on_epoch=not train, prog_bar=True, sync_dist=not train)
-        if not train:
-            self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        self.log("train/acc", self.accuracy["train_acc"], prog_bar=True)  # here, for each log costs a step 1 ms
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, "test")
-
-    def configure_optimizers(self) -> Any:
-        return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)

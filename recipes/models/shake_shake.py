@@ -5,20 +5,16 @@ The network of the AdamW paper (https://arxiv.org/abs/1711.05101): 11.6 million 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 import torch
+from models.classifier import Classifier
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
-
-import lightning_wd as wd
-
-STAGES = ("train", "val", "test")
 
 
 class Shake(torch.autograd.Function):
-    """``alpha * a + (1 - alpha) * b``; backward with another random ``beta`` for ``alpha``; each image has its own."""
+    """``alpha * a + (1 - alpha) * b``; the backward pass draws another ``beta`` for ``alpha``; one for each image."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -32,8 +28,11 @@ class Shake(torch.autograd.Function):
         return beta * grad, (1 - beta) * grad
 
 
+shake: Callable[[Tensor, Tensor], Tensor] = Shake.apply  # torch leaves it untyped
+
+
 class Shortcut(nn.Module):
-    """Two strided 1x1 paths, the second one pixel off the first, concatenated: no pixel is left unseen."""
+    """Two strided 1x1 paths, the second shifted by one pixel, concatenated: they see the even and the odd pixels."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -47,11 +46,12 @@ class Shortcut(nn.Module):
         shifted = nn.functional.pad(x, (-1, 1, -1, 1))
         # The stride is a slice: oneDNN's strided 1x1 convolution corrupts memory below 16 channels (its issue 6035).
         x, shifted = (y[..., :: self.stride, :: self.stride] for y in (x, shifted))
-        return self.norm(torch.cat([self.conv1(x), self.conv2(shifted)], dim=1))
+        joined: Tensor = self.norm(torch.cat([self.conv1(x), self.conv2(shifted)], dim=1))
+        return joined
 
 
 class Block(nn.Module):
-    """``shortcut(x) + shake(branch1(x), branch2(x))``; without noise in evaluation, the mean of the branches."""
+    """``shortcut(x) + shake(branch1(x), branch2(x))``; in evaluation the mean of the branches."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -72,11 +72,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.branch1(x), self.branch2(x)
-        mixed: Tensor = Shake.apply(a, b) if self.training else (a + b) / 2
-        return self.shortcut(x) + mixed
+        mixed: Tensor = shake(a, b) if self.training else (a + b) / 2
+        shortcut: Tensor = self.shortcut(x)
+        return shortcut + mixed
 
 
-class ShakeShake(L.LightningModule):
+class ShakeShake(Classifier):
     """A 3x3 convolution to 16 channels, three stages of two-branch blocks of widths w, 2w, 4w, pooling, a linear head.
 
     Args:
@@ -85,7 +86,7 @@ class ShakeShake(L.LightningModule):
         in_channels: channels of an image.
         num_classes: number of classes.
         optimizer: what ``lightning_wd.configure_optimizers`` takes.
-        lr_scheduler: likewise.
+        lr_scheduler: what :func:`lightning_wd.configure_optimizers` takes as its schedule.
 
     >>> ShakeShake(width=4, blocks=1)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
@@ -100,7 +101,7 @@ class ShakeShake(L.LightningModule):
         optimizer: Any = None,
         lr_scheduler: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         self.save_hyperparameters()
         layers: list[nn.Module] = [nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)]
         before = 16
@@ -115,35 +116,3 @@ class ShakeShake(L.LightningModule):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.to(memory_format=torch.channels_last)
-        self.accuracy = nn.ModuleDict(
-            {f"{s}_acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False) for s in STAGES}
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
-
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
-        images, labels = batch
-        logits = self(images)
-        loss = nn.functional.cross_entropy(logits, labels)
-        accuracy, train = self.accuracy[f"{stage}_acc"], stage == "train"
-        accuracy.update(logits, labels)
-        self.log(f"{stage}/loss", loss, on_step=train, on_epoch=not train, prog_bar=True, sync_dist=not train)
-        if not train:
-            self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        self.log("train/acc", self.accuracy["train_acc"], prog_bar=True)  # here, for each log costs a step 1 ms
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, "test")
-
-    def configure_optimizers(self) -> Any:
-        return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)

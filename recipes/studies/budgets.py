@@ -1,6 +1,6 @@
-"""Supplementary Fig. 3 of arXiv 1711.05101: which unit of decay keeps its best value when the run changes.
+"""Supplementary Fig. 3 of arXiv 1711.05101: the unit of decay whose best value changes least with the run.
 
-AdamW over decay at three budgets, and at three batch sizes. The same runs are read in each unit: raw ``lam``
+AdamW over decay at three budgets and at three batch sizes. The same runs are read in each unit: raw ``lam``
 (``independent``), normalized ``lam * sqrt(steps)``, and the timescale ``1 / (lam * steps_per_epoch)`` in epochs.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from studies.runs import base, new_figure, read_runs, write_csv
+from studies.finished_runs import base, new_figure, read_runs, write_csv
 
-from lightning_wd.separability import row_optima
+from lightning_wd.runs.separability import row_optima
 
 UNITS = ("raw", "normalized", "timescale_epochs")
 _LABEL = {
@@ -37,7 +37,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
         "trainer.check_val_every_n_epoch=${trainer.max_epochs}",
     ]
     epochs = (1, 2) if smoke else (10, 20, 40)
-    batches = (128,) if smoke else (25, 100)  # the middle one is that of the middle budget
+    batches = (128,) if smoke else (25, 100)  # the middle budget has the middle batch size
     made = {f"epochs/{n}": [*shared, f"trainer.max_epochs={n}"] for n in epochs}
     for batch in batches:
         made[f"batch/{batch}"] = [*shared, f"trainer.max_epochs={epochs[1]}", f"data.batch_size={batch}"]
@@ -45,14 +45,15 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write the runs, the best of each unit, and the picture."""
+    """Write the runs, the best value in each unit, and the picture."""
     found = {kind: _curves(runs / kind) for kind in ("epochs", "batch")}
     if found["batch"]:
         middle = sorted(found["epochs"])[1]
         run = read_runs(runs / "epochs" / str(middle))[0]
         found["batch"][run.config["data"]["batch_size"]] = found["epochs"][middle]
     found = {kind: curves for kind, curves in found.items() if len(curves) > 1}
-    table, rows, figure = [], [], new_figure(11, 3.6 * len(found))
+    table: list[tuple[Any, ...]] = []
+    rows, figure = [], new_figure(11, 3.6 * len(found))
     grid = figure.subplots(len(found), 3, sharey="row", squeeze=False)
     figure.suptitle("AdamW's test error on Fashion-MNIST over weight decay in three units; stars mark the best")
     for panels, (kind, curves) in zip(grid, found.items(), strict=True):
@@ -87,7 +88,7 @@ def report(runs: Path, out: Path) -> None:
 
 
 def _curves(folder: Path) -> dict[int, dict[float, dict[str, Any]]]:
-    """Return errors and step counts: curves[size of the run][lam]."""
+    """Return errors and step counts as curves[size of the run][lam]."""
     curves: dict[int, dict[float, dict[str, Any]]] = defaultdict(dict)
     for run in read_runs(folder):
         size = int(run.folder.parent.name)
@@ -104,6 +105,6 @@ def _in_unit(unit: str, lam: float, point: dict[str, Any]) -> float:
 
 
 def _limits(curves: dict[int, dict[float, dict[str, Any]]]) -> tuple[float, float]:
-    """Return limits that show the basins, not the strongest decays."""
+    """Return limits that show the minima, not the strongest decays."""
     means = [np.mean(point["errors"]) for curve in curves.values() for point in curve.values()]
     return min(means) - 0.5, float(np.quantile(means, 0.75)) + 1.0

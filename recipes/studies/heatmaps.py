@@ -1,4 +1,4 @@
-"""Fig. 2 of arXiv 1711.05101: test error over learning rate and weight decay, L2 beside decoupled decay.
+"""Fig. 2 of arXiv 1711.05101: test error over learning rate and weight decay, for L2 and for decoupled decay.
 
 SGDW and AdamW run in the paper's own coupling, ``independent`` (``d_t = eta_t * lam``).
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from studies.runs import base
+from studies.finished_runs import base
 
-from lightning_wd.heatmap import write_heatmap
+from lightning_wd.runs.heatmap import write_heatmap
 
 # optimizer -> decay style, exponents of 2 of lr0 and lam: [first, last, step]
 GRIDS = {

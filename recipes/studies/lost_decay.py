@@ -1,8 +1,8 @@
-r"""Section 2 of arXiv 1711.05101 made visible: how much each weight of an Adam-L2 run is really decayed.
+"""Section 2 of arXiv 1711.05101 made visible: how much each weight of an Adam-L2 run is really decayed.
 
-At a weight ``w`` in a steady state Adam's step turns the penalty's gradient ``lam * w`` into
-``d_i * w`` with ``d_i = lr * lam / (sqrt(v_hat_i) + eps)``: weights with large gradients are decayed less. AdamW decays
-all by the same ``d``. Read from the optimizer state in the run's ``last.ckpt``.
+In a steady state Adam's step turns the penalty's gradient ``lam * w`` into ``d_i * w`` with
+``d_i = lr * lam / (sqrt(v_hat_i) + eps)``: weights with large gradients decay less. AdamW decays all by the same ``d``.
+Read from the optimizer state in the run's ``last.ckpt``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from studies.runs import base, new_figure, read_runs, write_csv
+from studies.finished_runs import base, new_figure, read_runs, write_csv
 
 
 def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
@@ -33,7 +33,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write each decayed weight's gradient scale and decay, quantiles for each tensor, and the picture."""
+    """Write the gradient scale and decay of each decaying weight, quantiles for each tensor, and the picture."""
     (run,) = read_runs(runs)
     checkpoint = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)
     optimizer = checkpoint["optimizer_states"][0]
@@ -55,7 +55,7 @@ def report(runs: Path, out: Path) -> None:
 
     figure = new_figure(10.5, 4.6)
     lr, lam = group["lr"], group["weight_decay"]
-    figure.suptitle(f"Adam with L2, lr {lr:.3g}, lam {lam:.3g}: the decay that each of {len(scale):,} weights gets")
+    figure.suptitle(f"Adam with L2, lr {lr:.3g}, lam {lam:.3g}: the decay of each of {len(scale):,} weights")
     left, right = figure.subplots(1, 2)
     for color, (name, x, y) in enumerate(zip(group["param_names"], scales, fractions, strict=True)):
         left.plot(x, y, ".", markersize=3, color=f"C{color}", label=f"{name}, {len(x):,} weights")

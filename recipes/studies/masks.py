@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies.runs import SMOKE, mean_and_half_width, new_figure, read_runs, write_csv
+from studies.finished_runs import SMOKE, mean_and_half_width, new_figure, read_runs, write_csv
 
 LR, LAM = 3.0e-3, 0.3  # lam of `decoupled`; `independent` takes lr * lam, which is the same strength at the peak
 
@@ -19,7 +19,7 @@ VARIANTS = {
 
 
 def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
-    """Return the overrides of each sweep by its name, one seed after the other, so that a stop leaves whole seeds."""
+    """Return the overrides of each sweep by its name, seed by seed, so that an interruption leaves whole seeds."""
     if smoke:
         run = SMOKE
     else:
@@ -36,7 +36,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write each run's loss, and the picture of its difference to the standard mask's: seeds differ more than masks."""
+    """Write each run's loss, and draw its difference from the standard mask's: seeds differ more than masks."""
     rows, figure = [], new_figure(8, 3.6)
     axes, finished = figure.subplots(), read_runs(runs)
     losses = {

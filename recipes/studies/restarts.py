@@ -1,6 +1,6 @@
 """Fig. 4 of arXiv 1711.05101: the anytime error of AdamWR and SGDWR, warm restarts beside single cosines.
 
-Normalized decay, resolved anew for each cycle (callback ``decay_restarts``); cycles of 10, 20 and 40 epochs.
+Normalized decay, computed for each cycle (callback ``decay_restarts``); cycles of 10, 20 and 40 epochs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from studies.runs import base, new_figure, read_runs, write_csv
+from studies.finished_runs import base, new_figure, read_runs, write_csv
 
 OPTIMIZERS = {"adamw": 2.0**-7, "sgdw": 2.0**-4}  # learning rates
 NORMALIZED = 0.05

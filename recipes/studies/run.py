@@ -4,7 +4,7 @@ python recipes/studies/run.py heatmaps --data ../shared/data   # a folder with f
 python recipes/studies/run.py                                  # all of them; without --data the files are downloaded
 python recipes/studies/run.py --smoke                          # all of them at toy size, on scikit-learn's digits
 
-A study that was killed is gone on with by the same command: finished runs are skipped.
+Rerun the same command to resume a study that was killed: finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a cell: more of them wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a run: with more they wait for each other
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
-STUDIES = ("heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks")  # schedules reads heatmaps' cells
+# schedules reads the results of heatmaps
+STUDIES = ("heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the studies that are named, one sweep after the other, and write their tables and pictures."""
+    """Run the named studies, one sweep after the other, and write their tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"{', '.join(STUDIES)}; all unless given")
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"{', '.join(STUDIES)}; default: all")
     parser.add_argument("--data", type=Path, default=Path("~/.cache/lightning-wd"), help="folder of the data sets")
-    parser.add_argument("--work", type=Path, help="folder of the runs; multirun/studies unless given")
-    parser.add_argument("--out", type=Path, help="folder of the results; docs/studies unless given")
+    parser.add_argument("--work", type=Path, help="folder of the runs; default: multirun/studies")
+    parser.add_argument("--out", type=Path, help="folder of the results; default: docs/studies")
     parser.add_argument("--smoke", action="store_true", help="toy size, into multirun/studies-smoke")
-    parser.add_argument("--report-only", action="store_true", help="draw from the runs there are, start none")
+    parser.add_argument("--report-only", action="store_true", help="use the runs there are, start none")
     options = parser.parse_args(argv)
     unknown = [name for name in options.studies if name not in STUDIES]
     if unknown:
-        parser.error(f"no study {unknown[0]!r}; there are {', '.join(STUDIES)}")
-    # toy runs in a new folder each time, so that they test the code of today
+        parser.error(f"study {unknown[0]!r} is unknown; choose from {', '.join(STUDIES)}")
+    # a new folder each time, so that toy runs test the present code
     runs = f"studies-smoke/{time.strftime('%Y-%m-%d_%H-%M-%S')}" if options.smoke else "studies"
     work = (options.work or ROOT / "multirun" / runs).resolve()
     out = (options.out or (work / "docs" if options.smoke else ROOT / "docs/studies")).resolve()
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (out / name).mkdir(parents=True, exist_ok=True)
         (work / name).mkdir(parents=True, exist_ok=True)
         output.open(work / name / "log.txt")
-        with contextlib.redirect_stderr(output):  # Lightning's logger keeps the stream that it finds when imported
+        with contextlib.redirect_stderr(output):  # Lightning's logger keeps the stream of its import
             study = import_module(f"studies.{name}")
         sweeps = {} if options.report_only else study.sweeps(data, out / name, options.smoke)
         for number, (sweep, overrides) in enumerate(sweeps.items(), start=1):
@@ -61,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 run_sweep([*overrides, f"hydra.sweep.dir={work / name / sweep}"], output)
             except SystemExit as stop:
-                print(f"study {name} stopped, see {work / name}/log.txt; the same command goes on", file=sys.stderr)
+                print(
+                    f"study {name} stopped, see {work / name}/log.txt; rerun the same command to resume",
+                    file=sys.stderr,
+                )
                 return int(stop.code or 1)
         study.report(work / name, out / name)
         print(f"study {name}: {out / name} written after {(time.time() - started) / 60:.1f} min", flush=True)
@@ -69,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_sweep(overrides: Sequence[str], output: Output) -> None:
-    """Run one sweep of recipes/train.py in this process: its imports take longer than many a cell.
+    """Run one sweep of recipes/train.py in this process: its imports take longer than many runs.
 
     Args:
         overrides: the sweep's command line.
-        output: takes what it prints.
+        output: receives what it prints.
 
     Raises:
         SystemExit: the sweep failed, with Hydra's exit status.
@@ -88,7 +92,7 @@ def run_sweep(overrides: Sequence[str], output: Output) -> None:
 
 
 class Output(io.TextIOBase):
-    """Write everything to a study's log, and the lines of progress to the terminal too; one for all studies.
+    """Write everything to the log of the current study, and progress to the terminal too.
 
     Args:
         terminal: where the lines of progress go.
@@ -99,7 +103,7 @@ class Output(io.TextIOBase):
         self.log: TextIO | None = None
 
     def open(self, path: Path) -> None:
-        """Go on in another log."""
+        """Write to another log from now on."""
         if self.log is not None:
             self.log.close()
         self.log = path.open("a", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A Hydra app whose ranks each write what they ran with, for test_distributed.py."""
+"""A Hydra app whose ranks each write what they ran with, for tests/distributed."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ def main(cfg: DictConfig) -> float:
     before = [name for name in LEFT_BEHIND if name in os.environ]
     initialized = torch.distributed.is_initialized()
     L.seed_everything(3)
+    if cfg.resolve:
+        OmegaConf.resolve(cfg)
     if cfg.differ:
         cfg.foo += int(os.environ["RANK"])
     if cfg.fail == "early" and os.environ.get("LOCAL_RANK") == "1":

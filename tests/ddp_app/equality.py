@@ -1,4 +1,4 @@
-"""One model trained at one global batch in one way of distributing it; for test_distributed_equality.py.
+"""One model trained at one global batch in one way of distributing it; for tests/distributed/test_equality.py.
 
 torchrun --standalone --nproc_per_node=2 tests/ddp_app/equality.py FOLDER WAY...
 """
@@ -44,6 +44,7 @@ class Net(L.LightningModule):
         if self.shard:
             from torch.distributed.fsdp import fully_shard
 
+            assert self.device_mesh is not None
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
@@ -74,12 +75,14 @@ def train(optimizer: str, way: str) -> dict[str, Any]:
     module = Net(OPTIMIZERS[optimizer], shard=way == "fsdp2")
     data = TensorDataset(rows[:, :6], rows[:, 6:])
     # in order: Lightning's own sampler shuffles, and then each way would see other batches
-    sampler = DistributedSampler(data, trainer.num_devices, int(os.environ.get("RANK", "0")), shuffle=False)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        data, trainer.num_devices, int(os.environ.get("RANK", "0")), shuffle=False
+    )
     trainer.fit(module, DataLoader(data, batch, sampler=sampler))
     weights = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in module.named_parameters()}
     (made,) = trainer.optimizers
     groups = [{key: group[key] for key in ("name", "lr", "weight_decay", "style")} for group in made.param_groups]
-    plan = [(row.name, row.decay, row.lr, row.style, row.group, row.reason) for row in wd.plan_decay(module)]
+    plan = [(row.name, row.wd_mult, row.lr_mult, row.style, row.group, row.reason) for row in wd.plan_decay(module)]
     weights = {name: value.detach().clone() for name, value in weights.items()}
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {"weights": weights, "groups": groups, "plan": plan, "steps": trainer.global_step, "metrics": metrics}

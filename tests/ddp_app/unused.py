@@ -1,4 +1,4 @@
-"""A module with parts that no rank or only one rank uses, under DDP; for test_distributed_equality.py.
+"""A module with parts that no rank or only one rank uses, under DDP; for tests/distributed/test_equality.py.
 
 torchrun --standalone --nproc_per_node=2 tests/ddp_app/unused.py FOLDER
 """

@@ -1,4 +1,4 @@
-"""Somebody else's Hydra app with a LightningModule of its own, far from the repository."""
+"""A stranger's Hydra app with its own LightningModule, run outside the repository."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Lit(L.LightningModule):
         return self.net(batch[0]).square().mean()
 
     def configure_optimizers(self):
-        return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)
+        return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)  # type: ignore[attr-defined]
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="app")
@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     trainer.fit(model, data)
     optimizer = trainer.optimizers[0]
     group = {key: optimizer.param_groups[0].get(key) for key in ("name", "style", "lr", "weight_decay", "own")}
-    mask = OmegaConf.to_container(node.mask)
+    mask = {"base": node.mask.base, "rules": OmegaConf.to_container(node.mask.rules)}
     print("RESULT " + json.dumps({"class": type(optimizer).__name__, **group, "file": wd.__file__, **mask}))
 
 

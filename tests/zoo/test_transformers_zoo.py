@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 import torch
-from groups import TRANSFORMERS
+from helpers.zoo import check_plan, outline
+from helpers.zoo_groups import TRANSFORMERS
 from torch import nn
-from zoo import check_plan, outline
 
 from lightning_wd import Mask, plan_decay
 from lightning_wd.mask import peer_plan
@@ -62,7 +62,7 @@ def test_the_zoo_is_large() -> None:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_parameter_of_every_model_type_is_placed_rightly(part: int) -> None:
+def test_every_parameter_of_every_model_type_is_placed_correctly(part: int) -> None:
     transformers.logging.set_verbosity_error()
     wrong: dict[str, str] = {}
     planned = 0
@@ -117,7 +117,7 @@ LAYERS = {
 def test_layerwise_rates_follow_the_naming(name: str) -> None:
     for row in plan_decay(build(name), Mask.layerwise(0.5)):
         prefix = next(prefix for prefix in LAYERS[name] if f"{row.name}.".startswith(f"{prefix}."))
-        assert (row.name, row.lr) == (row.name, 0.5 ** LAYERS[name][prefix])
+        assert (row.name, row.lr_mult) == (row.name, 0.5 ** LAYERS[name][prefix])
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -127,7 +127,7 @@ def test_the_policy_called_transformers_is_the_trainers(name: str) -> None:
     model = build(name)
     theirs = set(Trainer.get_decay_parameter_names(None, model))
     plan = peer_plan(model, "transformers")
-    assert {row.name for row in plan if row.decay} == {row.name for row in plan if theirs.intersection(row.names)}
+    assert {row.name for row in plan if row.wd_mult} == {row.name for row in plan if theirs.intersection(row.names)}
 
 
 def test_a_tied_head_is_one_row_and_the_output_layer() -> None:

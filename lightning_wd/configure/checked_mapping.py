@@ -1,0 +1,127 @@
+"""Checked mappings that may live among hyperparameters: the base of the two configs, and how a mapping is read."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import yaml
+
+from lightning_wd.errors import ConfigError, keys
+
+__all__ = ["CheckedMapping", "as_keywords", "checked_mapping"]
+
+
+class CheckedMapping(dict[str, Any]):
+    """A read-only mapping, checked when it is built, whose class leaves no trace in checkpoints or loggers.
+
+    It pickles as plain containers, so a checkpoint that holds it loads under ``weights_only=True``; ``hparams.yaml``
+    shows a plain mapping.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        if not args and not {"params", "optimizer"} & settings.keys():
+            self._fill(**settings)
+        elif len(args) == 1 and isinstance(args[0], Mapping):  # as dict does; Lightning rebuilds mappings so
+            self._fill(**{**args[0], **settings})
+        else:
+            self.refuse_call(f"a call with {', '.join(settings.keys() & {'params', 'optimizer'}) or repr(args)[:80]}")
+
+    def _fill(self, **settings: Any) -> None:
+        """Check the settings and keep them."""
+        raise NotImplementedError
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # OrderedDict is the one mapping class that torch's weights-only unpickler builds; it equals the dict.
+        return OrderedDict, (), None, None, iter(self.items())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CheckedMapping:
+        new = self.copy()
+        dict.update(new, copy.deepcopy(dict(self), memo))
+        return new
+
+    def copy(self) -> CheckedMapping:
+        """Return a shallow copy of the same class."""
+        new = type(self).__new__(type(self))
+        dict.update(new, self)
+        vars(new).update(vars(self))
+        return new
+
+    def _read_only(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ConfigError(
+            f"{type(self).__name__} is read-only: it was checked when it was built.",
+            fix="build another one: {**config, 'lr': 0.1}",
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _read_only
+    update = setdefault = pop = popitem = clear = _read_only
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the plain dict (loggers call what is callable); refuse to be used as a factory."""
+        if args or kwargs:
+            self.refuse_call(f"a call with {', '.join(kwargs) or 'arguments'}")
+        return dict(self)
+
+    @classmethod
+    def refuse_call(cls, found: str) -> NoReturn:
+        """Raise the ConfigError for a config that is called as if it were the optimizer class."""
+        raise ConfigError(
+            f"{cls.__name__} is a description of what to build; it cannot be called.",
+            found=found,
+            fix="in configure_optimizers write "
+            "`return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)`, "
+            "give the settings by keyword or as a mapping, and remove a left-over `_partial_: true`",
+        )
+
+
+def _represent_plain(dumper: Any, config: CheckedMapping) -> Any:
+    return dumper.represent_dict(dict(config))
+
+
+for _dumper in (yaml.Dumper, yaml.SafeDumper):
+    yaml.add_multi_representer(CheckedMapping, _represent_plain, Dumper=_dumper)
+
+
+def as_keywords(cls: type[CheckedMapping], value: object, what: str) -> dict[str, Any]:
+    """Return the keywords that a mapping, a DictConfig or a name holds; None has none.
+
+    Of Hydra's keys only a ``_target_`` other than ``cls`` is kept. A partial is refused.
+    """
+    if value is None:
+        return {}
+    if type(value).__module__.partition(".")[0] == "omegaconf":
+        from omegaconf import OmegaConf
+
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, functools.partial):
+        cls.refuse_call(
+            f"a partial of {getattr(value.func, '__module__', '')}.{getattr(value.func, '__qualname__', '')}"
+        )
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{what} must be a {cls.__name__} or a mapping but got {type(value).__name__}.",
+            found=repr(value)[:200],
+            fix=f"pass {cls.__name__}(name=...) or the same keys as a dict",
+        )
+    keywords = {str(key): item for key, item in value.items() if key not in ("_convert_", "_recursive_")}
+    partial = keywords.pop("_partial_", False)
+    if keywords.get("_target_") == f"lightning_wd.{cls.__name__}":
+        del keywords["_target_"]
+    if partial and "_target_" not in keywords:
+        cls.refuse_call("`_partial_: true`")
+    return keywords
+
+
+def checked_mapping(what: str, value: object, valid: tuple[str, ...], **names: Any) -> dict[str, Any]:
+    """Return a nested mapping as a dict; refuse an unknown key as :func:`keys` does, which takes ``names``."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{what} must be a mapping but got {value!r}.", valid=valid, fix=f"write {what}.{valid[0]}=..."
+        )
+    keys(what, value, valid, typed=f"{what}.{{}}", **names)
+    return dict(value)

@@ -1,0 +1,173 @@
+"""``configure_optimizers``: decay + mask + optimizer + schedule -> what Lightning takes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lightning_wd._private import attached_trainer
+from lightning_wd.configure.budget import Budget
+from lightning_wd.configure.lr_scheduler import ScheduleRequest
+from lightning_wd.configure.optimizer_config import OPTIMIZERS, OptimizerConfig
+from lightning_wd.decay import Decay
+from lightning_wd.errors import ConfigError, MaskError, explain, number
+from lightning_wd.mask import DecayPlan
+from lightning_wd.mask.layers import output_parameters
+from lightning_wd.mask.module_tree import walk
+from lightning_wd.mask.planner import plan_checked
+
+__all__ = ["configure_optimizers", "give_matrices_to_muon"]
+
+
+def configure_optimizers(
+    module: torch.nn.Module,
+    optimizer: Any = None,
+    lr_scheduler: Any = None,
+    *,
+    total_steps: int | None = None,
+    steps_per_epoch: float | None = None,
+) -> dict[str, Any]:
+    """Build the optimizer and the schedule of a module, with its parameters in decaying and non-decaying groups.
+
+    Args:
+        module: a LightningModule, or any ``nn.Module`` (Fabric, plain torch).
+        optimizer: an :class:`OptimizerConfig`, the same keys as a mapping, an optimizer's name, or None for AdamW.
+        lr_scheduler: an :class:`LRSchedulerConfig`, the same keys as a mapping, a schedule's name, a callable
+            ``optimizer -> scheduler`` (such as ``functools.partial(StepLR, step_size=10)``), Lightning's own mapping
+            around one, or None. Schedules step per optimizer step unless ``interval`` says otherwise.
+            The ``max_lr`` of ``OneCycleLR`` and ``CyclicLR`` is then the peak learning rate, for the decay
+            too, in place of ``optimizer.lr``; each group has it times its own multiplier.
+        total_steps: optimizer steps of the run; read from the trainer where it knows them.
+        steps_per_epoch: optimizer steps of an epoch; read from the trainer where it knows them.
+
+    Returns:
+        ``{"optimizer": ...}``, and ``"lr_scheduler"`` if one was asked for: what Lightning's ``configure_optimizers``
+        may return. ``optimizer.decay_plan`` keeps the plan, ``optimizer.decay_config`` the config.
+
+    Raises:
+        ConfigError: a setting that cannot be honoured, or steps that are needed and not known.
+        MaskError: a mask that does not fit the module.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+        >>> built = configure_optimizers(model, {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}, "constant")
+        >>> [(g["name"], g["weight_decay"], len(g["params"])) for g in built["optimizer"].param_groups]
+        [('decay', 0.1, 1), ('no_decay', 0.0, 3)]
+    """
+    _make_hyperparameters_plain(module, optimizer, lr_scheduler)
+    config = OptimizerConfig.of(optimizer)
+    request = ScheduleRequest.of(lr_scheduler)
+    budget = Budget(module, total_steps, steps_per_epoch)
+    decay = config.decay
+    if decay.normalized is not None and request is not None and request.make == "cosine_restarts":
+        _warn_of_one_budget_for_all_cycles(module)
+    peak = None if request is None else request.peak()
+    lr = config["lr"] if peak is None else _scalar_peak(peak)
+    coefficient = decay.coefficient(lr, *_steps_needed(decay, budget))
+    plan = plan_checked(module, config.mask, decay.style)
+    groups = plan.groups_of_checked(lr, lr, coefficient)
+    if config["name"] == "muon":
+        groups = give_matrices_to_muon(groups, module, plan)
+    multipliers = [group["lr"] / lr if lr else 1.0 for group in groups]
+    if isinstance(peak, Sequence):
+        _set_peaks(groups, peak)
+    built = _build(config, groups, lr, coefficient)
+    built.on_resume = config["on_resume"]
+    built.decay_plan = plan
+    built.decay_config = config
+    if request is None:
+        return {"optimizer": built}
+    return {"optimizer": built, "lr_scheduler": request.build(built, multipliers, budget)}
+
+
+def give_matrices_to_muon(
+    groups: list[dict[str, Any]], module: torch.nn.Module, plan: DecayPlan
+) -> list[dict[str, Any]]:
+    """Split each group: hidden matrices go to Muon; the output layer, embeddings and the rest stay with AdamW."""
+    output = output_parameters(module, walk(module))
+    hidden = {
+        id(row.param) for row in plan if row.kind == "weight" and row.param.ndim == 2 and id(row.param) not in output
+    }
+    split = []
+    for group in groups:
+        for muon in (True, False):
+            members = [(name, p) for name, p in group["params"] if (id(p) in hidden) is muon]
+            if members:
+                name = f"{group['name']}_muon" if muon else group["name"]
+                split.append({**group, "params": members, "name": name, "use_muon": muon})
+    return split
+
+
+def _build(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, coefficient: float) -> Any:
+    l2 = all(group["style"] == "l2" for group in groups)
+    cls: Any = OPTIMIZERS[config["name"]].l2 if l2 else OPTIMIZERS[config["name"]].cls
+    keywords = config.hyperparameters
+    own = {} if l2 else {"style": config.decay.style, "cautious_wd": config.decay.cautious}
+    try:
+        return cls(groups, lr=lr, weight_decay=coefficient, **own, **keywords)  # defaults, for groups added later
+    except (ConfigError, MaskError):
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's own checks of one setting against another
+        raise ConfigError(
+            f"optimizer {config['name']} cannot be built: {error}.",
+            found=", ".join(f"optimizer.{key}={value!r}" for key, value in keywords.items()),
+            fix="correct these settings",
+        ) from error
+
+
+def _steps_needed(decay: Decay, budget: Budget) -> tuple[int | None, float | None]:
+    """Return the steps of the run and of an epoch, each only if the amount needs it."""
+    total = next((name for name in ("normalized", "timescale_runs") if getattr(decay, name) is not None), None)
+    return (
+        None if total is None else budget.total_steps(f"optimizer.decay.{total}"),
+        None if decay.timescale_epochs is None else budget.steps_per_epoch("optimizer.decay.timescale_epochs"),
+    )
+
+
+def _make_hyperparameters_plain(module: torch.nn.Module, *given: Any) -> None:
+    """Make OmegaConf containers plain, where a module's hyperparameters hold the ones given to us.
+
+    Hydra passes them on wherever it merges keywords, and a checkpoint that holds one cannot be resumed.
+    """
+    kept: Any = getattr(module, "hparams", None)
+    for key, value in list(kept.items()) if isinstance(kept, dict) else []:
+        if type(value).__module__.partition(".")[0] == "omegaconf" and any(value is one for one in given):
+            from omegaconf import OmegaConf
+
+            kept[key] = OmegaConf.to_container(value, resolve=True)
+
+
+def _warn_of_one_budget_for_all_cycles(module: torch.nn.Module) -> None:
+    callbacks = getattr(attached_trainer(module), "callbacks", [])
+    if not any(type(callback).__name__ == "DecaySchedule" for callback in callbacks):
+        warnings.warn(
+            explain(
+                "optimizer.decay.normalized is computed for the whole run, but cosine_restarts needs it per cycle.",
+                valid="lam_norm / sqrt(steps of the current cycle), restarting with each cycle (1711.05101, App. B.2)",
+                fix="add callbacks=decay_restarts (DecaySchedule(shape='restarts'))",
+            ),
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _scalar_peak(peak: Any) -> float:
+    values = list(peak) if isinstance(peak, Sequence) and not isinstance(peak, str) else [peak]
+    if not values:
+        raise ConfigError("lr_scheduler.max_lr is an empty list.", fix="write lr_scheduler.max_lr=0.1")
+    return max(number("lr_scheduler.max_lr", value) for value in values)
+
+
+def _set_peaks(groups: list[dict[str, Any]], peaks: Sequence[float]) -> None:
+    """Give each group its own peak, from a schedule's list of them."""
+    if len(peaks) != len(groups):
+        raise ConfigError(
+            f"lr_scheduler.max_lr has {len(peaks)} entries for {len(groups)} parameter groups.",
+            found="groups " + ", ".join(str(group["name"]) for group in groups),
+            fix="give one number: each group then has it times its own multiplier",
+        )
+    for group, peak in zip(groups, peaks, strict=True):
+        group["lr"] = group["base_lr"] = float(peak)

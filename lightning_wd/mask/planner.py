@@ -1,0 +1,279 @@
+"""From a module and a mask to a plan: every tensor once, each property from the first evidence that sets it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lightning_wd._private import fsdp1_pieces
+from lightning_wd.decay import ALIASES, STYLES
+from lightning_wd.errors import MaskError, choice, listed
+from lightning_wd.mask.dead_rules import RuleUse, check_uses
+from lightning_wd.mask.evidence import EXEMPT, classify
+from lightning_wd.mask.hooks import hooked_names, marks
+from lightning_wd.mask.layers import layer_scales, output_parameters
+from lightning_wd.mask.module_tree import Found, Tree, authors_class, walk
+from lightning_wd.mask.plan import DecayPlan, Row
+from lightning_wd.mask.rules import PROPERTIES, Mask, as_mask
+
+__all__ = ["plan_checked", "plan_decay"]
+
+_REASONS = {
+    "magnitude": "weight_norm magnitude",
+    "state": "state-space parameter",
+    "vector": "vector or scalar",
+    "table": "table of positions or tokens",
+}
+
+
+def plan_decay(
+    module: nn.Module,
+    mask: Mask | str | Mapping[str, Any] | None = None,
+    style: str | None = None,
+    *,
+    include_frozen: bool = False,
+) -> DecayPlan:
+    """Plan which parameters of ``module`` decay: each tensor once, with its multipliers and the reason.
+
+    Each property (weight decay, learning rate, style) comes from the first evidence that sets it: the mask's rules;
+    hooks and marks of the model's author; then what the tensor is: a bias, norm, weight_norm magnitude, state-space
+    parameter, vector or scalar, table of positions or tokens, or embedding. The mask's base says which of these decay;
+    all other tensors are weights and decay.
+
+    A tied tensor is judged under each of its names. Where they disagree, exclusion wins, then the earlier evidence, and
+    a warning names them. Another warning names biases and norms that a rule decays together with other parameters, as
+    ``*.head.*`` would. With style ``corrected`` the output layer stays ``decoupled``, unless a rule sets its style. The
+    module may be wrapped (compiled, DDP, FSDP2, checkpointed), on the meta device, or a LightningModule.
+
+    Args:
+        module: the module whose parameters are planned.
+        mask: a Mask, a preset's name, or a mapping ``{base: standard, rules: [...]}``; None is ``standard``.
+        style: the decay style of the optimizer, one of :data:`lightning_wd.decay.STYLES`; None leaves it open.
+        include_frozen: plan frozen parameters as if they were trainable, to unfreeze them later.
+
+    Raises:
+        MaskError: a rule that matches nothing or changes nothing; with ``base=None``, a parameter that no rule places;
+            lazy parameters and FSDP1's flat ones, which have no shape of their own; TorchScript, which has no layer
+            types.
+        ConfigError: an unknown style.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+        >>> plan = plan_decay(net, {"rules": [{"name": "0.*", "lr_mult": 2}]})
+        >>> [(row.name, row.wd_mult, row.lr_mult) for row in plan]
+        [('0.weight', 1.0, 2.0), ('0.bias', 0.0, 2.0), ('1.weight', 0.0, 1.0), ('1.bias', 0.0, 1.0)]
+    """
+    if style is not None:
+        choice("style", style, STYLES, aliases=ALIASES)
+    return plan_checked(module, as_mask(mask), style, include_frozen=include_frozen)
+
+
+def plan_checked(module: nn.Module, mask: Mask, style: str | None, *, include_frozen: bool = False) -> DecayPlan:
+    """Plan for a mask and a style that were checked."""
+    tree = walk(module)
+    _check_shapes(tree)
+    planner = _Planner(module, mask, style, tree)
+    rows = []
+    for found in tree.by_tensor():  # a loop, as warnings count the frames to the caller
+        rows.append(planner.row(*found, trains=include_frozen or found[0].param.requires_grad))
+    check_uses(planner.uses, mask.base, tree)
+    _refuse(
+        planner.unplaced,
+        "no rule places these parameters (base is null).",
+        "add a last rule for the rest, such as Rule(wd_mult=1), or give the mask a base such as 'standard'",
+    )
+    return DecayPlan(tuple(rows), style)
+
+
+class _Verdict(NamedTuple):
+    """The decision for one name of a tensor."""
+
+    wd_mult: float | None
+    lr_mult: float | None
+    style: str | None
+    settings: Mapping[str, Any]  # what its group takes as it stands: a rule's absolutes, the settings of a mark
+    by: Mapping[str, int]  # property -> position of the rule that decides it, if one does
+    reason: str
+    spared: bool  # whether the mask's base leaves out what a rule makes decay
+
+    def __str__(self) -> str:
+        own = self.settings
+        decay = f"weight_decay {own['weight_decay']:g}" if "weight_decay" in own else f"wd_mult {self.wd_mult}"
+        lr = f"lr {own['lr']:g}" if "lr" in own else f"lr_mult {1.0 if self.lr_mult is None else self.lr_mult:g}"
+        return f"{decay}, {lr}"
+
+
+class _Planner:
+    """Judges one tensor after another, and keeps what each of the user's rules did."""
+
+    def __init__(self, module: nn.Module, mask: Mask, style: str | None, tree: Tree) -> None:
+        self.mask, self.style = mask, style
+        self.exempt = EXEMPT[mask.base] if mask.base else frozenset()
+        self.heeds_hooks = mask.base not in ("all", "none", None)
+        self.hooked = hooked_names(tree) if tree.hooked and self.heeds_hooks else {}
+        self.scales = layer_scales(module, tree, mask.layer_decay) if mask.layer_decay is not None else {}
+        self.output = output_parameters(module, tree) if style == "corrected" else frozenset()
+        self.uses = [RuleUse(rule) for rule in mask.rules]
+        self.unplaced: list[str] = []
+        # Many tensors share kind, class and matching rules, so decisions are cached.
+        self.known: dict[tuple[str, type, tuple[int, ...]], _Verdict] = {}
+
+    def row(self, first: Found, *tied: Found, trains: bool) -> Row:
+        kind, param = classify(first), first.param
+        names: tuple[str, ...] = (first.name,)
+        verdict = self.judge(first, kind)
+        if tied:
+            names += tuple(found.name for found in tied)
+            verdicts = [verdict, *(self.judge(found, classify(found)) for found in tied)]
+        if not trains:
+            return Row(names, param, 0.0, 1.0, self.style, "frozen", kind, {}, frozen=True)
+        if tied:
+            verdict = _reconcile(names, verdicts)
+        wd_mult, lr_mult, style = verdict.wd_mult, verdict.lr_mult, verdict.style
+        if wd_mult is None:
+            self.unplaced.append(names[0])
+            wd_mult = 1.0
+        if lr_mult is None:
+            lr_mult = 1.0 if "lr" in verdict.settings else self.scales.get(id(param), 1.0)
+        if style is None or not wd_mult:
+            style = "decoupled" if wd_mult and id(param) in self.output else self.style
+        row = Row(names, param, wd_mult, lr_mult, style, verdict.reason, kind, verdict.settings)
+        if "style" in verdict.by:
+            use = self.uses[verdict.by["style"]]
+            use.styled = use.styled or bool(wd_mult)
+        if wd_mult and "weight decay" in verdict.by:
+            use = self.uses[verdict.by["weight decay"]]
+            use.decayed.append(row)
+            if verdict.spared:
+                use.spared.append(row)
+        return row
+
+    def judge(self, found: Found, kind: str) -> _Verdict:
+        """Ask the evidence about one name of a tensor."""
+        param, module = found.param, found.module
+        matched: tuple[int, ...] = ()
+        for i, rule in enumerate(self.mask.rules):
+            if rule.matches(found.name, param, module):
+                matched += (i,)
+                self.uses[i].matches += 1
+        hook = self.hooked.get(found.name, "")
+        if hook or hasattr(param, "_no_weight_decay") or hasattr(param, "_optim"):
+            return self._judge(found, kind, matched, hook)
+        key = (kind, type(module), matched)
+        verdict = self.known.get(key)
+        if verdict is None:
+            verdict = self.known[key] = self._judge(found, kind, matched, hook)
+        return verdict
+
+    def _judge(self, found: Found, kind: str, matched: tuple[int, ...], hook: str) -> _Verdict:
+        said, by = self._rules_say(matched)
+        why = {what: self.mask.rules[i].reason or f"rule {self.mask.rules[i]}" for what, i in by.items()}
+        # An absolute stands beside a multiplier of 1.
+        wd_mult = said.get("wd_mult", 1.0 if "weight_decay" in said else None)
+        lr_mult = said.get("lr_mult", 1.0 if "lr" in said else None)
+        settings: dict[str, Any] = {}
+        spared = False
+        if self.mask.base is not None:
+            mark, settings = marks(found.name, found.param)
+            base, reason = float(kind not in self.exempt), _REASONS.get(kind, kind)
+            if not self.heeds_hooks:
+                reason = f"mask {self.mask.base}"
+            elif "weight_decay" in settings:
+                base, reason = 1.0, "mark _optim"
+            elif hook or mark:
+                base, reason = 0.0, hook or mark
+            elif kind == "norm":
+                reason = f"norm layer {authors_class(type(found.module)).__name__}"
+            if wd_mult is None:
+                wd_mult, why["weight decay"] = base, reason
+            else:
+                spared = self.heeds_hooks and not base
+            if "weight decay" in by or not self.heeds_hooks:
+                settings.pop("weight_decay", None)
+            if "learning rate" in by:
+                settings.pop("lr", None)
+        settings |= {key: said[key] for key in ("weight_decay", "lr") if key in said}
+        reasons = [why["weight decay"]] if "weight decay" in why else []
+        if "learning rate" in why:
+            reasons.append(f"lr {'' if 'lr' in said else 'x'}{said.get('lr', lr_mult):g} by {why['learning rate']}")
+        if "style" in why and wd_mult:
+            reasons.append(f"style {said['style']} by {why['style']}")
+        return _Verdict(wd_mult, lr_mult, said.get("style"), settings, by, "; ".join(reasons), spared)
+
+    def _rules_say(self, matched: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, int]]:
+        """Return what the matching rules set, at most one setting a property, and which rule decides a property."""
+        said: dict[str, Any] = {}
+        by: dict[str, int] = {}
+        for i in matched:
+            use = self.uses[i]
+            for setting, value in use.rule.settings.items():
+                what = PROPERTIES[setting]
+                if what not in by:
+                    # An absolute 0 excludes, as the multiplier does.
+                    said["wd_mult" if setting == "weight_decay" and not value else setting] = value
+                    by[what], use.decides = i, True
+                elif use.earlier is None:
+                    use.earlier = self.mask.rules[by[what]]
+        return said, by
+
+
+def _reconcile(names: tuple[str, ...], verdicts: list[_Verdict]) -> _Verdict:
+    """Merge what the evidence says about the names of one tensor: exclusion wins, then the earlier evidence."""
+    first = verdicts[0]
+    of_decay = min(verdicts, key=lambda v: (v.wd_mult != 0, v.by.get("weight decay", math.inf), v.wd_mult is None))
+    of_lr = min(verdicts, key=lambda v: v.by.get("learning rate", math.inf))
+    of_style = min(verdicts, key=lambda v: v.by.get("style", math.inf))
+    settings = {key: value for key, value in of_decay.settings.items() if key != "lr"}
+    if "lr" in of_lr.settings:
+        settings["lr"] = of_lr.settings["lr"]
+    merged = of_decay._replace(lr_mult=of_lr.lr_mult, style=of_style.style, settings=settings)
+    if any(verdict[:4] != first[:4] for verdict in verdicts):
+        said = "; ".join(f"{name}: {verdict} ({verdict.reason})" for name, verdict in zip(names, verdicts, strict=True))
+        warnings.warn(
+            f"the mask disagrees about one tied tensor: {said}. "
+            f"Exclusion wins, then the earlier evidence: {merged}. "
+            "To decide it yourself, write a rule that matches each of its names.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return merged
+
+
+def _check_shapes(tree: Tree) -> None:
+    """Refuse tensors whose shape or layer type, which the evidence needs, is unknown or lost."""
+    lazy = [found.name for found in tree.tensors if type(found.param) is not nn.Parameter and is_lazy(found.param)]
+    _refuse(
+        lazy,
+        "lazy parameters have no shape yet.",
+        "run a dummy batch through the module before its optimizer is configured",
+    )
+    scripted = [found for found in tree.tensors if isinstance(found.module, torch.jit.ScriptModule)]
+    _refuse(
+        [found.name for found in scripted if found.param.requires_grad],
+        "TorchScript keeps no layer types, so norms, embeddings and matrices can no longer be told apart.",
+        "plan and train the module before torch.jit.script or torch.jit.trace, or freeze what is scripted",
+    )
+    # FSDP1 leaves one long parameter, or with use_orig_params pieces of it.
+    flat = [
+        found.name
+        for long, shapes in filter(None, map(fsdp1_pieces, tree.fsdp))
+        for found in tree.tensors
+        if found.param is long or found.param.shape != shapes.get(id(found.param), found.param.shape)
+    ]
+    _refuse(
+        flat,
+        "FSDP1 has flattened parameters, so biases, norms and matrices can no longer be told apart.",
+        "plan before wrapping, or use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)",
+    )
+
+
+def _refuse(names: list[str], problem: str, fix: str) -> None:
+    """Raise a MaskError about these parameters, if there are any."""
+    if names:
+        raise MaskError(problem, found=listed(names), fix=fix)

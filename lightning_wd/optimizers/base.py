@@ -1,0 +1,326 @@
+"""What every optimizer of this package shares: the keys of its groups, pickling, and the check of a loaded state."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_wd._private import (
+    disable_dynamo,
+    graph_capture_check,
+    tells_scaler_when_fused,
+    use_grad_for_differentiable,
+)
+from lightning_wd.decay import ALIASES, STYLES, step_fraction
+from lightning_wd.errors import ConfigError, choice, explain, flag, keys, number
+from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint
+from lightning_wd.optimizers.compiled import check_compiler
+from lightning_wd.optimizers.kernels import Part, Work
+from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
+
+__all__ = ["DecayGroups", "KernelStep", "check_decoupled", "without_style"]
+
+_RENAMED = {"cautious": "cautious_wd", "muon": "use_muon"}  # old keywords and group keys -> their names
+
+_NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
+_NUMBERS = ("lr", "eps", "momentum", "weight_decay", "base_lr")
+_FLAGS = ("cautious_wd", "kahan", "use_muon", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
+# Keys that are not settings: ours and torch's labels, and what schedulers keep in a group.
+_LABELS = ("params", "name", "param_names", "base_lr", "base_weight_decay")
+_SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "lr_scale")
+
+
+class DecayGroups(Optimizer):
+    """Mixin over a torch optimizer: checked groups with ``style`` and ``base_lr``, and a checked load.
+
+    Each group holds these keys beside those of the torch class:
+
+    - ``weight_decay``: ``lam`` in the unit of ``style``; a schedule may write it.
+    - ``style``: a name of :data:`lightning_wd.decay.STYLES`.
+    - ``base_lr``: ``lr0``, the group's peak learning rate; a Python float.
+    - ``cautious_wd``: decay only where ``u * w >= 0``.
+    - ``kahan``: sum the updates with compensation.
+    - ``base_weight_decay``: ``lam`` as configured; compared on load, since a schedule may change ``weight_decay``.
+    """
+
+    # What a class accepts and expects; subclasses narrow it.
+    styles: ClassVar[tuple[str, ...]] = STYLES
+    default_weight_decay: ClassVar[float] = 0.0
+    l2_form: ClassVar[Any] = None  # the class to build when every group is l2
+    state_keys: ClassVar[frozenset[str] | None] = None  # names of its state tensors; None: unknown
+    plain_style: ClassVar[str | None] = "l2"  # of the torch class's own states, which name no style; None: unknown
+    _initialising = False
+
+    def __new__(cls, params: Any = None, *args: Any, style: str = "decoupled", **settings: Any) -> Any:
+        known = inspect.signature(cls).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            keys(cls.__name__, settings, known, renamed=_RENAMED, aliases=ALIASES)
+        if "l2_form" in vars(cls) and _all_l2(params, style):
+            return cls.l2_form(params, *args, **settings)
+        return super().__new__(cls)
+
+    def _begin(self, *, weight_decay: Any, compile: bool, **settings: Any) -> Any:
+        """Keep what torch's constructor does not take, and return the ``weight_decay`` to give it."""
+        self._amount_given = weight_decay is not None
+        self._on_resume = "checkpoint"
+        self._compile = compile
+        self._warned_lost = False
+        self._settings = settings
+        return self.default_weight_decay if weight_decay is None else weight_decay
+
+    @property
+    def on_resume(self) -> str:
+        """Which side wins when a loaded state differs from the configuration.
+
+        ``checkpoint`` (the default; a difference warns), ``config`` or ``error``. Only ``config`` takes the state of
+        another decay style: it keeps the moments, continues in the configured style, and warns. The moments of an L2
+        run contain its penalty for about ``1 / (1 - beta2)`` more steps.
+        """
+        return self._on_resume
+
+    @on_resume.setter
+    def on_resume(self, value: str) -> None:
+        choice("on_resume", value, ON_RESUME)
+        self._on_resume = value
+
+    @disable_dynamo
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch does; its ``base_lr`` is its own ``lr`` unless given.
+
+        Raises:
+            ConfigError: an unknown key, a value out of range, a group without parameters, or a style whose amount is
+                missing.
+        """
+        if "_settings" in vars(self):  # Optimizer.__init__ has made `defaults` and adds its first group
+            self.defaults.update(vars(self).pop("_settings"))
+            self._check(self.defaults, self.defaults)
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):  # else torch raises
+            params = param_group["params"]
+            param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
+            self._complete(param_group, group_label(param_group, len(self.param_groups)))
+        super().add_param_group(param_group)
+
+    def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
+        """Check settings, and keep them in ``settings`` as plain values; ``of`` says whose they are."""
+        for key, value in list(given.items()):
+            if key in _FLAGS:
+                flag(key + of, value)
+            elif key == "style":
+                choice(key + of, value, STYLES, aliases=ALIASES)
+            elif isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
+                settings[key] = tuple(value)  # a ListConfig would make the checkpoint unsafe to load
+            elif key in _NUMBERS and not isinstance(value, (Tensor, tuple)):  # Adafactor has two eps
+                settings[key] = number(key + of, value, below=1.0 if key == "momentum" else math.inf)
+
+    def _complete(self, group: dict[str, Any], label: str) -> None:
+        """Check what a group sets differently from the constructor, and fill in the keys that are derived."""
+        renamed = {old: new for old, new in _RENAMED.items() if new in self.defaults}
+        keys(label, group, [*self.defaults, *_LABELS, *_SCHEDULER_KEYS], renamed=renamed)
+        if not group["params"]:
+            raise ConfigError(f"{label} has no parameters.", fix="remove the group")
+        for key in ("weight_decay", "base_lr"):  # None is the default
+            if group.get(key, "") is None:
+                del group[key]
+        defaults = {**self.defaults, "base_lr": self.defaults["lr"]}
+        own = {key: group[key] for key in defaults if key in group and not _same(group[key], defaults[key])}
+        self._check(own, group, of=f" of {label}")
+        settings = {**self.defaults, **group}
+        style = settings["style"]
+        self._check_together(style, group, settings, label)
+        group["style"], group["weight_decay"] = style, settings["weight_decay"]
+        peak = settings.get("base_lr", settings["lr"])
+        # A float of its own: a Tensor lr must not alias it.
+        group["base_lr"] = number(f"base_lr of {label}", peak.item()) if isinstance(peak, Tensor) else peak
+        if "decoupled_weight_decay" in self.defaults:  # torch tells Adam from AdamW by this key
+            group["decoupled_weight_decay"] = style != "l2"
+        group["base_weight_decay"] = as_float(group["weight_decay"])
+        if (fraction := peak_fraction(group)) >= 1:
+            _warn(
+                f"a step of {label} decays weights by d_t = {fraction:.3g} of themselves: 1 erases "
+                "them, more flips their sign.",
+                found=f"style={style}, weight_decay={group['base_weight_decay']!r}, base_lr={group['base_lr']!r}",
+                fix="lower weight_decay, or check which unit the style wants",
+            )
+
+    def _check_together(self, style: str, group: dict[str, Any], settings: dict[str, Any], label: str) -> None:
+        """Refuse settings that rule each other out, and ``compile`` on a machine that cannot."""
+        if style not in self.styles:
+            raise ConfigError(
+                f"{type(self).__name__} does not do style {style!r} of {label}.",
+                valid=self.styles,
+                fix="use lightning_wd.AdamW or lightning_wd.SGDW, which take every style in every group",
+            )
+        if style in _NEED_AMOUNT and "weight_decay" not in group and not self._amount_given:
+            raise ConfigError(
+                f"style '{style}' of {label} needs a weight_decay of its own: the default "
+                f"{self.default_weight_decay:g} is in the unit of style 'decoupled'.",
+                fix="write weight_decay=<lambda>: the fraction of the weights that a step at the peak learning "
+                "rate removes, for example 1e-5",
+            )
+        if style == "l2" and settings["cautious_wd"]:
+            raise ConfigError(
+                f"cautious_wd has no meaning with style 'l2' of {label}: there is no decay step to hold back.",
+                fix="write cautious_wd=False in that group, or a decoupled style",
+            )
+        check_decoupled(group.get("decoupled_weight_decay"), style, f" of {label}")
+        if not self._compile:
+            return
+        for key in ("fused", "foreach", "differentiable", "kahan"):
+            if settings.get(key):
+                fix = f"leave out {key}, or write compile=False"
+                raise ConfigError(f"compile=True does not go with {key}=True of {label}.", fix=fix)
+        params = [p[-1] if isinstance(p, tuple) else p for p in group["params"]]  # torch refuses what is no tensor
+        check_compiler({p.device.type for p in params if isinstance(p, Tensor)})
+
+    def _warn_lost_decay(self) -> None:
+        """Warn, once, of groups whose decay is too small to change a weight of their dtype."""
+        if self._warned_lost or torch.compiler.is_compiling():
+            return
+        self._warned_lost = True
+        for index, group in enumerate(self.param_groups):
+            if group.get("kahan") or isinstance(group["weight_decay"], Tensor):
+                continue
+            fraction = peak_fraction(group)
+            for dtype in {p.dtype for p in group["params"] if p.is_floating_point()}:
+                half_step = torch.finfo(dtype).eps / 4  # the smallest relative change that can move a weight
+                if 0 < fraction < half_step:
+                    _warn(
+                        f"the decay of {group_label(group, index)} is lost in {str(dtype).removeprefix('torch.')}: "
+                        f"a step removes d_t = {fraction:.3g} of a weight, less than the dtype's half step "
+                        f"{half_step:.3g}, so the weight rounds back.",
+                        fix="write kahan=True, or keep the weights in float32 (Lightning: precision=bf16-mixed)",
+                    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Optimizer.__getstate__ keeps three attributes only; copies and pickles would lose ours.
+        ours = {key: vars(self)[key] for key in ("_amount_given", "_on_resume", "_compile", "_warned_lost")}
+        return {**super().__getstate__(), **ours}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if "decoupled_weight_decay" in self.defaults:
+                group["decoupled_weight_decay"] = group["style"] != "l2"  # torch's AdamW sets True in every group
+        if "fused" in self.defaults and tells_scaler_when_fused(type(self)):
+            # torch sets this in the constructor only: a copy, or a load that changes `fused`, would leave it wrong.
+            self._step_supports_amp_scaling = not self._compile and all(group["fused"] for group in self.param_groups)
+
+    @disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state that fits; nothing is changed by one that does not.
+
+        Settings that the state lacks (plain torch.optim states) keep their configured values. Where settings
+        differ, :attr:`on_resume` says which side wins.
+
+        States of this package name their style in every torch version. Plain states of torch < 2.7 do not say whether
+        Adam or AdamW saved them: styles ``l2`` and ``decoupled`` load either, the other styles neither.
+
+        Raises:
+            CheckpointMismatchError: the state is of another optimizer, of other groups or parameters, or (unless
+                :attr:`on_resume` is "config") of another decay style.
+        """
+
+        def fit(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
+            return fit_checkpoint(self, adapted)
+
+        # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
+        handle = self.register_load_state_dict_pre_hook(fit)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def _initialises_state(self) -> bool:
+        """Whether this step only creates state: no state yet, and all learning rates and gradients 0.
+
+        torch.distributed.checkpoint fills an empty optimizer by such a step, and relies on lr 0 changing nothing.
+        """
+        if self.state or not any(group["style"] == "constant" for group in self.param_groups):
+            return False
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return False
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return all(group["lr"] == 0 for group in self.param_groups) and not any(g.any() for g in grads)
+
+    def _fraction(self, group: dict[str, Any]) -> Any:
+        """Return ``d_t`` of a group for this step."""
+        if group["style"] == "constant" and self._initialising:
+            return 0.0
+        return step_fraction(
+            group["style"], weight_decay=group["weight_decay"], lr=group["lr"], base_lr=group["base_lr"]
+        )
+
+    def _run_closure(self, closure: Callable[[], Any] | None) -> Any:
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
+
+
+class KernelStep(DecayGroups):
+    """The step by torch's kernels: each part of each group goes to the kernel that is right for it."""
+
+    @use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do one step; the closure, if any, runs first, before any weight changes.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Raises:
+            ConfigError: ``fused=True`` on a parameter whose layout differs from its gradient's.
+        """
+        if "capturable" in self.defaults:
+            graph_capture_check(self)
+        loss = self._run_closure(closure)
+        self._warn_lost_decay()
+        self._initialising = self._initialises_state()
+        # All groups are checked before any is changed.
+        for group, columns, special, parts in [self._collect(*item) for item in enumerate(self.param_groups)]:
+            for part in parts:
+                self._update(group, part.take(columns), special, part)
+        return loss
+
+    def _collect(self, index: int, group: dict[str, Any]) -> Work:
+        raise NotImplementedError
+
+    def _update(self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part) -> None:
+        raise NotImplementedError
+
+
+def check_decoupled(flag: Any, style: str, of: str = "") -> None:
+    """Refuse a ``decoupled_weight_decay`` that contradicts the style; None says nothing."""
+    if flag is not None and flag != (style != "l2"):
+        raise ConfigError(
+            f"decoupled_weight_decay={flag!r}{of} contradicts style {style!r}.",
+            fix="leave it out: the style says it (style='l2' is not decoupled)",
+        )
+
+
+def without_style(cls: type) -> inspect.Signature:
+    """Return the signature of a class without ``style``, for a subclass that has only one."""
+    signature = inspect.signature(cls)
+    return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "style"])
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Whether a value is the constructor's, which was checked. True is not 1 here."""
+    return value is default or (type(value) is type(default) and not isinstance(value, Tensor) and value == default)
+
+
+def _all_l2(params: Any, style: str) -> bool:
+    """Whether every group of a constructor's ``params`` has style ``l2``. An iterator is not consumed to find out."""
+    if isinstance(params, (list, tuple)) and params and isinstance(params[0], dict):
+        return all(isinstance(group, dict) and group.get("style", style) == "l2" for group in params)
+    return params is not None and style == "l2"
+
+
+def _warn(problem: str, **parts: str) -> None:
+    warnings.warn(explain(problem, **parts), UserWarning, stacklevel=4)

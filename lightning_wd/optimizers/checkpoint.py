@@ -1,0 +1,355 @@
+"""Checks that a saved state fits this optimizer before anything is loaded.
+
+torch matches groups by position and size alone. It lets AdamW's state turn Adam into AdamW, lets reordered groups swap
+their decay, and lets a checkpoint's decay replace the configured one, all in silence.
+
+Three things resume: the optimizer, the learning-rate schedule and a DecaySchedule. Each compares its own state with its
+own settings, and :func:`settle` decides for all three whether the checkpoint or the configuration wins.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_wd.errors import CheckpointMismatchError, explain, listed
+from lightning_wd.optimizers.param_groups import group_label, peak_lr
+
+__all__ = ["ON_RESUME", "fit_checkpoint", "settle"]
+
+ON_RESUME = ("checkpoint", "config", "error")
+
+# Settings that choose an implementation, or that older torch versions did not save: they do not identify an optimizer.
+_VERSIONED = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+_OURS = {"style", "base_lr", "cautious_wd", "kahan", "base_weight_decay", "weight_decay"}
+_NOT_NEGATIVE = {"lr", "weight_decay", "base_lr", "base_weight_decay", "initial_lr", "max_lr", "eps", "momentum"}
+_KINDS = {"l2": "an L2 penalty", "decoupled": "decoupled decay"}
+_DAMAGED = "the checkpoint is damaged or was edited: load another one"
+_REBUILD = "build the model, the mask and the optimizer as they were when the checkpoint was saved"
+
+
+def settle(what: str, differences: Sequence[str], on_resume: str, *, lost: str = "", fix: str = "") -> bool:
+    """Decide whether the checkpoint or the configuration wins where they differ; return True for the configuration.
+
+    Args:
+        what: whose settings they are, for the message.
+        differences: one line for each setting that differs; none: nothing is said.
+        on_resume: at a difference, ``checkpoint`` warns and uses the checkpoint's settings, or raises where it cannot;
+            ``config`` warns and uses the configured ones; ``error`` raises.
+        lost: why the checkpoint's side cannot be used; '' where it can.
+        fix: how to configure the checkpoint's side again, where it is lost.
+
+    Raises:
+        CheckpointMismatchError: a difference under ``error``, or a lost one under ``checkpoint``.
+
+    >>> settle("the schedule", [], "config")
+    True
+    >>> settle("the schedule", ["warmup_steps is 10 in the checkpoint, 5 configured"], "error")
+    Traceback (most recent call last):
+    ...
+    lightning_wd.errors.CheckpointMismatchError: the schedule: the checkpoint and the configuration differ.
+      found: warmup_steps is 10 in the checkpoint, 5 configured
+      fix: write on_resume=config to use the configured values, or on_resume=checkpoint to use the checkpoint's
+    """
+    configured = on_resume == "config"
+    if not differences:
+        return configured
+    problem, found = f"{what}: the checkpoint and the configuration differ", "; ".join(differences)
+    use_config = "write on_resume=config to use the configured values"
+    use_checkpoint = (fix or "configure it as it was") if lost else "on_resume=checkpoint to use the checkpoint's"
+    if not configured and (lost or on_resume == "error"):
+        problem += f", and {lost}" if lost else ""
+        raise CheckpointMismatchError(f"{problem}.", found=found, fix=f"{use_config}, or {use_checkpoint}")
+    side, advice = "checkpoint's", use_config
+    if configured:
+        side, advice = "configured", use_checkpoint if lost else f"write {use_checkpoint}"
+    text = explain(f"{problem}; the {side} values are used.", found=found, fix=advice)
+    warnings.warn(text, UserWarning, stacklevel=3)
+    return configured
+
+
+class _Pair(NamedTuple):
+    """A group of the optimizer beside the saved one at its position."""
+
+    label: str
+    mine: dict[str, Any]
+    theirs: dict[str, Any]
+
+
+def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict that is safe to load, with the settings it lacks filled in from the optimizer's groups.
+
+    Args:
+        optimizer: the :class:`~lightning_wd.optimizers.base.DecayGroups` that loads; it is not changed.
+        state_dict: what it is asked to load; it is not changed.
+
+    Raises:
+        CheckpointMismatchError: another optimizer, group or parameter; another decay style, or a learning-rate schedule
+            on one side only, unless ``on_resume`` is "config"; or a difference under "error".
+    """
+    _check_structure(optimizer, state_dict)
+    _check_family(optimizer, state_dict)
+    pairs = _paired(optimizer, state_dict["param_groups"])
+    _check_values(optimizer, pairs)
+    switched = [_style_difference(optimizer, pair) for pair in pairs]
+    _check_states(optimizer, pairs, state_dict["state"])
+    rescheduled = _schedule_difference(optimizer, pairs[0])
+    groups, differences = [], [rescheduled]
+    for pair, switch in zip(pairs, switched, strict=True):
+        _, mine, theirs = pair
+        filled = {**mine, **theirs, "base_lr": peak_lr(theirs)}
+        if "weight_decay" in theirs:
+            filled["base_weight_decay"] = theirs.get("base_weight_decay", theirs["weight_decay"])
+        if switch:  # the saved number is in another unit, so it cannot replace the configured one
+            filled.update({key: mine[key] for key in ("style", "weight_decay", "base_weight_decay")})
+        keys = _compared(optimizer, theirs)
+        found = _differences(pair, filled, keys)
+        if found and optimizer.on_resume == "config":
+            _keep_configured(optimizer, pair, filled, keys)
+        if rescheduled:  # a learning rate within a discarded schedule is meaningless
+            filled["lr"] = mine["lr"]
+        differences += [switch, *found]
+        groups.append(filled)
+    # The checkpoint's side of a switched style or schedule is refused, so only the old configuration has it.
+    kept = optimizer.on_resume == "config" and (rescheduled or any(switched))
+    lost = "the checkpoint's side is refused" if kept else ""
+    settle(f"the settings of {type(optimizer).__name__}", [*filter(None, differences)], optimizer.on_resume, lost=lost)
+    return {**state_dict, "param_groups": groups}
+
+
+def _refuse(optimizer: Any, problem: str, *, found: str, fix: str, valid: str | None = None) -> NoReturn:
+    problem = f"the checkpoint does not fit this {type(optimizer).__name__}: {problem}"
+    raise CheckpointMismatchError(problem, found=found, valid=valid, fix=fix)
+
+
+# --- is it a state of such an optimizer? --------------------------------------------------------------------------
+
+
+def _check_structure(optimizer: Any, state_dict: dict[str, Any]) -> None:
+    """Refuse what is not the state of any optimizer."""
+    groups = state_dict.get("param_groups")
+    if not (isinstance(state_dict.get("state"), dict) and isinstance(groups, list) and all(map(_is_group, groups))):
+        found = ", ".join(f"{key}: {type(value).__name__}" for key, value in state_dict.items()) or "nothing"
+        valid = "state (a dict) and param_groups (a list of dicts, each with lists of params and of their names)"
+        _refuse(optimizer, "it is not the state of an optimizer.", found=found, valid=valid, fix=_DAMAGED)
+
+
+def _is_group(group: Any) -> bool:
+    if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+        return False
+    names = group.get("param_names", [])
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _check_family(optimizer: Any, state_dict: dict[str, Any]) -> None:
+    """Refuse the state of another optimizer, recognised by its group settings and state names."""
+    fix = "load it into the optimizer that saved it, or start this one without its state"
+    expected = set(optimizer.defaults) - _VERSIONED - _OURS
+    classes = [cls for cls in vars(torch.optim).values() if isinstance(cls, type) and issubclass(cls, Optimizer)]
+    foreign = {name for cls in classes for name in inspect.signature(cls).parameters}
+    foreign -= set(optimizer.defaults) | _VERSIONED | _OURS | {"params"}
+    for index, group in enumerate(state_dict["param_groups"]):
+        missing, extra = sorted(expected - set(group)), sorted(foreign & set(group))
+        if missing or extra:
+            problem = f"{group_label(group, index)} is of another optimizer."
+            found = ", ".join([*(f"no {key}" for key in missing), *extra])
+            _refuse(optimizer, problem, found=found, valid=", ".join(sorted(expected)), fix=fix)
+    known = optimizer.state_keys
+    for key, held in state_dict["state"].items():
+        if known is not None and isinstance(held, dict) and not known.issuperset(held):
+            problem = f"the state of parameter {key!r} is of another optimizer."
+            found = ", ".join(sorted(map(str, set(held) - known)))
+            _refuse(optimizer, problem, found=found, valid=", ".join(sorted(known)), fix=fix)
+
+
+def _paired(optimizer: Any, saved: list[dict[str, Any]]) -> list[_Pair]:
+    """Pair the groups; refuse other groups or other parameters, by name where both sides have names, else by number."""
+    own, fix = optimizer.param_groups, _REBUILD
+    style, theirs_style = (", ".join(sorted({str(g["style"]) for g in each if "style" in g})) for each in (own, saved))
+    if theirs_style and theirs_style != style:  # `corrected` has a group for the output layer
+        fix += f"; its decay style was {theirs_style} and is {style} here"
+    outlines = {"found": _outline(saved), "valid": _outline(own), "fix": fix}
+    if len(own) != len(saved):
+        _refuse(optimizer, "loaded state dict has a different number of parameter groups.", **outlines)
+    pairs = [_Pair(group_label(mine, i), mine, saved[i]) for i, mine in enumerate(own)]
+    for index, (_, mine, theirs) in enumerate(pairs):
+        if "name" in mine and "name" in theirs and mine["name"] != theirs["name"]:
+            _refuse(optimizer, f"group {index} has another name.", **outlines)
+    for label, mine, theirs in pairs:
+        names, theirs_names = mine.get("param_names"), theirs.get("param_names")
+        if names is not None and theirs_names is not None and names != theirs_names:
+            lost = [name for name in names if name not in theirs_names]
+            new = [name for name in theirs_names if name not in names]
+            how = "other parameters" if lost or new else "the same parameters in another order"
+            found, valid = listed(new or theirs_names, 8), listed(lost or names, 8)
+            _refuse(optimizer, f"{label} has {how}.", found=found, valid=valid, fix=fix)
+        if len(mine["params"]) != len(theirs["params"]):
+            problem = f"loaded state dict contains a parameter group that doesn't match the size of {label}."
+            _refuse(optimizer, problem, **outlines)
+    return pairs
+
+
+def _outline(groups: list[dict[str, Any]]) -> str:
+    sizes = [len(group["params"]) for group in groups]
+    labels = [group_label(group, i) for i, group in enumerate(groups)]
+    return ", ".join(f"{label} ({n} parameter{'s' * (n != 1)})" for label, n in zip(labels, sizes, strict=True))
+
+
+def _check_values(optimizer: Any, pairs: Iterable[_Pair]) -> None:
+    """Refuse settings that no optimizer saves: torch loads them, and fails or blows up at its next step."""
+    for label, mine, theirs in pairs:
+        for key, value in theirs.items():
+            like = mine.get(key, 0.0 if key in _NOT_NEGATIVE else None)
+            if key not in ("params", "name", "param_names") and not _is_like(key, value, like):
+                problem, valid = (
+                    f"{key} of {label} has a value that no optimizer saves.",
+                    f"a value like {like!r}",
+                )
+                _refuse(optimizer, problem, found=f"{key}={value!r}", valid=valid, fix=_DAMAGED)
+
+
+def _is_like(key: str, value: Any, like: Any) -> bool:
+    """Whether a saved setting is of the kind of the optimizer's own, and in the range that any optimizer takes."""
+    if key in _VERSIONED:
+        return isinstance(value, bool) or (value is None and key in ("foreach", "fused"))
+    if isinstance(like, (bool, str)):
+        return isinstance(value, type(like))
+    if isinstance(like, (tuple, list)):
+        same_length = isinstance(value, (tuple, list)) and len(value) == len(like)
+        return same_length and all(_is_like(key, one, other) for one, other in zip(value, like, strict=True))
+    if isinstance(like, (int, float, Tensor)):
+        number = _plain(value)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            return False
+        return 0 <= number < 1 if key == "betas" else number >= 0 or key not in _NOT_NEGATIVE
+    return True
+
+
+def _check_states(optimizer: Any, pairs: Iterable[_Pair], state: dict[Any, Any]) -> None:
+    """Refuse states that are not whole or of another shape: torch would load them and then fail to use them."""
+    if optimizer.state_keys is None:
+        return
+    valid = ", ".join(sorted(optimizer.state_keys))
+    for label, mine, theirs in pairs:
+        names = mine.get("param_names", range(len(mine["params"])))
+        for own_name, p, key in zip(names, mine["params"], theirs["params"], strict=True):
+            held, where = state.get(key, {}), f"parameter {own_name!r} in {label}"
+            if wrong := _fault(held, theirs):
+                problem = f"the state of {where} is not one that an optimizer saves."
+                _refuse(optimizer, problem, found=wrong, valid=valid, fix=_DAMAGED)
+            for name, value in held.items():
+                if isinstance(value, Tensor) and name != "step" and value.shape != p.shape:
+                    found, shape = str(tuple(value.shape)), str(tuple(p.shape))
+                    _refuse(optimizer, f"{name} of {where} has another shape.", found=found, valid=shape, fix=_REBUILD)
+
+
+def _fault(held: Any, group: dict[str, Any]) -> str:
+    """Return what makes a parameter's state unusable in its group, or ''; it may be absent as a whole."""
+    if not isinstance(held, dict):
+        return "no dict"
+    needed = ["step", "exp_avg", "exp_avg_sq"] if {"exp_avg", "exp_avg_sq"} & set(held) else []
+    needed += ["max_exp_avg_sq"] if held and group.get("amsgrad") else []
+    lacking = [f"no {name}" for name in needed if name not in held]
+    return ", ".join(lacking) or next((f"{k}={value!r}" for k, value in held.items() if not _is_state(k, value)), "")
+
+
+def _is_state(name: str, value: Any) -> bool:
+    if name == "step":  # a number before torch 1.12
+        return _is_like(name, value, 0.0) and value >= 0
+    return isinstance(value, Tensor) or (name == "momentum_buffer" and value is None)
+
+
+# --- where do the settings differ? --------------------------------------------------------------------------------
+
+
+def _style_difference(optimizer: Any, pair: _Pair) -> str:
+    """Return a line where the saved group had another decay style and the configured one holds; refuse it elsewhere.
+
+    The configured style wins under ``on_resume="config"``, or when the state names no style.
+    """
+    label, mine, theirs = pair
+    configured, style = mine["style"], theirs.get("style")
+    if style is None and "decoupled_weight_decay" in theirs:
+        style = "decoupled" if theirs["decoupled_weight_decay"] else "l2"
+    if style is None and optimizer.plain_style == "l2":
+        if configured == "l2" or not theirs.get("weight_decay"):
+            return ""
+        return (
+            f"{label}: weight_decay is an L2 penalty of {theirs['weight_decay']!r} in the checkpoint of a plain "
+            f"optimizer; style {configured!r} keeps {mine['weight_decay']!r}"
+        )
+    style = style or optimizer.plain_style
+    if style == configured or (style is None and configured in _KINDS):
+        return ""
+    if style is None:
+        found = "a state of torch.optim.Adam or AdamW before torch 2.7, so style 'l2' or 'decoupled'"
+    else:
+        found = f"style {style!r}" + (f" ({_KINDS[style]})" if style in _KINDS else "")
+    if optimizer.on_resume == "config":
+        amounts = f"{theirs.get('weight_decay')!r} in the checkpoint, {configured!r} with {mine['weight_decay']!r}"
+        return f"{label}: {found} with weight_decay {amounts} in the configuration"
+    fix = "to switch on purpose, write on_resume=config, with weight_decay from lightning_wd.convert; the moments stay"
+    if style is not None:
+        fix = f"write style={style!r} to continue that run{' (AdamL2 or SGDL2)' * (style == 'l2')}; {fix}"
+    problem = f"{label} was trained with another decay style."
+    _refuse(optimizer, problem, found=f"{found} in the checkpoint, style {configured!r} in the configuration", fix=fix)
+
+
+def _schedule_difference(optimizer: Any, pair: _Pair) -> str:
+    """Return a line where only one side has a learning-rate schedule, which Lightning would drop or start in silence.
+
+    Schedulers leave ``initial_lr`` in a group. A schedule compares its own settings when it loads its state. Only an
+    optimizer made by :func:`lightning_wd.configure_optimizers` is known to have its schedule already.
+    """
+    here, there = "initial_lr" in pair.mine, "initial_lr" in pair.theirs
+    if here == there or "base_lr" not in pair.theirs or not hasattr(optimizer, "decay_config"):
+        return ""
+    ours, theirs = (("no lr_scheduler", "an lr_scheduler")[side] for side in (here, there))
+    found = f"{theirs} in the checkpoint, {ours} in the configuration"
+    if optimizer.on_resume == "config":
+        return found
+    fix = "write lr_scheduler as it was, or on_resume=config to start with the configured learning rate"
+    _refuse(optimizer, f"the run had {theirs}.", found=found, fix=fix)
+
+
+def _compared(optimizer: Any, saved: dict[str, Any]) -> list[str]:
+    """Return the settings that are compared: the optimizer's own, except what a schedule of the saved run drives."""
+    driven = {"momentum", "betas"} if "max_momentum" in saved else set()
+    own = [key for key in optimizer.defaults if key not in _VERSIONED | _OURS | driven | {"lr"}]
+    return ["base_lr", "base_weight_decay", "cautious_wd", "kahan", *own]
+
+
+def _differences(pair: _Pair, saved: dict[str, Any], keys: list[str]) -> list[str]:
+    """Return one line for each configured setting that differs."""
+    shown = {"base_lr": "lr (base_lr)", "base_weight_decay": "weight_decay"}
+    label, mine, _ = pair
+    return [
+        f"{label}: {shown.get(key, key)} is {saved[key]!r} in the checkpoint, {mine[key]!r} in the configuration"
+        for key in keys
+        if key in mine and key in saved and _plain(mine[key]) != _plain(saved[key])
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def _keep_configured(optimizer: Any, pair: _Pair, filled: dict[str, Any], keys: list[str]) -> None:
+    """Put the configured settings into a loaded group; its learning rate stays at its place in the schedule."""
+    label, mine, _ = pair
+    if mine.get("amsgrad") and not filled.get("amsgrad"):
+        problem = f"{label} has amsgrad, whose maximum the run did not keep."
+        fix = "write amsgrad=False to continue that run"
+        _refuse(optimizer, problem, found="amsgrad=False", valid="amsgrad=True", fix=fix)
+    peak = filled["base_lr"]
+    filled["lr"] = mine["base_lr"] * (filled["lr"] / peak) if peak else mine["lr"]
+    filled.update({key: mine[key] for key in (*keys, "initial_lr", "weight_decay") if key in mine})

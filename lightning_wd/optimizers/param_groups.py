@@ -1,0 +1,116 @@
+"""The one reading of a parameter group: label, style, peak learning rate and ``d_t``, whoever wrote the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_wd.decay import step_fraction
+
+__all__ = [
+    "as_float",
+    "fraction",
+    "group_label",
+    "group_name",
+    "group_names",
+    "group_style",
+    "peak_fraction",
+    "peak_lr",
+]
+
+# torch's own optimizers whose decay is decoupled although no flag in their groups says so.
+_DECOUPLED = ("AdamW", "Adafactor", "Muon")
+
+
+def as_float(value: Any) -> float:
+    """Return a number or a 0-dim tensor as a float."""
+    return float(value.item()) if isinstance(value, Tensor) else float(value)
+
+
+def group_label(group: dict[str, Any], index: int) -> str:
+    """Return how messages call a group: by its name, else by its position.
+
+    >>> group_label({"name": "decay"}, 0), group_label({}, 1)
+    ("group 'decay'", 'group 1')
+    """
+    return f"group {group['name']!r}" if "name" in group else f"group {index}"
+
+
+def group_name(group: dict[str, Any], index: int) -> str:
+    """Return the group's ``name``, or ``group_<index>``."""
+    return str(group.get("name", f"group_{index}"))
+
+
+def group_names(optimizers: list[torch.optim.Optimizer]) -> list[list[str]]:
+    """Return a name for each group of each optimizer, with the optimizer's number in front where there are several.
+
+    >>> w = torch.nn.Parameter(torch.ones(1))
+    >>> group_names([torch.optim.SGD([{"params": [w], "name": "decay"}], lr=1.0)])
+    [['decay']]
+    """
+    several = len(optimizers) > 1
+    return [
+        [f"{f'optimizer_{o}_' if several else ''}{group_name(group, i)}" for i, group in enumerate(opt.param_groups)]
+        for o, opt in enumerate(optimizers)
+    ]
+
+
+def group_style(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str | None:
+    """Return the decay style of a group; None for an optimizer whose rule is not known here.
+
+    >>> w = torch.nn.Parameter(torch.ones(1))
+    >>> [group_style(o, o.param_groups[0]) for o in (torch.optim.AdamW([w]), torch.optim.SGD([w]))]
+    ['decoupled', 'l2']
+    """
+    if "style" in group:
+        return str(group["style"])
+    if "weight_decay" not in group:
+        return "none"
+    if "decoupled_weight_decay" in group:
+        return "decoupled" if group["decoupled_weight_decay"] else "l2"
+    for cls in type(optimizer).__mro__:
+        if cls.__module__.startswith("torch.optim."):
+            if cls.__name__ in _DECOUPLED:
+                return "decoupled"
+            if cls.__name__ != "Optimizer":
+                return "l2"
+    return None
+
+
+def peak_lr(group: dict[str, Any]) -> float:
+    """Return ``lr0``: the group's ``base_lr``, else the largest rate that a scheduler or the group names."""
+    if "base_lr" in group:
+        return as_float(group["base_lr"])
+    return max(as_float(group[key]) for key in ("max_lr", "initial_lr", "lr") if key in group)
+
+
+def fraction(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> float | Tensor | None:
+    """Return ``d_t`` of the group now; None where decay is no fixed fraction (L2) or the rule is not known.
+
+    It is a tensor where lr or weight_decay is one: reading it would wait for the device.
+
+    >>> w = torch.nn.Parameter(torch.ones(1))
+    >>> [fraction(o, o.param_groups[0]) for o in (torch.optim.AdamW([w], 0.1, weight_decay=0.5), torch.optim.SGD([w]))]
+    [0.05, None]
+    """
+    style = group_style(optimizer, group)
+    if style is None or style == "l2":
+        return None
+    if style == "none":
+        return 0.0
+    lr, lam = group["lr"], group["weight_decay"]
+    d: float | Tensor = step_fraction(style, weight_decay=lam, lr=lr, base_lr=peak_lr(group))
+    return d
+
+
+def peak_fraction(group: dict[str, Any]) -> float:
+    """Return ``d_t`` of one of this package's groups at its peak learning rate.
+
+    >>> peak_fraction({"style": "decoupled", "weight_decay": 0.5, "lr": 0.0, "base_lr": 0.1})
+    0.05
+    """
+    peak = group["base_lr"]
+    lam = as_float(group["weight_decay"])
+    return float(step_fraction(group["style"], weight_decay=lam, lr=peak, base_lr=peak))

@@ -1,0 +1,298 @@
+"""OptimizerOverride on modules from elsewhere, and what it refuses."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from helpers.small_run import CrashAfter, CrashError, Net, fit, make_trainer
+from lightning.pytorch.demos import LightningTransformer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.demos.lstm import LightningLSTM, SequenceSampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_wd as wd
+
+ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}
+
+
+def groups(trainer: L.Trainer, index: int = 0) -> dict[str, tuple[float, list[str]]]:
+    return {g["name"]: (g["weight_decay"], g["param_names"]) for g in trainer.optimizers[index].param_groups}
+
+
+def run(module: L.LightningModule, tmp_path: Path, *callbacks: L.Callback, data: Any = None, **kw: Any) -> L.Trainer:
+    trainer = make_trainer(tmp_path, *callbacks, **{"max_steps": 2, "limit_val_batches": 0, **kw})
+    trainer.fit(module, data)
+    return trainer
+
+
+def test_the_boring_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = BoringModel()
+    with caplog.at_level(logging.INFO):
+        trainer = run(module, tmp_path, wd.OptimizerOverride(ADAMW, "constant"))
+    assert groups(trainer) == {"decay": (0.1, ["layer.weight"]), "no_decay": (0.0, ["layer.bias"])}
+    assert [type(entry.scheduler).__name__ for entry in trainer.lr_scheduler_configs] == ["LRSchedule"]
+    assert (
+        "OptimizerOverride replaces the SGD and StepLR of BoringModel with AdamW (lr 0.01, decay decoupled), constant."
+    ) in caplog.text
+    assert "configure_optimizers" not in vars(module)  # the module is as it was
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgdw", "adam_l2", "nadamw"])
+def test_lightnings_transformer_demo(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LightningTransformer, "prepare_data", lambda self: None)  # it downloads its text
+    tokens = torch.randint(33, (8, 5))
+    data = DataLoader(TensorDataset(tokens, tokens), 4)
+    module = LightningTransformer(vocab_size=33)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    trainer = run(module, tmp_path, wd.OptimizerOverride(name), data=data)
+    decaying = set(groups(trainer)["decay"][1])
+    assert decaying == {key for key, p in module.named_parameters() if p.ndim == 2}
+    assert any(not torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+def test_lightnings_lstm_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LightningLSTM, "prepare_data", lambda self: None)  # it downloads its text
+    rows = TensorDataset(torch.randint(30, (8, 3)), torch.randint(30, (8, 3)))
+    data = DataLoader(rows, batch_sampler=SequenceSampler(rows, 4))
+    module = LightningLSTM(vocab_size=30)
+    trainer = run(module, tmp_path, wd.OptimizerOverride({**ADAMW, "name": "sgdw", "lr": 0.5}), data=data)
+    assert type(trainer.optimizers[0]).__name__ == "SGDW"
+    kinds = {
+        name: {key.rpartition(".")[2].rstrip("_l0123") for key in keys} for name, (_, keys) in groups(trainer).items()
+    }
+    assert kinds == {"decay": {"weight", "weight_ih", "weight_hh"}, "no_decay": {"bias", "bias_ih", "bias_hh"}}
+
+
+def test_a_transformers_model_in_a_small_wrapper(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    class Wrapper(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            config = transformers.BertConfig(
+                vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+            )
+            self.model = transformers.BertForSequenceClassification(config)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.model(input_ids=batch[0], labels=batch[1]).loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    data = DataLoader(TensorDataset(torch.randint(20, (4, 6)), torch.zeros(4, dtype=torch.long)), 2)
+    trainer = run(Wrapper(), tmp_path, wd.OptimizerOverride(ADAMW), data=data)
+    decaying = groups(trainer)["decay"][1]
+    assert "model.bert.encoder.layer.0.attention.self.query.weight" in decaying
+    assert not [name for name in decaying if "bias" in name or "LayerNorm" in name]
+
+
+def test_only_parameters_that_the_module_trains_are_trained(tmp_path: Path) -> None:
+    class HeadOnly(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.head.parameters(), lr=0.1)
+
+    module = HeadOnly()
+    frozen = module.state_dict()["backbone.0.weight"].clone()
+    trainer = fit(module, tmp_path, wd.OptimizerOverride(ADAMW))
+    assert groups(trainer) == {"decay": (0.1, ["head.weight"]), "no_decay": (0.0, ["head.bias"])}
+    assert torch.equal(module.state_dict()["backbone.0.weight"], frozen)
+    assert all(p.requires_grad for p in module.parameters())
+    row = trainer.optimizers[0].decay_plan["backbone.0.weight"]  # type: ignore[attr-defined]
+    assert (row.group, row.reason) == (None, "not trained by the SGD that is replaced")
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_warning_names_parameters_that_the_module_unfreezes(added: bool, tmp_path: Path) -> None:
+    class Unfreezes(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone.requires_grad_(False)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)  # it holds what is frozen, and trains it later
+
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.backbone.requires_grad_(True)
+                if added:
+                    self.trainer.optimizers[0].add_param_group({"params": [*self.backbone.named_parameters()]})
+
+    override = wd.OptimizerOverride({"name": "adamw", "fused": False})
+    if added:
+        fit(Unfreezes(), tmp_path, override)  # warnings are errors here
+        return
+    words = r"no optimizer trains.*\n  found: backbone\.0\.weight, backbone\.0\.bias, .*, and 3 more\n  fix: let Masked"
+    with pytest.warns(UserWarning, match=words) as caught:
+        fit(Unfreezes(), tmp_path, override)
+    assert len([one for one in caught if "no optimizer trains" in str(one.message)]) == 1
+
+
+def test_an_interrupted_run_resumes_with_the_override(tmp_path: Path) -> None:
+    whole = BoringNet()
+    fit(whole, tmp_path, wd.OptimizerOverride(ADAMW, "warmup_cosine"))
+    with pytest.raises(CrashError):
+        fit(BoringNet(), tmp_path, wd.OptimizerOverride(ADAMW, "warmup_cosine"), CrashAfter(7, tmp_path / "c.ckpt"))
+    resumed = BoringNet()
+    fit(resumed, tmp_path, wd.OptimizerOverride(ADAMW, "warmup_cosine"), ckpt_path=tmp_path / "c.ckpt")
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+    with pytest.raises(wd.CheckpointMismatchError, match="trained with another decay style"):
+        fit(BoringNet(), tmp_path, wd.OptimizerOverride("adam_l2"), ckpt_path=tmp_path / "c.ckpt")
+
+
+class BoringNet(Net):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Manual(L.LightningModule):
+    """A module with two optimizers, like a GAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.critic = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def configure_optimizers(self) -> Any:
+        optimizers = [torch.optim.Adam(net.parameters()) for net in (self.generator, self.critic)]
+        return optimizers, [torch.optim.lr_scheduler.StepLR(optimizer, 1) for optimizer in optimizers]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for net, optimizer in zip((self.generator, self.critic), self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(net(batch[0]).square().mean())
+            optimizer.step()
+
+
+def test_several_optimizers_need_an_index(tmp_path: Path) -> None:
+    with pytest.raises(wd.ConfigError) as caught:
+        fit(Manual(), tmp_path, wd.OptimizerOverride(ADAMW))
+    assert str(caught.value) == (
+        "OptimizerOverride must be told which optimizer of Manual to replace: the module has 2 optimizers.\n"
+        "  found: 0: Adam, 1: Adam\n"
+        "  fix: write OptimizerOverride(..., index=0), and check that the module's own calls fit the new optimizer"
+    )
+    trainer = fit(Manual(), tmp_path, wd.OptimizerOverride(ADAMW, index=1))
+    assert [type(optimizer).__name__ for optimizer in trainer.optimizers] == ["Adam", "AdamW"]
+    assert groups(trainer, 1) == {"decay": (0.1, ["critic.weight"]), "no_decay": (0.0, ["critic.bias"])}
+    (schedule,) = [entry.scheduler for entry in trainer.lr_scheduler_configs]
+    assert schedule.optimizer is trainer.optimizers[0]  # the replaced optimizer's own schedule is gone
+    with pytest.raises(
+        wd.ConfigError, match=r"index=2\) is out of range for the optimizers of Manual.\n  found: 0: Adam, 1: Adam"
+    ):
+        fit(Manual(), tmp_path, wd.OptimizerOverride(ADAMW, index=2))
+
+
+def test_manual_optimization_needs_an_index(tmp_path: Path) -> None:
+    class One(Manual):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters())
+
+    with pytest.raises(wd.ConfigError, match="the module has manual optimization"):
+        fit(One(), tmp_path, wd.OptimizerOverride(ADAMW))
+
+
+@pytest.mark.parametrize(
+    "configured",
+    [
+        lambda o, s: o,
+        lambda o, s: [o],
+        lambda o, s: {"optimizer": o, "lr_scheduler": {"scheduler": s, "interval": "epoch"}},
+        lambda o, s: [{"optimizer": o, "lr_scheduler": s}],
+        lambda o, s: ([o], [s]),
+        lambda o, s: ([o], [{"scheduler": s, "interval": "step"}]),
+    ],
+    ids=["optimizer", "list", "dict", "list of dicts", "two lists", "two lists of dicts"],
+)
+def test_every_form_that_configure_optimizers_returns(configured: Any, tmp_path: Path) -> None:
+    class Form(BoringModel):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return configured(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+
+    trainer = run(Form(), tmp_path, wd.OptimizerOverride(ADAMW))
+    assert [type(optimizer).__name__ for optimizer in trainer.optimizers] == ["AdamW"]
+    assert trainer.lr_scheduler_configs == []
+
+
+def test_what_cannot_be_replaced_is_refused(tmp_path: Path) -> None:
+    class Nothing(BoringModel):
+        def configure_optimizers(self) -> Any:
+            return None
+
+    class Stray(BoringModel):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([nn.Parameter(torch.ones(1)), *self.parameters()], lr=0.1)
+
+    class Manual(Nothing):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+    with pytest.raises(wd.ConfigError, match=r"Manual\.configure_optimizers returns no optimizer"):
+        run(Manual(), tmp_path, wd.OptimizerOverride(ADAMW))
+    with pytest.raises(wd.ConfigError, match="the SGD of Stray trains 1 tensors that are not parameters of the module"):
+        run(Stray(), tmp_path, wd.OptimizerOverride(ADAMW))
+
+
+def test_all_parameters_are_trained_where_the_module_configures_none(tmp_path: Path) -> None:
+    class Nothing(BoringModel):
+        def configure_optimizers(self) -> Any:
+            return None
+
+    module = Nothing()
+    before = module.layer.weight.detach().clone()
+    (optimizer,) = run(module, tmp_path, wd.OptimizerOverride(ADAMW, "constant")).optimizers
+    names = {group["name"]: group["param_names"] for group in optimizer.param_groups}
+    assert names == {"decay": ["layer.weight"], "no_decay": ["layer.bias"]}
+    assert not torch.equal(before, module.layer.weight)
+
+
+def test_settings_are_checked_before_any_training() -> None:
+    with pytest.raises(wd.ConfigError, match="nearest: 'weight_decay'"):
+        wd.OptimizerOverride({"name": "adamw", "weight_decy": 0.1})
+    with pytest.raises(wd.ConfigError, match="OptimizerConfig is a description of what to build; it cannot be called"):
+        wd.OptimizerOverride(functools.partial(wd.OptimizerConfig, name="adamw"))
+    with pytest.raises(wd.ConfigError, match="nearest: 'constant'"):
+        wd.OptimizerOverride("adamw", "constnt")
+    with pytest.raises(wd.ConfigError, match="index must be a whole number >= 0 but got -1"):
+        wd.OptimizerOverride("adamw", index=-1)
+
+
+def test_a_failed_fit_restores_the_modules_own_method(tmp_path: Path) -> None:
+    class Broken(BoringModel):
+        def configure_model(self) -> None:
+            raise CrashError
+
+    module, override = Broken(), wd.OptimizerOverride(ADAMW)
+    with pytest.raises(CrashError):
+        run(module, tmp_path, override)
+    assert "configure_optimizers" not in vars(module)
+    assert type(module.configure_optimizers()[0][0]).__name__ == "SGD"
+
+
+def test_from_a_hydra_config(tmp_path: Path) -> None:
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create(
+        {
+            "_target_": "lightning_wd.OptimizerOverride",
+            "optimizer": {
+                "_target_": "lightning_wd.OptimizerConfig",
+                "_convert_": "all",
+                **ADAMW,
+                "betas": [0.9, 0.95],
+            },
+            "lr_scheduler": {"name": "constant"},
+        }
+    )
+    trainer = run(BoringModel(), tmp_path, instantiate(node))
+    assert trainer.optimizers[0].param_groups[0]["betas"] == (0.9, 0.95)

@@ -1,0 +1,79 @@
+"""One process, DDP, DDP with accumulation and FSDP2 at the same global batch: same plan, coefficients and weights."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS
+from helpers.ddp import DDP_APP, TORCHRUN, run
+
+EQUALITY, UNUSED = (str(DDP_APP / name) for name in ("equality.py", "unused.py"))
+STEPS_PER_EPOCH = ROWS // GLOBAL_BATCH
+
+pytestmark = pytest.mark.xdist_group("equality")  # one worker makes the results, not each
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("equality")
+    run(folder, [sys.executable, EQUALITY, str(folder), "single"])
+    ways = ["ddp", "ddp_accumulated", "fsdp2"]
+    run(folder, [*TORCHRUN, "--standalone", "--nproc_per_node=2", EQUALITY, str(folder), *ways])
+    return folder
+
+
+def load(results: Path, optimizer: str, way: str, rank: int = 0) -> dict[str, Any]:
+    return torch.load(results / f"{optimizer}-{way}-{rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("way", ["ddp", "ddp_accumulated", "fsdp2"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_two_processes_equal_one(results, optimizer, way):
+    one = load(results, optimizer, "single")
+    for rank in (0, 1):
+        two = load(results, optimizer, way, rank)
+        assert two["steps"] == one["steps"] == EPOCHS * STEPS_PER_EPOCH
+        assert two["groups"] == one["groups"]
+        assert two["plan"] == one["plan"]
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(two["weights"][name], weight, rtol=1e-10, atol=1e-12, msg=f"{name}, rank {rank}")
+
+
+def test_amounts_count_the_optimizer_steps_of_all_processes(results):
+    decays = {name: load(results, name, "ddp")["groups"][0]["weight_decay"] for name in OPTIMIZERS}
+    assert decays["adamw"] == pytest.approx(0.3 / math.sqrt(EPOCHS * STEPS_PER_EPOCH), rel=1e-12)
+    assert decays["sgdw"] == pytest.approx(1 / (0.1 * 5.0 * STEPS_PER_EPOCH), rel=1e-12)
+    assert (decays["adam_l2"], decays["cautious"]) == (0.1, 1.0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_monitor_gives_every_rank_the_same_metrics(results, optimizer):
+    """An EarlyStopping that watches one of them must stop all ranks at the same step."""
+    first, second = (load(results, optimizer, "ddp", rank)["metrics"] for rank in (0, 1))
+    assert "wd/decay/weight_norm" in first
+    assert first == second
+
+
+@pytest.mark.parametrize("way", ["ddp", "ddp_accumulated", "fsdp2"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_monitor_sees_the_whole_of_what_is_divided(results, optimizer, way):
+    """Sharded weights give the norms of one process; fractions and quantiles are of a rank's own part."""
+    one, two = (load(results, optimizer, which)["metrics"] for which in ("single", way))
+    assert one.keys() == two.keys()
+    of_a_part = ("cautious_fraction", "lost_decay", "rounded_away")
+    whole = [key for key in one if way != "fsdp2" or not key.split("/")[2].startswith(of_a_part)]
+    assert {"weight_norm", "grad_norm", "relative_update", "angular_update"} <= {key.split("/")[2] for key in whole}
+    assert {key: two[key] for key in whole} == pytest.approx({key: one[key] for key in whole}, rel=1e-5, abs=1e-9)
+
+
+def test_what_no_rank_uses_does_not_decay_and_what_one_rank_uses_does_on_all(tmp_path):
+    run(tmp_path, [*TORCHRUN, "--standalone", "--nproc_per_node=2", UNUSED, str(tmp_path)])
+    first, second = (torch.load(tmp_path / f"unused-{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, weight in first["after"].items():
+        assert torch.equal(weight, second["after"][name]), name
+        assert torch.equal(weight, first["before"][name]) == name.startswith("parts.none."), name

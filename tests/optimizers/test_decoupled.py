@@ -1,0 +1,210 @@
+"""decoupled(any): the optimizers of torch.optim and others, against the same optimizer with the decay done by hand."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+import lightning_wd as wd
+from lightning_wd.decay import step_fraction
+
+BASES = [
+    getattr(torch.optim, n) for n in ("NAdam", "RAdam", "RMSprop", "Adagrad", "Adamax", "Adadelta", "ASGD", "Rprop")
+]
+BASES += [getattr(torch.optim, n) for n in ("Adafactor", "Muon") if hasattr(torch.optim, n)]
+
+
+class Lion(torch.optim.Optimizer):
+    """A third-party optimizer: no flags, no weight_decay of its own."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, beta: float = 0.9) -> None:
+        super().__init__(params, {"lr": lr, "beta": beta})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                p.sub_(torch.sign(m.lerp(p.grad, 0.1)), alpha=group["lr"])
+                m.lerp_(p.grad, 1 - group["beta"])
+
+
+def start() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64))
+
+
+def gradient(t: int) -> torch.Tensor:
+    return torch.cos(torch.arange(4, dtype=torch.float64) * (t + 1)).reshape(2, 2)
+
+
+@pytest.mark.parametrize("style", ["decoupled", "independent", "constant", "corrected", "none"])
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("base", [*BASES, Lion], ids=lambda c: c.__name__)
+def test_equals_decay_by_hand_then_the_base(base: Any, style: str, cautious: bool) -> None:
+    if base.__name__ == "Adafactor" and not cautious and style != "constant":
+        pytest.skip("its own rule is kept, and scales the update by the weights before the decay")
+    p, q = start(), start()
+    ours = wd.decoupled(base)([p], lr=0.1, weight_decay=0.05, style=style, cautious_wd=cautious)
+    plain = base([q], lr=0.1, **({"weight_decay": 0.0} if base is not Lion and base is not torch.optim.Rprop else {}))
+    for t in range(4):
+        lr = 0.1 / (t + 1)
+        ours.param_groups[0]["lr"] = plain.param_groups[0]["lr"] = lr
+        p.grad, q.grad = gradient(t), gradient(t)
+        ours.step()
+        d = step_fraction(style, weight_decay=0.05, lr=lr, base_lr=0.1)
+        old = q.detach().clone()
+        if not cautious:
+            q.data.sub_(d * old)
+        plain.step()
+        if cautious:
+            agree = (old - q.detach()) * old.sign() >= 0
+            q.data.sub_(d * old * agree)
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+    assert ours.param_groups[0]["weight_decay"] == 0.05
+
+
+@pytest.mark.parametrize("base", [b for b in BASES if b.__name__ not in ("Adafactor", "Muon", "Rprop")])
+def test_style_l2_is_the_base_itself(base: Any) -> None:
+    p, q = start(), start()
+    ours = wd.decoupled(base)([p], lr=0.1, weight_decay=0.05, style="l2")
+    plain = base([q], lr=0.1, weight_decay=0.05)
+    for t in range(3):
+        p.grad, q.grad = gradient(t), gradient(t)
+        ours.step(), plain.step()
+    assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("name", ["Muon", "Adafactor"])
+def test_an_own_decoupled_rule_is_kept(name: str) -> None:
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"this torch has no {name}")
+    base = getattr(torch.optim, name)
+    p, q = start(), start()
+    ours, plain = wd.decoupled(base)([p], lr=0.1, weight_decay=0.05), base([q], lr=0.1, weight_decay=0.05)
+    for t in range(3):
+        p.grad, q.grad = gradient(t), gradient(t)
+        ours.step(), plain.step()
+    assert torch.equal(p, q)
+    with pytest.raises(wd.ConfigError, match=f"{name}W does not do style 'l2'"):
+        wd.decoupled(base)([start()], lr=0.1, style="l2")
+
+
+class OwnNAdam(wd.decoupled(torch.optim.NAdam)):  # type: ignore[misc]
+    """A user's subclass: it pickles as itself, not as the class it comes from."""
+
+
+def test_classes() -> None:
+    assert wd.decoupled(torch.optim.Adam) is wd.AdamW
+    assert wd.decoupled(torch.optim.AdamW) is wd.AdamW
+    assert wd.decoupled(torch.optim.SGD) is wd.SGDW
+    nadamw = wd.decoupled(torch.optim.NAdam)
+    assert wd.decoupled(torch.optim.NAdam) is nadamw
+    assert wd.decoupled(nadamw) is nadamw
+    assert nadamw.__name__ == "NAdamW"
+    assert issubclass(nadamw, torch.optim.NAdam)
+    assert pickle.loads(pickle.dumps(nadamw)) is nadamw
+    assert pickle.loads(pickle.dumps(OwnNAdam)) is OwnNAdam
+    assert type(pickle.loads(pickle.dumps(OwnNAdam([start()], lr=0.1)))) is OwnNAdam
+    assert copy.deepcopy(nadamw) is nadamw
+
+
+def test_the_flag_of_nadam_and_radam_is_absorbed() -> None:
+    for base in (torch.optim.NAdam, torch.optim.RAdam):
+        optimizer = wd.decoupled(base)([start()], lr=0.1, weight_decay=0.1, decoupled_weight_decay=True)
+        assert optimizer.param_groups[0]["style"] == "decoupled"
+        with pytest.raises(wd.ConfigError, match="decoupled_weight_decay=False contradicts style 'decoupled'"):
+            wd.decoupled(base)([start()], lr=0.1, weight_decay=0.1, decoupled_weight_decay=False)
+
+
+def test_a_load_changes_no_group() -> None:
+    a = wd.decoupled(torch.optim.NAdam)([start()], lr=0.1, weight_decay=0.1, style="independent")
+    a.param_groups[0]["params"][0].grad = gradient(0)
+    a.step()
+    b = wd.decoupled(torch.optim.NAdam)([start()], lr=0.1, weight_decay=0.1, style="independent")
+    before = {k: v for k, v in b.param_groups[0].items() if k != "params"}
+    b.load_state_dict(a.state_dict())
+    assert {k: v for k, v in b.param_groups[0].items() if k != "params"} == before
+    with pytest.raises(wd.CheckpointMismatchError, match="another decay style"):
+        wd.decoupled(torch.optim.NAdam)([start()], lr=0.1).load_state_dict(a.state_dict())
+
+
+class SAM(torch.optim.Optimizer):
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def second_step(self) -> None: ...
+
+    def step(self, closure: Any = None) -> Any: ...
+
+
+class ScheduleFree(SAM):
+    second_step = None  # type: ignore[assignment]
+
+    def train(self) -> None: ...
+
+    def eval(self) -> None: ...
+
+
+class Twice(torch.optim.Optimizer):
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> Any:
+        closure()
+        return closure()
+
+
+def test_what_cannot_be_decoupled_says_why() -> None:
+    del ScheduleFree.second_step
+    for base in (torch.optim.LBFGS, SAM):
+        with pytest.raises(
+            wd.ConfigError, match=f"{base.__name__} cannot be decoupled: it evaluates the closure itself"
+        ):
+            wd.decoupled(base)
+    with pytest.raises(wd.ConfigError, match=r"decoupled\(\) takes a torch\.optim.Optimizer class but got 'NAdam'"):
+        wd.decoupled("NAdam")  # type: ignore[arg-type]
+    with pytest.raises(wd.ConfigError, match="TwiceW evaluates the closure more than once in a step"):
+        wd.decoupled(Twice)([start()], lr=0.1).step(lambda: torch.zeros(()))
+    with pytest.raises(wd.ConfigError, match=r"ASGDW has no key 'lambd_'(?s:.*)write lambd, or"):
+        wd.decoupled(torch.optim.ASGD)([start()], lambd_=1.0)
+
+
+class Regression(L.LightningModule):
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = base
+        self.net = torch.nn.Linear(4, 1).double()
+        self.seen: list[torch.Tensor] = []
+
+    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+        self.seen.append(self.net.weight.detach().clone())
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return wd.decoupled(self.base)(self.parameters(), lr=0.1, weight_decay=0.5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning: workers of a data loader, loggers, devices
+@pytest.mark.parametrize("base", [torch.optim.RMSprop, torch.optim.Adam, torch.optim.SGD])
+def test_inside_a_trainer_the_closure_sees_the_undecayed_weights(base: Any) -> None:
+    L.seed_everything(0, verbose=False)
+    module = Regression(base)
+    first = module.net.weight.detach().clone()
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 4).double()), batch_size=2)
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    assert torch.equal(module.seen[0], first)
+    torch.testing.assert_close(module.seen[1], first * 0.95)
+    torch.testing.assert_close(module.net.weight.detach(), first * 0.95**2)

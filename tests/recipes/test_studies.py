@@ -1,0 +1,105 @@
+"""What the studies compute from runs: the cells to compare, intervals, effective decay, the units of a budget."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from data.fashion_small import FashionSmall
+from helpers.real_data import REAL, needs_real_data
+from models.conv_net import ConvNet
+from studies import budgets, finished_runs, lost_decay, schedules
+
+import lightning_wd as wd
+
+FASHION = REAL / "fashion_mnist"
+
+
+@needs_real_data
+def test_the_cells_of_a_sweep_share_images_that_stay_on_the_device() -> None:
+    """On a GPU if there is one, where a batch must not be pinned."""
+    sets = []
+    for _ in range(2):
+        trainer = L.Trainer(
+            devices=1,
+            max_steps=2,
+            limit_val_batches=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        data = FashionSmall(str(FASHION))
+        trainer.fit(ConvNet(optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 1e-2}), data)
+        assert data.train.device.type == trainer.strategy.root_device.type
+        assert (len(data.train), len(data.val)) == (1000, 5000)
+        sets.append(data.read(FASHION, train=True)[0])
+    assert sets[0].data_ptr() == sets[1].data_ptr()
+
+
+def test_schedules_compare_the_common_and_the_best_cells(tmp_path: Path) -> None:
+    """By the mean over seeds: at lr 0.2 the two together are best, 14 + 15; alone adamw at 0.1 and adam_l2 at 0.2."""
+    (tmp_path / "heatmaps").mkdir()
+    rows = ["optimizer,style,unit,lr,amount,seed,error,metric"]
+    for name, cells in {
+        "adamw": {(0.1, 1.0): 13.0, (0.1, 2.0): 20.0, (0.2, 1.0): 19.0, (0.2, 2.0): 14.0, (0.4, 1.0): 12.9 + 5},
+        "adam_l2": {(0.1, 1.0): 17.0, (0.1, 2.0): 18.0, (0.2, 1.0): 15.0, (0.2, 2.0): 16.0, (0.05, 1.0): 19.5},
+        "sgdw": {(0.3, 1.0): 1.0},
+    }.items():
+        rows += [f"{name},x,weight_decay,{lr},{lam},0,{error},test/acc" for (lr, lam), error in cells.items()]
+        # by seed 1 alone the cells at lr 0.4 and 0.05 would win
+        rows += [
+            f"{name},x,weight_decay,{lr},{lam},1,{error + (-1 if lr in (0.05, 0.4) else 4)},test/acc"
+            for (lr, lam), error in cells.items()
+        ]
+    (tmp_path / "heatmaps/heatmap.csv").write_text("\n".join(rows) + "\n")
+    assert schedules.settings(tmp_path / "schedules") == {
+        "common": {"adamw": (0.2, 2.0), "adam_l2": (0.2, 1.0)},
+        "best": {"adamw": (0.1, 1.0), "adam_l2": (0.2, 1.0)},
+    }
+    made = schedules.sweeps(tmp_path, tmp_path / "schedules", False)
+    assert sorted({name.partition("/")[0] for name in made}) == [
+        "adam_l2_lr0.2_wd1.0",
+        "adamw_lr0.1_wd1.0",
+        "adamw_lr0.2_wd2.0",
+    ]
+
+
+def test_intervals_are_students() -> None:
+    mean, half = finished_runs.mean_and_half_width([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(4.303 / math.sqrt(3)))
+    assert math.isnan(finished_runs.mean_and_half_width([1.0, 2.0])[1])
+
+
+def test_the_effective_decay_is_what_a_step_of_adam_removes() -> None:
+    """In a steady state, where the first moment of the penalty's gradient is ``lam * w``, the step removes d_i * w."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    group: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.999), "eps": 1e-8}
+    v_hat, step = torch.tensor([4.0, 1.0, 0.25]), 50
+    scale, fraction = lost_decay.effective_decay({"exp_avg_sq": v_hat * (1 - 0.999**step), "step": step}, group)
+    np.testing.assert_allclose(scale, [2.0, 1.0, 0.5], rtol=1e-6)
+
+    optimizer = wd.AdamW([weight], style="l2", **{key: group[key] for key in ("lr", "weight_decay", "betas", "eps")})
+    before = weight.detach().clone()
+    optimizer.state[weight] = {
+        "step": torch.tensor(float(step - 1)),
+        "exp_avg": 0.1 * before * (1 - 0.9 ** (step - 1)),
+        "exp_avg_sq": v_hat * (1 - 0.999**step),
+    }
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    removed = ((before - weight.detach()) / before).numpy()
+    np.testing.assert_allclose(removed, fraction, rtol=0.01)  # v_hat has moved by one step
+
+
+def test_one_run_in_three_units() -> None:
+    """lam 1e-3 over 400 steps, 20 of them an epoch: 1e-3 * 20 normalized, 1000 steps are 50 epochs."""
+    point = {"steps": 400, "per_epoch": 20}
+    assert budgets._in_unit("raw", 1e-3, point) == 1e-3
+    assert budgets._in_unit("normalized", 1e-3, point) == pytest.approx(0.02)
+    assert budgets._in_unit("timescale_epochs", 1e-3, point) == pytest.approx(50.0)

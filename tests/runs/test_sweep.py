@@ -1,0 +1,177 @@
+"""Sweeps that can be killed: for real on the recipe, at toy size; and the parts of which they are made."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.recipe import ROOT, TRAIN, train, train_here
+from hydra import compose, initialize_config_dir
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from omegaconf import OmegaConf
+
+from lightning_wd.errors import ConfigError
+from lightning_wd.runs.heatmap import read_cells, write_heatmap
+from lightning_wd.runs.sweep import SweepProgress, count_jobs, finished, octaves, skip_finished
+
+TOY = ["callbacks=none", "data.batch_size=256", "trainer.max_epochs=2", "trainer.enable_progress_bar=false"]
+GRID = ["hparams_search=lr_wd_grid", "hparams_search.lr=[-9,-7]", "hparams_search.weight_decay=[-8,-6,2]", *TOY]
+
+
+def cells_done(folder: Path) -> dict[str, float]:
+    """Return when each finished cell's metrics were last written."""
+    found = (path for path in folder.glob("*/metrics.csv") if finished(path.parent))
+    return {path.parent.name: path.stat().st_mtime for path in found}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_runs_only_what_is_missing_and_draws_the_same_heatmap(tmp_path: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    broken = tmp_path / "multirun/lr_wd_grid"
+    with (tmp_path / "out.txt").open("w") as out:
+        process = subprocess.Popen([sys.executable, str(TRAIN), *GRID], cwd=tmp_path, env=env, stdout=out, stderr=out)
+        deadline = time.monotonic() + 200
+        while len(cells_done(broken)) < 2:
+            assert process.poll() is None, (tmp_path / "out.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = cells_done(broken)
+    assert 2 <= len(before) < 6
+    # what a kill in the midst of a cell leaves: rows of training, no test
+    torn = broken / "adamw_decoupled_lr0.0078125_wd0.015625_seed0"
+    assert torn.name not in before
+    torn.mkdir(exist_ok=True)
+    (torn / "metrics.csv").write_text("epoch,step,train/loss\n0,4,9.5\n")
+
+    done = train_here(*GRID, cwd=tmp_path)
+    assert done.stdout.count("finished already:") == len(before)
+    assert f"sweep: {len(before)} cells in multirun/lr_wd_grid are already finished" in done.stdout
+    assert "sweep: 6 of 6 cells done, 0 left" in done.stdout
+    after = cells_done(broken)
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
+    assert "9.5" not in (torn / "metrics.csv").read_text()
+
+    train_here(*GRID, "hydra.sweep.dir=unbroken", cwd=tmp_path)
+    for folder in (broken, tmp_path / "unbroken"):
+        write_heatmap(folder)
+    for name in ("heatmap.csv", "heatmap.png", "heatmap.svg", "separability.csv"):
+        assert (broken / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_cells_in_parallel(tmp_path: Path) -> None:
+    run = [*GRID, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hparams_search.lr=[-8,-8]"]
+    train(*run, cwd=tmp_path)
+    folder = tmp_path / "multirun/lr_wd_grid"
+    assert len(cells_done(folder)) == 2
+    cells, metric, unfinished = read_cells(folder)
+    assert (len(cells), metric, unfinished) == (2, "test/acc", 0)
+
+
+@pytest.mark.slow
+def test_optuna_searches_lr_and_decay(tmp_path: Path) -> None:
+    done = train("hparams_search=lr_wd_optuna", "hydra.sweeper.n_trials=2", *TOY, cwd=tmp_path)
+    assert "sweep: 2 of 2 cells done, 0 left" in done.stdout
+    (result,) = tmp_path.glob("multirun/lr_wd_optuna/*/optimization_results.yaml")
+    best = yaml.safe_load(result.read_text())["best_params"]
+    assert set(best) == {"optimizer.lr", "optimizer.weight_decay"}
+    assert len(read_cells(result.parent)[0]) == 2
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exponents", [[1], [1, 0], [0, 1, 0], ["a", 1], [0, 1, 2, 3], [True, 2]])
+def test_what_is_no_range_of_octaves(exponents: list[object]) -> None:
+    with pytest.raises(ConfigError, match=r"is not a range of exponents\.\n  valid: .*\n  fix: write"):
+        octaves(exponents)  # type: ignore[arg-type]
+
+
+def test_octaves_end_at_the_last_step_inside() -> None:
+    assert octaves([-5, 0, 2]) == "0.03125,0.125,0.5"
+    assert octaves([-1, 0, 0.5]) == "0.5,0.7071067811865476,1.0"
+
+
+def test_a_cell_is_finished_when_its_test_row_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert finished(tmp_path) is None
+    path.write_text("epoch,step,test/acc,val/loss\n0,9,,0.25\n")
+    assert finished(tmp_path) is None
+    path.write_text("epoch,step,test/acc,val/loss\n0,9,,0.25\n0,10,0.8")  # cut: it may have been 0.845
+    assert finished(tmp_path) is None
+    path.write_text("epoch,step,test/acc,val/loss\n0,9,,0.25\n0,10,0.845,\n")
+    assert finished(tmp_path) == {"test/acc": 0.845, "val/loss": 0.25}
+
+
+def test_a_finished_cell_is_skipped_only_for_the_same_config(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,test/acc\n0,10,0.5\n")
+    config = {"optimizer": {"lr": 0.1, "name": "adamw"}, "seed": 0, "hparams_search": {"lr": [-4, -3]}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert skip_finished(tmp_path, config) == {"test/acc": 0.5}
+    assert skip_finished(tmp_path, {**config, "hparams_search": {"lr": [-9, -3]}}) == {"test/acc": 0.5}  # a wider grid
+    with pytest.raises(
+        ConfigError, match=r"found: optimizer\.lr was 0\.1 there and is 0\.2 now\n  fix: give this sweep"
+    ):
+        skip_finished(tmp_path, {"optimizer": {"lr": 0.2, "name": "adamw"}, "seed": 0})
+    with pytest.raises(ConfigError, match="found: extra was None there and is 1 now"):
+        skip_finished(tmp_path, {**config, "extra": 1})
+    with pytest.raises(ConfigError, match=r"found: ckpt_path was None there and is 'a\.ckpt' now"):
+        skip_finished(tmp_path, {**config, "ckpt_path": "a.ckpt"})
+    assert skip_finished(tmp_path, {**config, "ckpt_path": "last"}, resumes=True) == {"test/acc": 0.5}
+    assert (tmp_path / "metrics.csv").exists()
+
+
+def test_a_broken_cell_keeps_its_rows_only_where_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,train/loss\n0,4,0.5\n")
+    assert skip_finished(tmp_path, {}, resumes=True) is None
+    assert path.exists()
+    assert skip_finished(tmp_path, {}) is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("params", "task", "target", "count"),
+    [
+        ({"optimizer.lr": "0.1,0.2,0.3", "seed": "0"}, ["data=digits"], "hydra._internal.x.BasicSweeper", 3),
+        ({}, ["a=range(0,4)", "b=choice(1,2)", "c=[1,2]"], "BasicSweeper", 8),
+        ({}, ["a=1,2"], "someone.elses.Sweeper", None),
+    ],
+)
+def test_jobs_are_counted(params: dict[str, str], task: list[str], target: str, count: int | None) -> None:
+    hydra = {"sweeper": {"_target_": target, "params": params}, "overrides": {"task": task}}
+    assert count_jobs(OmegaConf.create({"hydra": hydra})) == count
+
+
+def test_only_rank_zero_counts_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweeper = {"_target_": "BasicSweeper", "params": {"seed": "1,2"}}
+    hydra = {"sweep": {"dir": str(tmp_path)}, "sweeper": sweeper, "overrides": {"task": []}}
+    config = OmegaConf.create({"hydra": {**hydra, "runtime": {"output_dir": str(tmp_path / "seed1")}}})
+    SweepProgress().on_multirun_start(config)
+    (tmp_path / "seed1").mkdir()
+    (tmp_path / "seed1/metrics.csv").write_text("epoch,step,test/acc\n0,10,0.5\n")
+    for rank in (1, 0):
+        monkeypatch.setattr(rank_zero_only, "rank", rank)
+        SweepProgress().on_job_end(config, None)
+    assert capsys.readouterr().out.startswith("sweep: 1 of 2 cells done, 1 left")
+    assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_grid_composes_with_any_optimizer_and_style() -> None:
+    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+        overrides = ["hparams_search=lr_wd_grid", "optimizer=sgdw", "optimizer/decay=independent"]
+        cfg = compose("train", overrides, return_hydra_config=True)
+    assert cfg.hydra.sweeper.params["optimizer.lr"] == ",".join(str(2.0**k) for k in range(-11, -5))
+    assert cfg.hydra.sweep.subdir == "sgdw_independent_lr0.05_wd0.00025_seed0"
+    assert cfg.skip_finished is True
