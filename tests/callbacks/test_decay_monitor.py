@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.recipe import ROOT
-from helpers.small_run import CrashAfter, CrashError, Net, fit
+from helpers.small_run import CrashAfter, CrashError, Net, TwoOptimizers, fit
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
@@ -497,22 +497,7 @@ def test_history_is_thinned_when_it_grows_long(tmp_path: Path) -> None:
 
 
 def test_two_optimizers_have_different_names(tmp_path: Path) -> None:
-    class Two(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-            self.nets = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
-
-        def configure_optimizers(self) -> Any:
-            return [wd.configure_optimizers(net, "adamw")["optimizer"] for net in self.nets]
-
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            for net, optimizer in zip(self.nets, self.optimizers(), strict=True):
-                optimizer.zero_grad()
-                self.manual_backward(net(batch[0]).square().mean())
-                optimizer.step()
-
-    trainer = fit(Two(), tmp_path, wd.DecayMonitor(1), max_epochs=1)
+    trainer = fit(TwoOptimizers(), tmp_path, wd.DecayMonitor(1), max_epochs=1)
     names = {key.split("/")[1] for key in trainer.callback_metrics if key.startswith("wd/")}
     assert names == {f"optimizer_{i}_{group}" for i in (0, 1) for group in ("decay", "no_decay")}
 

@@ -13,14 +13,13 @@ import lightning as L
 import pytest
 import torch
 from helpers.recipe import ROOT, run_folder, train_here
-from helpers.small_run import CrashAfter, CrashError, DecaysUsed, Net, fit, make_trainer
+from helpers.small_run import CrashAfter, CrashError, DecaysUsed, Net, TwoOptimizers, fit, make_trainer
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor
 from lightning.pytorch.demos.boring_classes import BoringModel
-from torch import nn
 
 import lightning_wd as wd
 from lightning_wd.callbacks import RestartSnapshot
@@ -103,21 +102,11 @@ def test_accumulation_counts_optimizer_steps_not_batches(tmp_path: Path) -> None
 
 
 def test_manual_optimization_counts_each_optimizers_own_steps(tmp_path: Path) -> None:
-    class Two(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-            self.nets = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+    class Two(TwoOptimizers):
+        repeats = (2, 1)
 
         def configure_optimizers(self) -> Any:
             return [torch.optim.AdamW(net.parameters(), weight_decay=0.1 * (i + 1)) for i, net in enumerate(self.nets)]
-
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            for times, net, optimizer in zip((2, 1), self.nets, self.optimizers(), strict=True):
-                for _ in range(times):
-                    optimizer.zero_grad()
-                    self.manual_backward(net(batch[0]).square().mean())
-                    optimizer.step()
 
     record = DecaysUsed()
     fit(Two(), tmp_path, wd.DecaySchedule("linear", end=0.0, total_steps=10), record, max_epochs=1)

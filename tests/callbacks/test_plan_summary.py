@@ -7,10 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from helpers.small_run import CrashAfter, CrashError, Net, fit, make_trainer
+from helpers.small_run import CrashAfter, CrashError, Net, TwoOptimizers, fit, make_trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
@@ -130,22 +129,7 @@ def test_a_module_with_an_optimizer_of_torch_is_shown_by_its_groups(tmp_path: Pa
 
 
 def test_two_optimizers_have_a_plan_each(tmp_path: Path) -> None:
-    class Two(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-            self.nets = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
-
-        def configure_optimizers(self) -> Any:
-            return [wd.configure_optimizers(net, "adamw")["optimizer"] for net in self.nets]
-
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            for net, optimizer in zip(self.nets, self.optimizers(), strict=True):
-                optimizer.zero_grad()
-                self.manual_backward(net(batch[0]).square().mean())
-                optimizer.step()
-
-    fit(Two(), tmp_path, wd.DecayPlanSummary(), max_epochs=1)
+    fit(TwoOptimizers(), tmp_path, wd.DecayPlanSummary(), max_epochs=1)
     plans = plan_of(tmp_path)["optimizers"]
     assert [[row["name"] for row in plan["parameters"]] for plan in plans] == [["weight", "bias"]] * 2
     assert plans[0]["total_steps"] is None  # manual optimization: the trainer cannot know

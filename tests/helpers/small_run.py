@@ -50,6 +50,27 @@ class Net(L.LightningModule):
         return wd.configure_optimizers(self, *self.wanted)
 
 
+class TwoOptimizers(L.LightningModule):
+    """Two Linears under manual optimization, an optimizer each, which steps `repeats` times a batch."""
+
+    repeats = (1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.nets = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for times, net, optimizer in zip(self.repeats, self.nets, self.optimizers(), strict=True):
+            for _ in range(times):
+                optimizer.zero_grad()
+                self.manual_backward(net(batch[0]).square().mean())
+                optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [wd.configure_optimizers(net, "adamw")["optimizer"] for net in self.nets]
+
+
 class DecaysUsed(L.Callback):
     """The weight_decay of every group at the moment each step reads it."""
 
