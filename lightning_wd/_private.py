@@ -104,12 +104,16 @@ NAMES: dict[str, _Name] = {
 
 _PACKAGES = {"hydra": "hydra-core", "lightning_fabric": "pytorch-lightning"}  # where the two names differ
 
-# Private methods we override: (module, class, method). If one is renamed, our override is silently unused.
+# Private methods and attributes of library classes that our subclasses override or set: (module, class, name). If one
+# is renamed, ours is silently unused.
 OVERRIDDEN = (
     ("lightning.pytorch.strategies", "DDPStrategy", "_configure_launcher"),
     ("lightning.pytorch.strategies", "ModelParallelStrategy", "_configure_launcher"),
+    ("lightning.pytorch.strategies", "Strategy", "_launcher"),
     ("lightning.pytorch.loggers.csv_logs", "ExperimentWriter", "_check_log_dir_exists"),
     ("lightning.pytorch.loggers.csv_logs", "ExperimentWriter", "_rewrite_with_new_header"),
+    ("lightning.pytorch.loggers", "CSVLogger", "_experiment"),
+    ("torch.optim.lr_scheduler", "LRScheduler", "_last_lr"),
 )
 
 

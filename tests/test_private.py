@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import json
 import os
+import pkgutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import version
@@ -22,6 +25,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
+import lightning_wd as wd
 from lightning_wd import _private
 from lightning_wd._private import NAMES, OVERRIDDEN
 
@@ -36,9 +40,41 @@ def test_the_installed_versions_have_it(name: str, caplog: pytest.LogCaptureFixt
     assert _private.missing(name) == []
 
 
-@pytest.mark.parametrize(("module", "cls", "method"), OVERRIDDEN)
-def test_the_methods_that_we_override_exist(module: str, cls: str, method: str) -> None:
-    assert callable(getattr(getattr(import_module(module), cls), method))
+@pytest.mark.parametrize(("module", "cls", "name"), OVERRIDDEN)
+def test_what_we_override_exists(module: str, cls: str, name: str) -> None:
+    mro = getattr(import_module(module), cls).__mro__
+    assert any(name in private_names_of(base) for base in mro)
+
+
+def test_nothing_else_of_a_library_class_is_overridden() -> None:
+    """Our subclasses neither use nor hide, by accident, a private name of the library's class."""
+    listed = {name for _, _, name in OVERRIDDEN}
+    found = []
+    for info in pkgutil.walk_packages(wd.__path__, "lightning_wd."):
+        for cls in vars(import_module(info.name)).values():
+            if not isinstance(cls, type) or cls.__module__ != info.name:
+                continue
+            for base in cls.__mro__[1:]:
+                if base.__module__.startswith(
+                    ("torch", "lightning.", "lightning_fabric", "pytorch_lightning", "hydra")
+                ):
+                    shared = private_names_of(cls) & private_names_of(base) - listed
+                    found += [f"{cls.__qualname__} and {base.__qualname__}: {name}" for name in sorted(shared)]
+    assert found == []
+
+
+@functools.cache
+def private_names_of(cls: type) -> frozenset[str]:
+    """Return the private names that the body of a class defines, or that its methods take from ``self``."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):  # a class made while running
+        return frozenset()
+    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+            names.add(node.attr)
+    return frozenset(name for name in names if name.startswith("_") and not name.startswith("__"))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +222,7 @@ WITHOUT = """
 import importlib, json, logging, os, pkgutil, sys, tempfile
 import lightning.pytorch, lightning_wd, torch
 import hydra, matplotlib.figure, rich.table, torch._dynamo, torch._inductor.codecache  # once, not in each fork
+import lightning_wd as wd
 from lightning_wd import _private
 from torch import nn
 
