@@ -20,8 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["OVERRIDDEN", "current_job", "forget_loader", "fsdp1_pieces", "logged_step", "own_modules", "own_parameters"]
-
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # decorators keep the type of what they decorate
@@ -103,18 +101,6 @@ NAMES: dict[str, _Name] = {
 }
 
 _PACKAGES = {"hydra": "hydra-core", "lightning_fabric": "pytorch-lightning"}  # where the two names differ
-
-# Private methods and attributes of library classes that our subclasses override or set: (module, class, name). If one
-# is renamed, ours is silently unused.
-OVERRIDDEN = (
-    ("lightning.pytorch.strategies", "DDPStrategy", "_configure_launcher"),
-    ("lightning.pytorch.strategies", "ModelParallelStrategy", "_configure_launcher"),
-    ("lightning.pytorch.strategies", "Strategy", "_launcher"),
-    ("lightning.pytorch.loggers.csv_logs", "ExperimentWriter", "_check_log_dir_exists"),
-    ("lightning.pytorch.loggers.csv_logs", "ExperimentWriter", "_rewrite_with_new_header"),
-    ("lightning.pytorch.loggers", "CSVLogger", "_experiment"),
-    ("torch.optim.lr_scheduler", "LRScheduler", "_last_lr"),
-)
 
 
 def __getattr__(name: str) -> Any:

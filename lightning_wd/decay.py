@@ -65,14 +65,9 @@ ALIASES = {
 def step_fraction(style: str, *, weight_decay: Any, lr: Any, base_lr: float) -> Any:
     """Return ``d_t``, the fraction of the old weights that one step removes.
 
-    The equation of each style stands in the table of this module. The arguments may be floats or 0-dim tensors; only
-    arithmetic is done with them.
-
-    Args:
-        style: one of :data:`STYLES`. ``l2`` and ``none`` remove nothing themselves.
-        weight_decay: ``lam >= 0`` in the unit of the style.
-        lr: ``lr_t``, the learning rate of this step.
-        base_lr: ``lr0``, the peak learning rate of the group. At 0, ``independent`` and ``corrected`` remove nothing.
+    The table of this module has the equations: ``weight_decay`` is ``lam`` in the unit of the style, ``lr`` is ``lr_t``
+    and ``base_lr`` is ``lr0``; floats or 0-dim tensors. ``l2`` and ``none`` remove nothing themselves, and at
+    ``base_lr=0`` neither do ``independent`` and ``corrected``.
 
     >>> step_fraction("decoupled", weight_decay=0.1, lr=0.005, base_lr=0.01)
     0.0005
@@ -89,17 +84,10 @@ def step_fraction(style: str, *, weight_decay: Any, lr: Any, base_lr: float) -> 
 def kernel_coefficient(style: str, *, weight_decay: Any, lr: Any, base_lr: float) -> Any:
     """Return ``d_t / lr_t``: what to hand to a kernel that multiplies its coefficient by the learning rate.
 
-    It never divides by ``lr_t``, which is 0 at the start of a warm-up. ``constant`` has no such coefficient (it decays
-    at ``lr_t = 0`` too), so it is refused here.
-
-    Args:
-        style: one of :data:`STYLES` except ``constant``. For ``l2`` and ``none`` it is 0.
-        weight_decay: ``lam >= 0`` in the unit of the style.
-        lr: ``lr_t``, the learning rate of this step.
-        base_lr: ``lr0``, the peak learning rate of the group.
+    It takes what :func:`step_fraction` takes, and never divides by ``lr_t``, which is 0 when a warm-up starts.
 
     Raises:
-        ConfigError: the style is ``constant`` or unknown.
+        ConfigError: the style is unknown, or ``constant``, which has no such coefficient: it decays at rate 0 too.
 
     >>> kernel_coefficient("independent", weight_decay=0.5, lr=0.0, base_lr=0.25)
     2.0
@@ -212,8 +200,7 @@ class Decay:
 
         Args:
             lr: ``lr0``, the peak learning rate.
-            total_steps: optimizer steps of the whole run at the global batch; needed by ``normalized`` and
-                ``timescale_runs``.
+            total_steps: optimizer steps of the run (global batches); needed by ``normalized`` and ``timescale_runs``.
             steps_per_epoch: optimizer steps of one epoch; needed by ``timescale_epochs``.
 
         Raises:
@@ -281,10 +268,7 @@ def convert(
 def peak_equal(weight_decay: float, *, from_: str, to: str, lr: float) -> float:
     """Return the coefficient of style ``to`` that removes as much at the peak as ``weight_decay`` of style ``from_``.
 
-    Both are decoupled styles. Nothing is checked here.
-
-    Raises:
-        ConfigError: ``lr`` is 0 where the result depends on it.
+    Both are decoupled styles. Nothing is checked here but an ``lr`` of 0, where the result depends on it.
     """
     mine, theirs = ("decoupled" if style in _LR_COUPLED else "independent" for style in (from_, to))
     return weight_decay if mine == theirs else _convert(weight_decay, mine, theirs, lr, None, None, None)
@@ -309,10 +293,9 @@ def _convert(
             return lr
         if unit == "sgd_l2":
             return lr / (1.0 - _needed("momentum", momentum, unit, "the optimizer's momentum, 0 for plain SGD"))
-        if unit == "timescale_epochs":
-            steps = number("steps_per_epoch", _needed("steps_per_epoch", steps_per_epoch, unit), exclusive=True)
-            return float(1.0 / steps)
-        steps = number("total_steps", _needed("total_steps", total_steps, unit), exclusive=True)
+        epochs = unit == "timescale_epochs"
+        name, known = ("steps_per_epoch", steps_per_epoch) if epochs else ("total_steps", total_steps)
+        steps = number(name, _needed(name, known, unit), exclusive=True)
         return float(1.0 / (math.sqrt(steps) if unit == "normalized" else steps))
 
     fraction = scale(from_) / value if from_ in _TIMESCALES else scale(from_) * value
@@ -343,14 +326,10 @@ def all_units(
     total_steps: int | None = None,
     steps_per_epoch: float | None = None,
 ) -> dict[str, float]:
-    """Return one amount of decay in every unit that is known here, at the peak learning rate.
+    """Return one amount of decay in every unit that is known here, at the peak learning rate ``lr``.
 
-    Args:
-        style: a decoupled style, the unit of ``weight_decay``. ``l2`` and ``none`` have no other unit.
-        weight_decay: ``lam >= 0``.
-        lr: ``lr0``, the peak learning rate.
-        total_steps: optimizer steps of the run; adds ``normalized`` and ``timescale_runs`` (in whole runs).
-        steps_per_epoch: optimizer steps of an epoch; adds ``timescale_epochs``.
+    ``style`` is the unit of ``weight_decay``; ``l2`` has no other. Of optimizer steps, ``total_steps`` of the run add
+    ``normalized`` and ``timescale_runs`` (in whole runs), ``steps_per_epoch`` add ``timescale_epochs``.
 
     >>> all_units("decoupled", 0.1, lr=1e-3, total_steps=10_000)["timescale_runs"]
     1.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "listed",
     "nearest",
     "number",
+    "warn",
 ]
 
 
@@ -71,14 +73,9 @@ def explain(
     nearest: str | None = None,
     fix: str,
 ) -> str:
-    """Build a message: the problem, then one indented line for each part that is known.
+    """Build a message: the problem in one sentence, then an indented line for each part that is known.
 
-    Args:
-        problem: one sentence that names the culprit.
-        found: what was found in its place.
-        valid: the valid values, as text or as names to list.
-        nearest: the valid name closest to the culprit; a quoted one may have more text behind it.
-        fix: what to type instead.
+    ``nearest`` is put in quotes unless it begins with one.
 
     >>> print(explain("name 'adamx' is unknown.", valid=["adamw", "sgdw"], nearest="adamw", fix="write adamw"))
     name 'adamx' is unknown.
@@ -90,6 +87,11 @@ def explain(
     quoted = nearest if nearest is None or nearest.startswith("'") else f"'{nearest}'"
     parts = {"found": found, "valid": names, "nearest": quoted, "fix": fix}
     return "\n  ".join([problem, *(f"{part}: {text}" for part, text in parts.items() if text is not None)])
+
+
+def warn(problem: str, *, stacklevel: int = 2, **parts: Any) -> None:
+    """Warn with a message that :func:`explain` builds; ``stacklevel`` counts from the caller, as in ``warnings``."""
+    warnings.warn(explain(problem, **parts), UserWarning, stacklevel=stacklevel + 1)
 
 
 def listed(names: Iterable[object], limit: int = 5) -> str:
@@ -116,16 +118,8 @@ def number(
 ) -> float:
     """Return ``value`` as a float (an int where ``whole``), or raise an error that says what is valid.
 
-    Args:
-        name: how the user knows the value, for the message.
-        value: anything; a bool, a string, NaN and (unless ``infinite``) inf are refused.
-        minimum: the smallest valid value.
-        exclusive: whether the minimum itself is refused.
-        below: every valid value is smaller than this.
-        at_most: the largest valid value.
-        infinite: whether inf is valid.
-        whole: whether only whole numbers are valid.
-        error: the class to raise.
+    A bool, a string, NaN and (unless ``infinite``) inf are refused; ``exclusive`` refuses the minimum itself. ``name``
+    is how the user knows the value.
 
     >>> number("optimizer.lr", 1e-3)
     0.001
@@ -172,12 +166,7 @@ def choice(
 ) -> str:
     """Return ``value`` if it is one of the valid names, or raise an error that lists them.
 
-    Args:
-        name: how the user knows the value, for the message.
-        value: anything.
-        valid: the valid names.
-        aliases: names that other libraries use, in lower case -> what to write here.
-        error: the class to raise.
+    ``aliases`` says what to write for names of other libraries, which it has in lower case.
 
     >>> choice("optimizer.on_resume", "cofnig", ["checkpoint", "config", "error"])
     Traceback (most recent call last):
@@ -220,16 +209,10 @@ def keys(
     aliases: Mapping[str, str] | None = None,
     error: type[ExplainedError] = ConfigError,
 ) -> None:
-    """Raise an error for the first key that is not valid.
+    """Raise an error for the first key that is not valid; ``what`` says whose keys they are.
 
-    Args:
-        what: whose keys they are, for the message.
-        mapping: the keys.
-        valid: the valid keys.
-        typed: how the user types a key, with ``{}`` for its name: ``optimizer.decay.{}``.
-        renamed: keys of other versions or libraries -> their name here.
-        aliases: keys of other libraries that are no key here -> what to write instead.
-        error: the class to raise.
+    ``typed`` is how the user types a key, with ``{}`` for its name. ``renamed`` gives keys of other versions and
+    libraries their name here, and ``aliases`` says what to write for those that are no key here.
 
     >>> keys("optimizer.decay", ["stile"], ["style", "cautious"], typed="optimizer.decay.{}")
     Traceback (most recent call last):

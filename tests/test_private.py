@@ -27,8 +27,19 @@ from torch import Tensor, nn
 
 import lightning_wd as wd
 from lightning_wd import _private
-from lightning_wd._private import NAMES, OVERRIDDEN
+from lightning_wd._private import NAMES
 
+# Private methods and attributes of library classes that our subclasses override or set: (module, class, name). If one
+# is renamed, ours is silently unused.
+OVERRIDDEN = (
+    ("lightning.pytorch.strategies", "DDPStrategy", "_configure_launcher"),
+    ("lightning.pytorch.strategies", "ModelParallelStrategy", "_configure_launcher"),
+    ("lightning.pytorch.strategies", "Strategy", "_launcher"),
+    ("lightning.pytorch.loggers.csv_logs", "ExperimentWriter", "_check_log_dir_exists"),
+    ("lightning.pytorch.loggers.csv_logs", "ExperimentWriter", "_rewrite_with_new_header"),
+    ("lightning.pytorch.loggers", "CSVLogger", "_experiment"),
+    ("torch.optim.lr_scheduler", "LRScheduler", "_last_lr"),
+)
 LIBRARIES = ("torch", "lightning", "pytorch_lightning", "hydra", "omegaconf")
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_wd.callbacks.restart_snapshot import restarts_of
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.errors import ConfigError, choice, number
-from lightning_wd.optimizers.checkpoint import settle
+from lightning_wd.optimizers.checkpoint import Difference, settle
 from lightning_wd.optimizers.param_groups import as_float, group_names, peak_lr
 
 __all__ = ["DecaySchedule"]
@@ -75,6 +75,8 @@ class DecaySchedule(L.Callback):
         Caron et al., DINO, https://arxiv.org/abs/2104.14294;
         Loshchilov & Hutter, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101.
     """
+
+    schedules_decay = True  # what configure_optimizers asks a trainer's callbacks
 
     def __init__(
         self,
@@ -235,15 +237,17 @@ class DecaySchedule(L.Callback):
         # Older versions did not save the values of a function.
         saved = {"values": configured["values"], **state["schedule"], "total_steps": state["total_steps"]}
         differ = [key for key in configured if saved[key] != configured[key]]
-        function = {"shape", "values"} & {*differ} and "function" in (saved["shape"], configured["shape"])
-        configured_holds = settle(
-            "DecaySchedule",
-            [f"{key} is {saved[key]!r} in the checkpoint, {configured[key]!r} configured" for key in differ],
-            next((rule for rule in ("error", "config") if rule in rules), "checkpoint"),
-            lost="a checkpoint does not contain a function" if function else "",
-            fix="pass the shape of the resumed run",
-        )
-        if not differ or configured_holds:
+        lost = ("a checkpoint does not contain a function", "pass the shape of the resumed run")
+        function = "function" in (saved["shape"], configured["shape"])
+        differences = [
+            Difference(
+                f"{key} is {saved[key]!r} in the checkpoint, {configured[key]!r} configured",
+                *(lost if function and key in ("shape", "values") else ()),
+            )
+            for key in differ
+        ]
+        rule = next((rule for rule in ("error", "config") if rule in rules), "checkpoint")
+        if settle("DecaySchedule", differences, rule) or not differ:
             return
         self._total = saved["total_steps"]
         if differ != ["total_steps"]:

@@ -15,15 +15,10 @@ __all__ = ["Budget", "run_steps"]
 
 
 class Budget:
-    """The optimizer steps of a run and of an epoch, at the global batch, read from the trainer when first needed.
+    """The optimizer steps of a run and of an epoch, at the global batch: the caller's, else the trainer's.
 
-    World size, gradient accumulation, ``limit_train_batches`` and ``max_steps`` count, through
-    ``trainer.estimated_stepping_batches``. What the caller gives wins.
-
-    Args:
-        module: the module that is configured; its trainer is asked where it has one.
-        total_steps: optimizer steps of the whole run, a whole number > 0.
-        steps_per_epoch: optimizer steps of one epoch, > 0.
+    The trainer is asked when they are first needed. World size, gradient accumulation, ``limit_train_batches`` and
+    ``max_steps`` count, through ``trainer.estimated_stepping_batches``.
     """
 
     def __init__(self, module: Any, total_steps: int | None = None, steps_per_epoch: float | None = None) -> None:
@@ -54,18 +49,13 @@ class Budget:
         return self._per_epoch
 
     def _trainer(self, needed_by: str) -> Any:
-        why = _why_unknown(self._module)
-        if why:
+        if why := _why_unknown(self._module):
             raise _unknown(needed_by, why)
         return attached_trainer(self._module)
 
 
 def run_steps(trainer: Any) -> tuple[int | None, int | None]:
-    """Return the optimizer steps of the whole run and of an epoch; None where the trainer does not know them.
-
-    Args:
-        trainer: its fit has begun.
-    """
+    """Return the optimizer steps of the whole run and of an epoch; None where a fitting trainer does not know them."""
     if _why_unknown(trainer.lightning_module):
         return None, None
     return _total(trainer), _per_epoch(trainer)

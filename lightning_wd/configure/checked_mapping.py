@@ -12,7 +12,7 @@ import yaml
 
 from lightning_wd.errors import ConfigError, keys
 
-__all__ = ["CheckedMapping", "as_keywords", "checked_mapping"]
+__all__ = ["CheckedMapping", "as_keywords", "checked_mapping", "from_omegaconf"]
 
 
 class CheckedMapping(dict[str, Any]):
@@ -77,12 +77,17 @@ class CheckedMapping(dict[str, Any]):
         )
 
 
-def _represent_plain(dumper: Any, config: CheckedMapping) -> Any:
-    return dumper.represent_dict(dict(config))
-
-
 for _dumper in (yaml.Dumper, yaml.SafeDumper):
-    yaml.add_multi_representer(CheckedMapping, _represent_plain, Dumper=_dumper)
+    yaml.add_multi_representer(CheckedMapping, lambda dumper, config: dumper.represent_dict({**config}), Dumper=_dumper)
+
+
+def from_omegaconf(value: Any) -> Any:
+    """Return an OmegaConf container as a dict or list, and anything else as it is."""
+    if type(value).__module__.partition(".")[0] != "omegaconf":
+        return value
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(value, resolve=True)
 
 
 def as_keywords(cls: type[CheckedMapping], value: object, what: str) -> dict[str, Any]:
@@ -92,16 +97,10 @@ def as_keywords(cls: type[CheckedMapping], value: object, what: str) -> dict[str
     """
     if value is None:
         return {}
-    if type(value).__module__.partition(".")[0] == "omegaconf":
-        from omegaconf import OmegaConf
-
-        value = OmegaConf.to_container(value, resolve=True)
-    if isinstance(value, str):
-        value = {"name": value}
+    value = {"name": value} if isinstance(value, str) else from_omegaconf(value)
     if isinstance(value, functools.partial):
-        cls.refuse_call(
-            f"a partial of {getattr(value.func, '__module__', '')}.{getattr(value.func, '__qualname__', '')}"
-        )
+        made = value.func
+        cls.refuse_call(f"a partial of {getattr(made, '__module__', '')}.{getattr(made, '__qualname__', '')}")
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"{what} must be a {cls.__name__} or a mapping but got {type(value).__name__}.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +9,11 @@ import torch
 
 from lightning_wd._private import attached_trainer
 from lightning_wd.configure.budget import Budget
+from lightning_wd.configure.checked_mapping import from_omegaconf
 from lightning_wd.configure.lr_scheduler import ScheduleRequest
 from lightning_wd.configure.optimizer_config import OPTIMIZERS, OptimizerConfig
 from lightning_wd.decay import Decay
-from lightning_wd.errors import ConfigError, MaskError, explain, number
+from lightning_wd.errors import ConfigError, MaskError, number, warn
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.layers import output_parameters
 from lightning_wd.mask.module_tree import walk
@@ -119,7 +119,7 @@ def _build(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, coe
 
 
 def _steps_needed(decay: Decay, budget: Budget) -> tuple[int | None, float | None]:
-    """Return the steps of the run and of an epoch, each only if the amount needs it."""
+    """Return the steps of the run and of an epoch, each only where the amount needs it."""
     total = next((name for name in ("normalized", "timescale_runs") if getattr(decay, name) is not None), None)
     return (
         None if total is None else budget.total_steps(f"optimizer.decay.{total}"),
@@ -134,22 +134,17 @@ def _make_hyperparameters_plain(module: torch.nn.Module, *given: Any) -> None:
     """
     kept: Any = getattr(module, "hparams", None)
     for key, value in list(kept.items()) if isinstance(kept, dict) else []:
-        if type(value).__module__.partition(".")[0] == "omegaconf" and any(value is one for one in given):
-            from omegaconf import OmegaConf
-
-            kept[key] = OmegaConf.to_container(value, resolve=True)
+        if any(value is one for one in given):
+            kept[key] = from_omegaconf(value)
 
 
 def _warn_of_one_budget_for_all_cycles(module: torch.nn.Module) -> None:
     callbacks = getattr(attached_trainer(module), "callbacks", [])
-    if not any(type(callback).__name__ == "DecaySchedule" for callback in callbacks):
-        warnings.warn(
-            explain(
-                "optimizer.decay.normalized is computed for the whole run, but cosine_restarts needs it per cycle.",
-                valid="lam_norm / sqrt(steps of the current cycle), restarting with each cycle (1711.05101, App. B.2)",
-                fix="add callbacks=decay_restarts (DecaySchedule(shape='restarts'))",
-            ),
-            UserWarning,
+    if not any(getattr(callback, "schedules_decay", False) for callback in callbacks):
+        warn(
+            "optimizer.decay.normalized is computed for the whole run, but cosine_restarts needs it per cycle.",
+            valid="lam_norm / sqrt(steps of the current cycle), restarting with each cycle (1711.05101, App. B.2)",
+            fix="add callbacks=decay_restarts (DecaySchedule(shape='restarts'))",
             stacklevel=3,
         )
 

@@ -31,10 +31,9 @@ def unfreeze(
     A group has the run's peak learning rate times the mask's multiplier, at the schedule's present point.
 
     Args:
-        optimizer: it does not hold the parameters.
+        optimizer, module: the module holds the parameters, the optimizer does not yet.
         schedulers: those of the run; the ones that drive the optimizer get an entry for each new group.
-        module: holds the parameters.
-        names: theirs, without prefixes of wrappers.
+        names: of the parameters, without prefixes of wrappers.
         mask: splits them; None is the mask of the optimizer's configuration, else ``standard``.
         epoch: ends the names of the groups: ``decay_epoch_3``.
     """
@@ -69,8 +68,7 @@ def unfreeze(
 def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
     """Return the peak learning rate and the weight decay that a group with wd_mult = lr_mult = 1 has in this run.
 
-    ``plan`` is the one that made the optimizer's groups. Without one, the first group has this learning rate, and the
-    first group that decays has this weight decay.
+    Without the plan that made the groups they are those of the first group, and of the first that decays.
     """
     lr, weight_decay = optimizer.defaults["lr"], optimizer.defaults.get("weight_decay", 0.0)
     if plan is None:
@@ -83,23 +81,17 @@ def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, flo
             if id(row.param) in groups and not row.settings
         ]
     lr = next((peak_lr(group) / factor for factor, _, group in known if factor), lr)
-    for _, factor, group in known:
-        amount = group.get("base_weight_decay", group.get("weight_decay"))
-        if factor and amount:
-            weight_decay = as_float(amount) / factor
-            break
+    amounts = [(group.get("base_weight_decay", group.get("weight_decay")), factor) for _, factor, group in known]
+    weight_decay = next((as_float(amount) / factor for amount, factor in amounts if amount and factor), weight_decay)
     return as_float(lr), as_float(weight_decay)
 
 
 def _fit(group: dict[str, Any], first: dict[str, Any], ours: bool) -> None:
     """Give a new group the first group's position in the schedule."""
     ratio = _ratio(group, first)
-    for key in ("lr", "initial_lr", "max_lr", "min_lr"):
-        if key in first:
-            group[key] = as_float(first[key]) * ratio
-    for key in ("momentum", "betas", "base_momentum", "max_momentum"):  # a schedule may drive these too
-        if key in first:
-            group[key] = first[key]
+    rates, others = ("lr", "initial_lr", "max_lr", "min_lr"), ("momentum", "betas", "base_momentum", "max_momentum")
+    group |= {key: as_float(first[key]) * ratio for key in rates if key in first}
+    group |= {key: first[key] for key in others if key in first}  # a schedule may drive these too
     if not ours:
         del group["base_lr"]
         group.pop("style", None)

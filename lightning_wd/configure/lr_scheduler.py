@@ -16,13 +16,12 @@ from lightning_wd import schedules
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, choice, flag, keys, nearest, number
-from lightning_wd.optimizers.checkpoint import settle
+from lightning_wd.optimizers.checkpoint import Difference, settle
 
 __all__ = ["LRSchedule", "LRSchedulerConfig", "ScheduleRequest"]
 
 _NEED_CODE = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
 LIGHTNING_KEYS = ("interval", "frequency", "monitor", "strict")
-
 
 # shape -> its settings with their defaults; steps are whole numbers, or fractions of the run below 1
 SHAPES: dict[str, dict[str, float]] = {
@@ -33,9 +32,7 @@ SHAPES: dict[str, dict[str, float]] = {
     "wsd": {"warmup_steps": 0.05, "decay_steps": 0.2, "min_lr_factor": 0.0},
 }
 _RENAMED = {"warmup": "warmup_steps"}
-_ALIASES = dict.fromkeys(
-    ("eta_min", "min_lr"), "write lr_scheduler.min_lr_factor, a factor of lr: the lowest rate / lr"
-)
+_ALIASES = dict.fromkeys(("eta_min", "min_lr"), "write lr_scheduler.min_lr_factor, a factor of lr: lowest rate / lr")
 
 
 class LRSchedulerConfig(CheckedMapping):
@@ -114,8 +111,7 @@ class LRSchedule(LRScheduler):
 
     def eta(self, t: int) -> float:
         """Return the multiplier of the peak learning rate after ``t`` completed steps."""
-        function: Callable[..., float] = getattr(schedules, self.shape)
-        return function(t, **self.settings)
+        return float(getattr(schedules, self.shape)(t, **self.settings))
 
     def cycle(self, t: int) -> tuple[int, float, float]:
         """Return the index, first step and length of the cycle of ``cosine_restarts`` that holds step ``t``."""
@@ -185,23 +181,13 @@ def _built_as(state: Mapping[str, Any], unknown: str) -> str:
 
 def _settle(optimizer: torch.optim.Optimizer, theirs: str, ours: str, *, same_class: bool) -> bool:
     """Return whether the configured schedule is used, as ``on_resume`` says where it is not the checkpoint's."""
-    return settle(
-        "the learning-rate schedule",
-        [] if theirs == ours else [f"{theirs} in the checkpoint, {ours} configured"],
-        getattr(optimizer, "on_resume", "checkpoint"),
-        lost="" if same_class else "the checkpoint's is of another class",
-        fix="write lr_scheduler as it was",
-    )
+    lost = ("", "") if same_class else ("the checkpoint's is of another class", "write lr_scheduler as it was")
+    differences = [Difference(f"{theirs} in the checkpoint, {ours} configured", *lost)] if theirs != ours else []
+    return settle("the learning-rate schedule", differences, getattr(optimizer, "on_resume", "checkpoint"))
 
 
 def _check_on_load(scheduler: LRScheduler, keywords: Mapping[str, Any]) -> None:
-    """Let a scheduler of torch compare what it loads with its class and plain settings.
-
-    >>> step = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)], lr=1.0), 3)
-    >>> _check_on_load(step, {"step_size": 3})
-    >>> type(step).__name__, step.state_dict()["described"]
-    ('StepLR', 'StepLR(step_size=3)')
-    """
+    """Let a scheduler of torch compare what it loads with its class and plain settings: ``StepLR(step_size=3)``."""
     cls = type(scheduler)
     plain = {k: v for k, v in sorted(keywords.items()) if isinstance(v, (bool, int, float, str, list, tuple))}
     described = f"{cls.__name__}({', '.join(f'{key}={value!r}' for key, value in plain.items())})"
@@ -276,7 +262,7 @@ class ScheduleRequest:
             if isinstance(keywords.get("base_lr"), (int, float)):  # CyclicLR's foot
                 keywords["base_lr"] = [keywords["base_lr"] * multiplier for multiplier in multipliers]
         if make is OneCycleLR and not {"total_steps", "epochs", "steps_per_epoch"} & keywords.keys():
-            keywords["total_steps"] = _total(budget, f"lr_scheduler {name}", self.lightning)
+            keywords["total_steps"] = _schedule_steps(budget, f"lr_scheduler {name}", self.lightning)
         try:
             scheduler = make(optimizer, **keywords)
         except ConfigError:
@@ -309,15 +295,15 @@ def _check_lightning(mapping: Mapping[str, Any]) -> None:
         )
 
 
-def _unit(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> float:
+def _interval(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> float:
     """Return how many optimizer steps lie between two steps of the schedule."""
     interval = budget.steps_per_epoch(needed_by) if lightning.get("interval") == "epoch" else 1
     return float(interval * lightning.get("frequency", 1))
 
 
-def _total(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> int:
+def _schedule_steps(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> int:
     """Return how many steps the schedule takes in the whole run."""
-    return max(1, round(budget.total_steps(needed_by) / _unit(budget, needed_by, lightning)))
+    return max(1, round(budget.total_steps(needed_by) / _interval(budget, needed_by, lightning)))
 
 
 def _resolve_shape(
@@ -328,14 +314,15 @@ def _resolve_shape(
     resolved: dict[str, float] = {}
     for key, value in settings.items():
         if key == "first_cycle_epochs":
-            steps = value * budget.steps_per_epoch(needed_by) / _unit(budget, needed_by, lightning)
+            steps = value * budget.steps_per_epoch(needed_by) / _interval(budget, needed_by, lightning)
             resolved["first_cycle_steps"] = max(1, round(steps))
         elif key.endswith("_steps"):
-            resolved[key] = round(value * _total(budget, needed_by, lightning)) if 0 < value < 1 else int(value)
+            part = 0 < value < 1
+            resolved[key] = round(value * _schedule_steps(budget, needed_by, lightning)) if part else int(value)
         else:
             resolved[key] = float(value)
     if "total_steps" in inspect.signature(getattr(schedules, shape)).parameters:
-        total = resolved["total_steps"] = _total(budget, needed_by, lightning)
+        total = resolved["total_steps"] = _schedule_steps(budget, needed_by, lightning)
         used = resolved["warmup_steps"] + resolved.get("decay_steps", 0)
         if used > total:
             warnings.warn(
@@ -349,11 +336,8 @@ def _resolve_shape(
 
 def scheduler_class(name: str) -> type[LRScheduler]:
     """Return a class of ``torch.optim.lr_scheduler`` by name or dotted path; nothing else is ever imported."""
-    classes = {
-        key: value
-        for key, value in vars(torch.optim.lr_scheduler).items()
-        if isinstance(value, type) and issubclass(value, LRScheduler) and not key.startswith("_")
-    }
+    public = {key: value for key, value in vars(torch.optim.lr_scheduler).items() if not key.startswith("_")}
+    classes = {key: cls for key, cls in public.items() if isinstance(cls, type) and issubclass(cls, LRScheduler)}
     leaf = str(name).removeprefix("torch.optim.lr_scheduler.")
     if leaf not in classes or leaf in _NEED_CODE:
         close = nearest(leaf, [*SHAPES, *classes])

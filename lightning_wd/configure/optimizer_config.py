@@ -60,7 +60,8 @@ _TYPED["weight_decay"] = "optimizer.weight_decay"
 _RENAMED = {"wd": "weight_decay", "learning_rate": "lr", "beta1": "betas", "beta2": "betas"}
 _RENAMED |= {name: f"decay.{name}" for name in _DECAY_KEYS} | {"cautious_wd": "decay.cautious"}
 _ALIASES = {**ALIASES, "decoupled": "write optimizer/decay=decoupled, or optimizer.decay.style=decoupled"}
-_OF_DECAY = dict.fromkeys(("weight_decay", "wd"), "write optimizer.weight_decay: the amount, in the unit of the style")
+_AMOUNT = "write optimizer.weight_decay: the amount, in the unit of the style"
+_DECAY_NAMES = {"renamed": {"cautious_wd": "cautious"}, "aliases": {"weight_decay": _AMOUNT, "wd": _AMOUNT}}
 
 # The default amount of each style in its own unit; `conf/optimizer/decay/*.yaml` say the same (a test holds it).
 TYPICAL: dict[str, dict[str, float]] = {
@@ -143,10 +144,7 @@ class OptimizerConfig(CheckedMapping):
         **hyperparameters: Any,
     ) -> None:
         family = OPTIMIZERS[choice("optimizer.name", name, OPTIMIZERS)]
-        given = {} if decay is None else decay
-        given = checked_mapping(
-            "optimizer.decay", given, _DECAY_KEYS, renamed={"cautious_wd": "cautious"}, aliases=_OF_DECAY
-        )
+        given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
         amounts = self.decay = _decay(weight_decay, given, family.typical)
         _check_style_of(name, amounts.style)
@@ -175,9 +173,8 @@ def _decay(weight_decay: Any, given: Mapping[str, Any], family: str) -> Decay:
     typical = checked_mapping("optimizer.decay.typical", given.get("typical") or {}, _TYPICAL_KEYS)
     typed = _TYPED
     if weight_decay is None and not set(AMOUNTS).intersection(values) and given["style"] != "none":
-        weight_decay = typical.get(family)
-        if weight_decay is None:
-            weight_decay = TYPICAL.get(str(given["style"]), {}).get(family, 0.0)
+        own = TYPICAL.get(str(given["style"]), {}).get(family, 0.0)
+        weight_decay = own if typical.get(family) is None else typical[family]
         typed = {**typed, "weight_decay": f"optimizer.decay.typical.{family}"}
     return Decay(**values, weight_decay=weight_decay, typed=typed)
 

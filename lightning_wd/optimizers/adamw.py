@@ -22,14 +22,13 @@ from lightning_wd._private import (
     get_scalar_dtype,
 )
 from lightning_wd.decay import kernel_coefficient
-from lightning_wd.optimizers.base import KernelStep, without_style
-from lightning_wd.optimizers.compiled import adam_pass, run_pass
+from lightning_wd.optimizers.base import KernelStep, OnlyL2, without_style
+from lightning_wd.optimizers.compiled import adam_pass, kinds_of, run_pass
 from lightning_wd.optimizers.kernels import (
     Part,
     Work,
     add_penalty,
     choose_kernels,
-    kinds_in,
     prefers_fused,
     step_with_decay,
 )
@@ -41,9 +40,7 @@ class AdamStep(KernelStep):
     """The step of Adam in every decay style, on torch's own kernels; mixed into torch's Adam and AdamW."""
 
     default_weight_decay: ClassVar[float] = 1e-2
-    state_keys: ClassVar[frozenset[str] | None] = frozenset(
-        ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "kahan")
-    )
+    state_keys: ClassVar[frozenset[str] | None] = frozenset("step exp_avg exp_avg_sq max_exp_avg_sq kahan".split())
     plain_style: ClassVar[str | None] = None  # Adam's and AdamW's states before torch 2.7 look the same
 
     def __init__(
@@ -91,7 +88,7 @@ class AdamStep(KernelStep):
             has_complex |= p.is_complex()
             state = self.state[p]
             if fused is None and (not state or state["step"].device != p.device):
-                fused = prefers_fused(group, kinds_in([q for q in group["params"] if q.grad is not None]))
+                fused = prefers_fused(group, kinds_of([q for q in group["params"] if q.grad is not None]))
             if not state:
                 if group["fused"]:
                     device_dtype_check_for_fused(p)
@@ -123,9 +120,6 @@ class AdamStep(KernelStep):
     def _update(self, group: dict[str, Any], columns: list[list[Tensor]], has_complex: bool, part: Part) -> None:
         """Run torch's kernel on some tensors of a group, with the decay inside the kernel where possible."""
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = columns
-        if part.compiled:
-            self._update_compiled(group, columns)
-            return
         coefficient, functional = in_kernel(group)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if group["kahan"] and group["style"] == "l2":
@@ -165,7 +159,6 @@ class AdamStep(KernelStep):
         )
 
     def _update_compiled(self, group: dict[str, Any], columns: list[list[Tensor]]) -> None:
-        """Run the compiled pass on some tensors of a group."""
         *tensors, steps = columns
         beta1, beta2 = group["betas"]
         penalty = group["style"] == "l2"
@@ -199,7 +192,7 @@ def in_kernel(group: dict[str, Any]) -> tuple[Any, Callable[..., None]]:
     return None if outside else coefficient, adamw
 
 
-class AdamL2(AdamStep, torch.optim.Adam):
+class AdamL2(OnlyL2, AdamStep, torch.optim.Adam):
     r"""torch's Adam, whose ``weight_decay`` is an L2 penalty ``lam/2 * ||w||^2`` added to the loss.
 
     .. math::
@@ -227,11 +220,7 @@ class AdamL2(AdamStep, torch.optim.Adam):
         Loshchilov & Hutter, Decoupled Weight Decay Regularization, Alg. 2, pink, https://arxiv.org/abs/1711.05101.
     """
 
-    styles: ClassVar[tuple[str, ...]] = ("l2",)
     __signature__ = without_style(AdamStep)
-
-    def __init__(self, params: ParamsT, *args: Any, style: str = "l2", **settings: Any) -> None:
-        super().__init__(params, *args, style=style, **settings)  # another style is refused, by each group
 
 
 class AdamW(AdamStep, torch.optim.AdamW):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -19,16 +18,15 @@ from lightning_wd._private import (
     use_grad_for_differentiable,
 )
 from lightning_wd.decay import ALIASES, STYLES, step_fraction
-from lightning_wd.errors import ConfigError, choice, explain, flag, keys, number
+from lightning_wd.errors import ConfigError, choice, flag, keys, number, warn
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint
 from lightning_wd.optimizers.compiled import check_compiler
 from lightning_wd.optimizers.kernels import Part, Work
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
 
-__all__ = ["DecayGroups", "KernelStep", "check_decoupled", "without_style"]
+__all__ = ["DecayGroups", "KernelStep", "OnlyL2", "check_decoupled", "without_style"]
 
 _RENAMED = {"cautious": "cautious_wd", "muon": "use_muon"}  # old keywords and group keys -> their names
-
 _NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
 _NUMBERS = ("lr", "eps", "momentum", "weight_decay", "base_lr")
 _FLAGS = ("cautious_wd", "kahan", "use_muon", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
@@ -95,8 +93,7 @@ class DecayGroups(Optimizer):
         """Add a group, as torch does; its ``base_lr`` is its own ``lr`` unless given.
 
         Raises:
-            ConfigError: an unknown key, a value out of range, a group without parameters, or a style whose amount is
-                missing.
+            ConfigError: an unknown key, a value out of range, no parameters, or no amount where the style needs one.
         """
         if "_settings" in vars(self):  # Optimizer.__init__ has made `defaults` and adds its first group
             self.defaults.update(vars(self).pop("_settings"))
@@ -142,11 +139,12 @@ class DecayGroups(Optimizer):
             group["decoupled_weight_decay"] = style != "l2"
         group["base_weight_decay"] = as_float(group["weight_decay"])
         if (fraction := peak_fraction(group)) >= 1:
-            _warn(
+            warn(
                 f"a step of {label} decays weights by d_t = {fraction:.3g} of themselves: 1 erases "
                 "them, more flips their sign.",
                 found=f"style={style}, weight_decay={group['base_weight_decay']!r}, base_lr={group['base_lr']!r}",
                 fix="lower weight_decay, or check which unit the style wants",
+                stacklevel=3,
             )
 
     def _check_together(self, style: str, group: dict[str, Any], settings: dict[str, Any], label: str) -> None:
@@ -191,11 +189,15 @@ class DecayGroups(Optimizer):
             for dtype in {p.dtype for p in group["params"] if p.is_floating_point()}:
                 half_step = torch.finfo(dtype).eps / 4  # the smallest relative change that can move a weight
                 if 0 < fraction < half_step:
-                    _warn(
+                    fixes = ["write kahan=True"] if "kahan" in inspect.signature(type(self)).parameters else []
+                    if dtype.itemsize < 4:
+                        fixes += ["keep the weights in float32 (Lightning: precision=bf16-mixed)"]
+                    warn(
                         f"the decay of {group_label(group, index)} is lost in {str(dtype).removeprefix('torch.')}: "
                         f"a step removes d_t = {fraction:.3g} of a weight, less than the dtype's half step "
                         f"{half_step:.3g}, so the weight rounds back.",
-                        fix="write kahan=True, or keep the weights in float32 (Lightning: precision=bf16-mixed)",
+                        fix=", or ".join([*fixes, "write a larger weight_decay, or 0"]),
+                        stacklevel=3,
                     )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -226,12 +228,8 @@ class DecayGroups(Optimizer):
             CheckpointMismatchError: the state is of another optimizer, of other groups or parameters, or (unless
                 :attr:`on_resume` is "config") of another decay style.
         """
-
-        def fit(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
-            return fit_checkpoint(self, adapted)
-
         # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
-        handle = self.register_load_state_dict_pre_hook(fit)
+        handle = self.register_load_state_dict_pre_hook(lambda _, adapted: fit_checkpoint(self, adapted))
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -251,11 +249,10 @@ class DecayGroups(Optimizer):
 
     def _fraction(self, group: dict[str, Any]) -> Any:
         """Return ``d_t`` of a group for this step."""
-        if group["style"] == "constant" and self._initialising:
+        style, lam = group["style"], group["weight_decay"]
+        if style == "constant" and self._initialising:
             return 0.0
-        return step_fraction(
-            group["style"], weight_decay=group["weight_decay"], lr=group["lr"], base_lr=group["base_lr"]
-        )
+        return step_fraction(style, weight_decay=lam, lr=group["lr"], base_lr=group["base_lr"])
 
     def _run_closure(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
@@ -269,10 +266,7 @@ class KernelStep(DecayGroups):
 
     @use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Do one step; the closure, if any, runs first, before any weight changes.
-
-        Args:
-            closure: evaluates the model again and returns the loss.
+        """Do one step; the closure, if any, runs first and returns the loss, before any weight changes.
 
         Raises:
             ConfigError: ``fused=True`` on a parameter whose layout differs from its gradient's.
@@ -285,7 +279,10 @@ class KernelStep(DecayGroups):
         # All groups are checked before any is changed.
         for group, columns, special, parts in [self._collect(*item) for item in enumerate(self.param_groups)]:
             for part in parts:
-                self._update(group, part.take(columns), special, part)
+                if part.compiled:
+                    self._update_compiled(group, part.take(columns))
+                else:
+                    self._update(group, part.take(columns), special, part)
         return loss
 
     def _collect(self, index: int, group: dict[str, Any]) -> Work:
@@ -293,6 +290,18 @@ class KernelStep(DecayGroups):
 
     def _update(self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part) -> None:
         raise NotImplementedError
+
+    def _update_compiled(self, group: dict[str, Any], columns: list[list[Any]]) -> None:
+        raise NotImplementedError
+
+
+class OnlyL2(DecayGroups):
+    """Mixin of a class whose groups are all of style ``l2``."""
+
+    styles: ClassVar[tuple[str, ...]] = ("l2",)
+
+    def __init__(self, params: Any, *args: Any, **settings: Any) -> None:
+        super().__init__(params, *args, **{"style": "l2", **settings})  # each group refuses another style
 
 
 def check_decoupled(flag: Any, style: str, of: str = "") -> None:
@@ -320,7 +329,3 @@ def _all_l2(params: Any, style: str) -> bool:
     if isinstance(params, (list, tuple)) and params and isinstance(params[0], dict):
         return all(isinstance(group, dict) and group.get("style", style) == "l2" for group in params)
     return params is not None and style == "l2"
-
-
-def _warn(problem: str, **parts: str) -> None:
-    warnings.warn(explain(problem, **parts), UserWarning, stacklevel=4)

@@ -3,15 +3,14 @@
 torch matches groups by position and size alone. It lets AdamW's state turn Adam into AdamW, lets reordered groups swap
 their decay, and lets a checkpoint's decay replace the configured one, all in silence.
 
-Three things resume: the optimizer, the learning-rate schedule and a DecaySchedule. Each compares its own state with its
-own settings, and :func:`settle` decides for all three whether the checkpoint or the configuration wins.
+Three things resume: the optimizer, the learning-rate schedule and the decay schedule. Each compares its own state with
+its own settings, and :func:`settle` decides for all three whether the checkpoint or the configuration wins.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.errors import CheckpointMismatchError, explain, listed
+from lightning_wd.errors import CheckpointMismatchError, listed, warn
 from lightning_wd.optimizers.param_groups import group_label, peak_lr
 
-__all__ = ["ON_RESUME", "fit_checkpoint", "settle"]
+__all__ = ["ON_RESUME", "Difference", "fit_checkpoint", "settle"]
 
 ON_RESUME = ("checkpoint", "config", "error")
 
@@ -35,43 +34,44 @@ _DAMAGED = "the checkpoint is damaged or was edited: load another one"
 _REBUILD = "build the model, the mask and the optimizer as they were when the checkpoint was saved"
 
 
-def settle(what: str, differences: Sequence[str], on_resume: str, *, lost: str = "", fix: str = "") -> bool:
+class Difference(NamedTuple):
+    """A setting on which the checkpoint and the configuration differ."""
+
+    line: str
+    lost: str = ""  # why the checkpoint's side cannot be used; '' where it can
+    fix: str = ""  # how to have the checkpoint's side again, where ``on_resume`` does not choose it
+
+
+def settle(what: str, differences: Sequence[Difference], on_resume: str) -> bool:
     """Decide whether the checkpoint or the configuration wins where they differ; return True for the configuration.
 
-    Args:
-        what: whose settings they are, for the message.
-        differences: one line for each setting that differs; none: nothing is said.
-        on_resume: at a difference, ``checkpoint`` warns and uses the checkpoint's settings, or raises where it cannot;
-            ``config`` warns and uses the configured ones; ``error`` raises.
-        lost: why the checkpoint's side cannot be used; '' where it can.
-        fix: how to configure the checkpoint's side again, where it is lost.
-
-    Raises:
-        CheckpointMismatchError: a difference under ``error``, or a lost one under ``checkpoint``.
+    ``checkpoint`` warns and uses the checkpoint's settings, or raises where one is lost; ``config`` warns and uses the
+    configured ones; ``error`` raises. Without a difference nothing is said.
 
     >>> settle("the schedule", [], "config")
     True
-    >>> settle("the schedule", ["warmup_steps is 10 in the checkpoint, 5 configured"], "error")
+    >>> settle("the schedule", [Difference("warmup_steps is 10 in the checkpoint, 5 configured")], "error")
     Traceback (most recent call last):
     ...
     lightning_wd.errors.CheckpointMismatchError: the schedule: the checkpoint and the configuration differ.
       found: warmup_steps is 10 in the checkpoint, 5 configured
-      fix: write on_resume=config to use the configured values, or on_resume=checkpoint to use the checkpoint's
+      fix: write on_resume=config to use the configured values, or write on_resume=checkpoint to use the checkpoint's
     """
     configured = on_resume == "config"
     if not differences:
         return configured
-    problem, found = f"{what}: the checkpoint and the configuration differ", "; ".join(differences)
+    problem = f"{what}: the checkpoint and the configuration differ"
+    found = "; ".join(difference.line for difference in differences)
+    lost = next((difference.lost for difference in differences if difference.lost), "")
     use_config = "write on_resume=config to use the configured values"
-    use_checkpoint = (fix or "configure it as it was") if lost else "on_resume=checkpoint to use the checkpoint's"
+    fixes = [difference.fix for difference in differences]
+    choose = [] if all(fixes) else ["write on_resume=checkpoint to use the checkpoint's"]
+    use_checkpoint = " and ".join([*dict.fromkeys(filter(None, fixes)), *choose])
     if not configured and (lost or on_resume == "error"):
         problem += f", and {lost}" if lost else ""
         raise CheckpointMismatchError(f"{problem}.", found=found, fix=f"{use_config}, or {use_checkpoint}")
-    side, advice = "checkpoint's", use_config
-    if configured:
-        side, advice = "configured", use_checkpoint if lost else f"write {use_checkpoint}"
-    text = explain(f"{problem}; the {side} values are used.", found=found, fix=advice)
-    warnings.warn(text, UserWarning, stacklevel=3)
+    side, advice = ("configured", use_checkpoint) if configured else ("checkpoint's", use_config)
+    warn(f"{problem}; the {side} values are used.", found=found, fix=advice, stacklevel=3)
     return configured
 
 
@@ -86,9 +86,7 @@ class _Pair(NamedTuple):
 def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return a state dict that is safe to load, with the settings it lacks filled in from the optimizer's groups.
 
-    Args:
-        optimizer: the :class:`~lightning_wd.optimizers.base.DecayGroups` that loads; it is not changed.
-        state_dict: what it is asked to load; it is not changed.
+    Neither argument is changed.
 
     Raises:
         CheckpointMismatchError: another optimizer, group or parameter; another decay style, or a learning-rate schedule
@@ -117,10 +115,7 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
             filled["lr"] = mine["lr"]
         differences += [switch, *found]
         groups.append(filled)
-    # The checkpoint's side of a switched style or schedule is refused, so only the old configuration has it.
-    kept = optimizer.on_resume == "config" and (rescheduled or any(switched))
-    lost = "the checkpoint's side is refused" if kept else ""
-    settle(f"the settings of {type(optimizer).__name__}", [*filter(None, differences)], optimizer.on_resume, lost=lost)
+    settle(f"the settings of {type(optimizer).__name__}", [*filter(None, differences)], optimizer.on_resume)
     return {**state_dict, "param_groups": groups}
 
 
@@ -208,10 +203,7 @@ def _check_values(optimizer: Any, pairs: Iterable[_Pair]) -> None:
         for key, value in theirs.items():
             like = mine.get(key, 0.0 if key in _NOT_NEGATIVE else None)
             if key not in ("params", "name", "param_names") and not _is_like(key, value, like):
-                problem, valid = (
-                    f"{key} of {label} has a value that no optimizer saves.",
-                    f"a value like {like!r}",
-                )
+                problem, valid = f"{key} of {label} has a value that no optimizer saves.", f"a value like {like!r}"
                 _refuse(optimizer, problem, found=f"{key}={value!r}", valid=valid, fix=_DAMAGED)
 
 
@@ -269,8 +261,8 @@ def _is_state(name: str, value: Any) -> bool:
 # --- where do the settings differ? --------------------------------------------------------------------------------
 
 
-def _style_difference(optimizer: Any, pair: _Pair) -> str:
-    """Return a line where the saved group had another decay style and the configured one holds; refuse it elsewhere.
+def _style_difference(optimizer: Any, pair: _Pair) -> Difference | None:
+    """Return a difference where the saved group had another decay style and the configured one holds, else refuse it.
 
     The configured style wins under ``on_resume="config"``, or when the state names no style.
     """
@@ -280,41 +272,43 @@ def _style_difference(optimizer: Any, pair: _Pair) -> str:
         style = "decoupled" if theirs["decoupled_weight_decay"] else "l2"
     if style is None and optimizer.plain_style == "l2":
         if configured == "l2" or not theirs.get("weight_decay"):
-            return ""
-        return (
+            return None
+        return Difference(
             f"{label}: weight_decay is an L2 penalty of {theirs['weight_decay']!r} in the checkpoint of a plain "
-            f"optimizer; style {configured!r} keeps {mine['weight_decay']!r}"
+            f"optimizer; style {configured!r} keeps {mine['weight_decay']!r}",
+            fix=f"write style='l2' and weight_decay={theirs['weight_decay']!r}",
         )
     style = style or optimizer.plain_style
     if style == configured or (style is None and configured in _KINDS):
-        return ""
+        return None
     if style is None:
-        found = "a state of torch.optim.Adam or AdamW before torch 2.7, so style 'l2' or 'decoupled'"
+        found, old = "a state of torch.optim.Adam or AdamW before torch 2.7, so style 'l2' or 'decoupled'", ""
     else:
         found = f"style {style!r}" + (f" ({_KINDS[style]})" if style in _KINDS else "")
+        old = f"write style={style!r} to continue that run{' (AdamL2 or SGDL2)' * (style == 'l2')}"
     if optimizer.on_resume == "config":
         amounts = f"{theirs.get('weight_decay')!r} in the checkpoint, {configured!r} with {mine['weight_decay']!r}"
-        return f"{label}: {found} with weight_decay {amounts} in the configuration"
+        line = f"{label}: {found} with weight_decay {amounts} in the configuration"
+        return Difference(line, fix=old or "write the style that the run had")
     fix = "to switch on purpose, write on_resume=config, with weight_decay from lightning_wd.convert; the moments stay"
-    if style is not None:
-        fix = f"write style={style!r} to continue that run{' (AdamL2 or SGDL2)' * (style == 'l2')}; {fix}"
+    fix = f"{old}; {fix}" if old else fix
     problem = f"{label} was trained with another decay style."
     _refuse(optimizer, problem, found=f"{found} in the checkpoint, style {configured!r} in the configuration", fix=fix)
 
 
-def _schedule_difference(optimizer: Any, pair: _Pair) -> str:
-    """Return a line where only one side has a learning-rate schedule, which Lightning would drop or start in silence.
+def _schedule_difference(optimizer: Any, pair: _Pair) -> Difference | None:
+    """Return a difference where one side alone has a learning-rate schedule: Lightning would drop or start it silently.
 
     Schedulers leave ``initial_lr`` in a group. A schedule compares its own settings when it loads its state. Only an
     optimizer made by :func:`lightning_wd.configure_optimizers` is known to have its schedule already.
     """
     here, there = "initial_lr" in pair.mine, "initial_lr" in pair.theirs
     if here == there or "base_lr" not in pair.theirs or not hasattr(optimizer, "decay_config"):
-        return ""
+        return None
     ours, theirs = (("no lr_scheduler", "an lr_scheduler")[side] for side in (here, there))
     found = f"{theirs} in the checkpoint, {ours} in the configuration"
     if optimizer.on_resume == "config":
-        return found
+        return Difference(found, fix="write lr_scheduler as it was")
     fix = "write lr_scheduler as it was, or on_resume=config to start with the configured learning rate"
     _refuse(optimizer, f"the run had {theirs}.", found=found, fix=fix)
 
@@ -326,12 +320,13 @@ def _compared(optimizer: Any, saved: dict[str, Any]) -> list[str]:
     return ["base_lr", "base_weight_decay", "cautious_wd", "kahan", *own]
 
 
-def _differences(pair: _Pair, saved: dict[str, Any], keys: list[str]) -> list[str]:
-    """Return one line for each configured setting that differs."""
+def _differences(pair: _Pair, saved: dict[str, Any], keys: list[str]) -> list[Difference]:
+    """Return the configured settings that differ."""
     shown = {"base_lr": "lr (base_lr)", "base_weight_decay": "weight_decay"}
     label, mine, _ = pair
+    line = "{}: {} is {!r} in the checkpoint, {!r} in the configuration"
     return [
-        f"{label}: {shown.get(key, key)} is {saved[key]!r} in the checkpoint, {mine[key]!r} in the configuration"
+        Difference(line.format(label, shown.get(key, key), saved[key], mine[key]))
         for key in keys
         if key in mine and key in saved and _plain(mine[key]) != _plain(saved[key])
     ]

@@ -1,13 +1,12 @@
 """The whole step in one pass over memory: every weight, gradient and state is read once and written once.
 
-There are two paths, and :func:`run_pass` chooses:
+- Plain float32 and float64 weights on a CPU are stepped by one C++ call, :func:`_run_native`, compiled in seconds.
+- All others (CUDA, 16 bits) go through torch.compile, :func:`_run_graphs`, in half a minute. A graph takes 24, 6 or 1
+  flat views of any length, and every number as a tensor: three graphs serve all tensors of a dtype, and neither a new
+  learning rate nor a parameter without a gradient compiles again. Small tensors stay on the eager kernels, where a
+  second pass over memory is cheap.
 
-- Plain float32 and float64 weights on a CPU are stepped by one C++ call, :func:`_run_native`. It is compiled in seconds
-  and cached on disk by Inductor.
-- All others (CUDA, 16 bits) go through torch.compile, :func:`_run_graphs`. A graph takes 24, 6 or 1 flat views of any
-  length, and every number as a tensor. So three graphs serve all tensors of a dtype, and neither a new learning rate
-  nor a parameter without a gradient compiles again. They compile in half a minute and are cached on disk too. Small
-  tensors stay on the eager kernels here: their second pass over memory is cheap.
+Inductor caches both on disk.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ __all__ = ["adam_pass", "check_compiler", "compiles", "is_native", "kind_of", "k
 
 _Pass = Callable[..., None]
 _Columns = Sequence[Sequence[Tensor]]  # lists of one length, a tensor for each weight, or empty ones
+_Flags = dict[str, bool]  # which terms a pass has
 
 MIN_NUMEL = 2**18  # a graph's call costs more than it saves on smaller tensors
 _CHUNKS = (24, 6, 1)  # tensors of one graph: more of them compile longer (24: 20 s), fewer mean more calls
@@ -48,11 +48,14 @@ def is_native(p: Tensor) -> bool:
     return type(p) in (torch.nn.Parameter, Tensor) and p.is_cpu and p.dtype in _TYPES
 
 
-def kinds_of(params: Sequence[Tensor]) -> list[Tensor]:
-    """Return one tensor of each class, device and dtype: asking each of 1,000 small tensors costs time."""
+def kinds_of(params: Sequence[Tensor]) -> dict[Any, Tensor]:
+    """Return a tensor of each class, device and dtype: asking each of 1,000 small tensors costs time.
+
+    torch.compile cannot trace that: while it traces, each tensor counts as a kind.
+    """
     if torch.compiler.is_compiling():
-        return list(params)
-    return list(dict(zip(map(kind_of, params), params, strict=True)).values())
+        return dict(enumerate(params))
+    return dict(zip(map(kind_of, params), params, strict=True))
 
 
 def check_compiler(device_types: set[str]) -> None:
@@ -81,23 +84,20 @@ def _no_compiler(error: Exception) -> ConfigError:
 def run_pass(function: _Pass, columns: _Columns, per_tensor: Tensor, numbers: Sequence[Any], **flags: bool) -> None:
     """Run :func:`adam_pass` or :func:`sgd_pass` compiled, on tensors that are dense, each in the layout of its weight.
 
-    Args:
-        function: the pass.
-        columns, per_tensor, numbers: as it wants them; the numbers may be floats or 0-dim tensors.
-        flags: which terms the pass has; each combination is compiled on its own.
+    The numbers may be floats or 0-dim tensors. Each combination of flags is compiled on its own.
 
     Raises:
         ConfigError: torch.compile cannot make code here.
     """
     kinds = kinds_of(columns[0])
-    for kind in kinds:
+    for kind, sample in kinds.items():
         part, rows = columns, per_tensor
         if len(kinds) > 1:
-            indices = [i for i, p in enumerate(columns[0]) if kind_of(p) == kind_of(kind)]
+            indices = [i for i, p in enumerate(columns[0]) if kind_of(p) == kind]
             part, rows = [[c[i] for i in indices] if c else [] for c in columns], per_tensor[indices]
-        run = _run_native if is_native(kind) else _run_graphs
+        run = _run_native if is_native(sample) else _run_graphs
         try:
-            run(function, part, rows.to(kind.device), numbers, flags)
+            run(function, part, rows.to(sample.device), numbers, flags)
         except Exception as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise _no_compiler(error) from error
@@ -105,7 +105,6 @@ def run_pass(function: _Pass, columns: _Columns, per_tensor: Tensor, numbers: Se
 
 
 # --- one C++ call ---------------------------------------------------------------------------------------------------
-
 
 _BEGIN = r"""
 #include <cmath>
@@ -173,9 +172,7 @@ _SGD = r"""
 """
 
 
-def _run_native(
-    function: _Pass, columns: _Columns, rows: Tensor, numbers: Sequence[Any], flags: dict[str, bool]
-) -> None:
+def _run_native(function: _Pass, columns: _Columns, rows: Tensor, numbers: Sequence[Any], flags: _Flags) -> None:
     """Run a pass as one C++ call, on weights of one dtype."""
     params = columns[0]
     step = _library(function, _TYPES[params[0].dtype], *flags.items()).step
@@ -222,11 +219,8 @@ def adam_pass(
 ) -> None:
     """Do one step of Adam on lists of weights, gradients, both moments and (amsgrad) the second moment's maximum.
 
-    Args:
-        columns: the lists, each with one tensor per weight.
-        per_tensor: for each weight its step size ``lr / (1 - b1^t)`` and ``sqrt(1 - b2^t)``; shape (n, 2).
-        numbers: ``1 - b1, b2, 1 - b2, eps, d_t, lam``; ``lam`` is an L2 penalty's.
-        amsgrad, maximize, penalty, cautious: which terms the step has.
+    ``per_tensor`` holds ``lr / (1 - b1^t)`` and ``sqrt(1 - b2^t)`` of each weight, in shape (n, 2); ``numbers`` are
+    ``1 - b1, b2, 1 - b2, eps, d_t, lam``, the last of an L2 penalty.
     """
     c1, b2, c2, eps, d, lam = numbers.unbind()
     params, grads, exp_avgs, exp_avg_sqs = columns[:4]
@@ -261,10 +255,7 @@ def sgd_pass(
 ) -> None:
     """Do one step of SGD on lists of weights, gradients and (momentum) buffers that exist already.
 
-    Args:
-        columns: the lists, each with one tensor per weight; ``per_tensor`` is not used.
-        numbers: ``lr_t, mu, 1 - dampening, d_t, lam``; ``lam`` is an L2 penalty's.
-        momentum, nesterov, maximize, penalty, cautious: which terms the step has.
+    ``numbers`` are ``lr_t, mu, 1 - dampening, d_t, lam``, the last of an L2 penalty; ``per_tensor`` is not used.
     """
     lr, mu, c, d, lam = numbers.unbind()
     params, grads = columns[:2]
@@ -282,9 +273,7 @@ def sgd_pass(
         p.copy_(w - lr * u - d * old)
 
 
-def _run_graphs(
-    function: _Pass, columns: _Columns, rows: Tensor, numbers: Sequence[Any], flags: dict[str, bool]
-) -> None:
+def _run_graphs(function: _Pass, columns: _Columns, rows: Tensor, numbers: Sequence[Any], flags: _Flags) -> None:
     """Run a pass through torch.compile, on weights of one dtype."""
     op = torch.float64 if columns[0][0].dtype == torch.float64 else torch.float32
     scalars = torch.stack([torch.as_tensor(n, dtype=op, device=rows.device) for n in numbers])

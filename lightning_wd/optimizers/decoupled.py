@@ -20,11 +20,7 @@ from lightning_wd.optimizers.sgdw import SGDW
 
 __all__ = ["decoupled"]
 
-_OURS: dict[type[Optimizer], type[Optimizer]] = {
-    torch.optim.Adam: AdamW,
-    torch.optim.AdamW: AdamW,
-    torch.optim.SGD: SGDW,
-}
+_READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW, torch.optim.SGD: SGDW}
 # Their own weight_decay is decoupled already: their rule stays, and takes the coefficient of the style.
 _OWN_RULE = tuple(getattr(torch.optim, name) for name in ("Muon", "Adafactor") if hasattr(torch.optim, name))
 
@@ -51,10 +47,7 @@ class _Decoupled(DecayGroups):
         super().__init__(*bound.args, **bound.kwargs)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Run the closure on the weights as they are, then the decay, then the base optimizer's step.
-
-        Args:
-            closure: evaluates the model and returns the loss; it runs once.
+        """Run the closure, once, on the weights as they are, then the decay, then the base optimizer's step.
 
         Raises:
             ConfigError: the base optimizer evaluates the closure more than once.
@@ -152,8 +145,8 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
         TensorFlow Addons, extend_with_decoupled_weight_decay,
         https://www.tensorflow.org/addons/api_docs/python/tfa/optimizers/extend_with_decoupled_weight_decay.
     """
-    if optimizer_cls in _OURS:
-        return _OURS[optimizer_cls]
+    if optimizer_cls in _READY_MADE:
+        return _READY_MADE[optimizer_cls]
     _check_base(optimizer_cls)
     if issubclass(optimizer_cls, DecayGroups):
         return optimizer_cls

@@ -1,9 +1,8 @@
 """How a step runs: the right kernel for each tensor, and decay around a kernel that has none.
 
-torch's fused CPU kernels walk tensors as flat memory. Where a parameter differs in layout from its gradient or state (a
-channels_last weight with a contiguous gradient, a transposed weight, an expanded gradient) they silently combine the
-wrong elements. So every step compares layouts: about 0.1 us a tensor, and unlike a cache it cannot go stale when
-``model.to(memory_format=...)`` is called later.
+torch's fused CPU kernels walk tensors as flat memory. Where the layout of a gradient or state is not its weight's (one
+is channels_last, transposed or expanded) they silently combine the wrong elements. So every step compares layouts:
+about 0.1 us a tensor, and unlike a cache it cannot go stale when ``model.to(memory_format=...)`` is called later.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ __all__ = [
     "add_penalty",
     "choose_kernels",
     "is_zero",
-    "kinds_in",
     "masked",
     "misfits",
     "prefers_fused",
@@ -66,14 +64,9 @@ class Part(NamedTuple):
 Work = tuple[dict[str, Any], list[list[Any]], bool, list[Part]]
 
 
-def kinds_in(params: Sequence[Tensor]) -> set[tuple[type, torch.device, torch.dtype]] | None:
-    """Return the classes, devices and dtypes of parameters; None while torch.compile traces, which cannot follow."""
-    return None if torch.compiler.is_compiling() else set(map(kind_of, params))
-
-
-def prefers_fused(group: dict[str, Any], kinds: set[tuple[type, torch.device, torch.dtype]] | None) -> bool:
+def prefers_fused(group: dict[str, Any], kinds: dict[Any, Tensor]) -> bool:
     """Whether a group runs on the fused kernel, layouts aside: asked for, or supported and not ruled out."""
-    if group["fused"] is not None or group["foreach"] is not None or kinds is None:
+    if group["fused"] is not None or group["foreach"] is not None or torch.compiler.is_compiling():
         return bool(group["fused"])
     # torch asks this of every tensor, with many more calls
     return not group["differentiable"] and all(starmap(_fusable, kinds))
@@ -96,32 +89,26 @@ def choose_kernels(
 ) -> list[Part]:
     """Choose the kernels of a group's step: the fused one only where it is correct.
 
-    Args:
-        group: the parameter group; its ``fused`` and ``foreach`` choose as in torch.optim.
-        params: its parameters that have a gradient.
-        columns: gradients and state tensors, each in the order of ``params``.
-        index: the group's position, for messages.
-        sparse: whether a gradient is sparse: fused kernels do not take those.
-        compile: whether tensors go to the compiled pass, which needs the same layouts.
-        flawed: whether the fused kernel is wrong for a parameter's class, device and dtype; None: never.
+    ``columns`` are the gradients and states of ``params``. The fused kernel takes no ``sparse`` gradient, and is wrong
+    for a weight of which ``flawed`` says so; ``compile`` sends tensors to the compiled pass, which needs equal layouts.
 
     Raises:
         ConfigError: ``fused=True`` was asked for and would be wrong.
     """
     if not params:
         return []
-    kinds = kinds_in(params)
+    kinds = kinds_of(params)
     if not prefers_fused(group, kinds) or (sparse and not group["fused"]):
         return [Part(None, group["fused"], group["foreach"])]
     misfit = set() if sparse else set(misfits(params, columns))
     wrong = set()
-    if flawed is not None and any(map(flawed, kinds_of(params))):
+    if flawed is not None and any(map(flawed, kinds.values())):
         wrong = {i for i, p in enumerate(params) if flawed(p)}
     if not misfit and not compile and not wrong:
-        return [Part(None, True, False, alike=kinds is not None and len(kinds) == 1)]
+        return [Part(None, True, False, alike=len(kinds) == 1 and not torch.compiler.is_compiling())]
     if group["fused"] and (misfit or wrong):
         _refuse_fused(group, index, params, columns, min(misfit or wrong), layout=bool(misfit))
-    if compile and not misfit and all(map(is_native, kinds_of(params))):
+    if compile and not misfit and all(map(is_native, kinds.values())):
         return [Part(None, None, None, compiled=True)]
     large = [i for i, p in enumerate(params) if compile and i not in misfit and compiles(p)]
     plain = sorted((misfit | wrong).difference(large))
@@ -200,9 +187,7 @@ def step_with_decay(
 
     Args:
         kernel: updates the list of weights it is given, in place, without decay.
-        params: the weights.
-        part: which kernel it is; the decay runs on the same kind.
-        group: their group: ``cautious_wd`` decays only where ``u * w_old >= 0``, ``kahan`` sums with compensation.
+        params, group, part: the weights, their group, and which kernel it is; the decay runs on the same kind.
         state: holds what earlier roundings lost, under "kahan".
         fraction: ``d_t``.
         direction: returns ``u`` up to a positive factor after the kernel has run; only called when cautious.
@@ -241,26 +226,26 @@ def shrink(
         for p, w in zip(params, old, strict=True):
             p.sub_(w * fraction)
         return
-    kinds = kinds_of(params) if mode == "fused" else []
-    if any(type(p).__name__ == "DTensor" for p in kinds):  # FSDP2's shards have no fused SGD, but their local parts do
+    kinds = kinds_of(params) if mode == "fused" else {}
+    if any(type(p).__name__ == "DTensor" for p in kinds.values()):  # of FSDP2; only its local part has a fused SGD
         params, old = ([t.to_local() if hasattr(t, "to_local") else t for t in column] for column in (params, old))
         kinds = kinds_of(params)
-    if any(p.is_cpu for p in kinds):
+    if any(p.is_cpu for p in kinds.values()):
         if found_inf is not None and found_inf.item():
             return
         found_inf = None
     # On a CPU torch's fused SGD is wrong on 16-bit weights. On others it is foreach's arithmetic in one call.
-    wrong = any(p.is_cpu and p.dtype not in (torch.float32, torch.float64) for p in kinds)
+    wrong = any(p.is_cpu and p.dtype not in (torch.float32, torch.float64) for p in kinds.values())
     if mode == "fused" and (wrong or fused_sgd_ is None):
         mode = "foreach"
     if mode == "fused":
         # A fused SGD step with w_old as the gradient and d as the learning rate: the only stock kernel that takes
         # found_inf and a learning rate on the device, so nothing waits and a CUDA graph can capture it.
         plain = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
-        for kind in kinds:
-            alike = [i for i, p in enumerate(params) if len(kinds) == 1 or kind_of(p) == kind_of(kind)]
-            lr = fraction.to(kind.device) if isinstance(fraction, Tensor) else fraction
-            flag = None if found_inf is None else found_inf.to(kind.device)
+        for kind, sample in kinds.items():
+            alike = [i for i, p in enumerate(params) if len(kinds) == 1 or kind_of(p) == kind]
+            lr = fraction.to(sample.device) if isinstance(fraction, Tensor) else fraction
+            flag = None if found_inf is None else found_inf.to(sample.device)
             ps, ws = ([column[i] for i in alike] for column in (params, old))
             fused_sgd_(ps, ws, [], **plain, lr=lr, is_first_step=False, grad_scale=None, found_inf=flag)
     elif mode == "foreach":

@@ -25,7 +25,7 @@ _DECOUPLED = ("AdamW", "Adafactor", "Muon")
 
 
 def as_float(value: Any) -> float:
-    """Return a number or a 0-dim tensor as a float."""
+    """Return a number or a 0-dim tensor as a float; ``float`` alone warns of one that requires a gradient."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
 
 

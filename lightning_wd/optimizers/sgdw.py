@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from lightning_wd._private import device_dtype_check_for_fused
-from lightning_wd.optimizers.base import KernelStep, without_style
+from lightning_wd.optimizers.base import KernelStep, OnlyL2, without_style
 from lightning_wd.optimizers.compiled import run_pass, sgd_pass
 from lightning_wd.optimizers.kernels import Part, Work, add_penalty, choose_kernels, is_zero, step_with_decay
 
@@ -90,9 +90,6 @@ class SGDStep(KernelStep):
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if buffers and buffers[0] is None and found_inf is not None and found_inf.item():
             return  # torch's fused kernel would skip, leaving new buffers uninitialised
-        if part.compiled:
-            self._update_compiled(group, columns)
-            return
         coefficient: Any = group["weight_decay"] if group["style"] == "l2" else 0.0
         if group["kahan"] and not is_zero(coefficient):
             # The kernel gets zeros in place of the weights, so the penalty is added to the gradient here.
@@ -166,7 +163,7 @@ def _split_first_steps(parts: list[Part], buffers: list[Tensor | None]) -> list[
     return split
 
 
-class SGDL2(SGDStep, torch.optim.SGD):
+class SGDL2(OnlyL2, SGDStep, torch.optim.SGD):
     r"""torch's SGD, whose ``weight_decay`` is an L2 penalty ``lam/2 * ||w||^2`` added to the loss.
 
     .. math::
@@ -196,11 +193,7 @@ class SGDL2(SGDStep, torch.optim.SGD):
         Loshchilov & Hutter, Decoupled Weight Decay Regularization, Alg. 1, pink, https://arxiv.org/abs/1711.05101.
     """
 
-    styles: ClassVar[tuple[str, ...]] = ("l2",)
     __signature__ = without_style(SGDStep)
-
-    def __init__(self, params: ParamsT, *args: Any, style: str = "l2", **settings: Any) -> None:
-        super().__init__(params, *args, style=style, **settings)  # another style is refused, by each group
 
 
 class SGDW(SGDStep, torch.optim.SGD):

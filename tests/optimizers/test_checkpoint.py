@@ -288,7 +288,8 @@ def test_on_request_the_configured_style_goes_on_with_the_saved_moments(saved: A
     assert "the configured values are used" in message
     assert f"group 0: style {style!r}" in message
     assert f"with weight_decay 0.2 in the checkpoint, {configured!r} with 0.5 in the configuration" in message
-    assert message.endswith("fix: configure it as it was")  # on_resume=checkpoint refuses another style
+    note = " (AdamL2 or SGDL2)" if style == "l2" else ""  # on_resume=checkpoint would refuse another style
+    assert message.endswith(f"fix: write style={style!r} to continue that run{note}")
     assert {k: v for k, v in switched.param_groups[0].items() if k != "params"} == {
         k: v for k, v in by_hand.param_groups[0].items() if k != "params"
     }
@@ -298,6 +299,18 @@ def test_on_request_the_configured_style_goes_on_with_the_saved_moments(saved: A
         by_hand.state[p] = copy.deepcopy(held)
     assert same(weights(stepped(switched)), weights(stepped(by_hand)))
     assert not same(weights(switched), weights(stepped(source)))
+
+
+def test_the_advice_is_right_for_each_difference() -> None:
+    """on_resume=checkpoint would bring the betas back, but not another style."""
+    saved = stepped(AdamL2(params(), lr=0.1, weight_decay=0.2, betas=(0.5, 0.9))).state_dict()
+    (message,) = load(saved, wd.AdamW(params(), lr=0.1, weight_decay=0.1), "config")
+    style, betas = message.partition("fix: write style='l2'")[2].split(" and ")
+    assert style.startswith(" to continue that run")
+    assert betas == "write on_resume=checkpoint to use the checkpoint's"
+    plain = stepped(torch.optim.SGD(params(), lr=0.1, weight_decay=5e-4, momentum=0.9)).state_dict()
+    (message,) = load(plain, wd.SGDW(params(), lr=0.1, weight_decay=0.1, momentum=0.9), "config")
+    assert message.endswith("fix: write style='l2' and weight_decay=0.0005")  # no on_resume brings the penalty back
 
 
 def test_every_setting_is_compared() -> None:

@@ -223,6 +223,28 @@ def test_kahan_keeps_a_decay_that_rounding_loses(cls: Any, flags: dict[str, Any]
     assert left[True] == pytest.approx(0.905, abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("cls", "dtype", "fix"),
+    [
+        (
+            wd.AdamW,
+            torch.bfloat16,
+            "write kahan=True, or keep the weights in float32 (Lightning: precision=bf16-mixed), ",
+        ),
+        (wd.AdamW, torch.float32, "write kahan=True, "),
+        (wd.decoupled(torch.optim.NAdam), torch.float32, ""),  # has no kahan
+    ],
+)
+def test_a_lost_decay_names_only_what_can_help(cls: Any, dtype: torch.dtype, fix: str) -> None:
+    p = torch.nn.Parameter(torch.ones(2, dtype=dtype))
+    optimizer = cls([p], lr=1e-3, weight_decay=1e-6)
+    p.grad = torch.ones_like(p)
+    with pytest.warns(UserWarning, match="is lost in") as caught:
+        optimizer.step()
+    or_ = "or " * bool(fix)
+    assert str(caught[0].message).endswith(f"fix: {fix}{or_}write a larger weight_decay, or 0")
+
+
 def test_kahan_follows_float32_through_training() -> None:
     results = {}
     for dtype, kahan in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)):
