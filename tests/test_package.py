@@ -53,23 +53,21 @@ def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT), cwd=folder)
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=True)
+    venv.create(folder / "venv")
     python = folder / "venv/bin/python"
-    install = [*"-m pip install -q --no-compile -c".split(), str(ROOT / "constraints.txt"), str(wheel)]
-    done = run(python, *install, cwd=folder)
+    install = [*"install -q --no-compile -c".split(), str(ROOT / "constraints.txt"), str(wheel)]
+    done = run(sys.executable, "-m", "pip", "--python", str(python), *install, cwd=folder)
     assert done.returncode == 0, done.stderr
     return python
 
 
-def stranger(python: str | Path, folder: Path, *overrides: str) -> dict[str, Any]:
-    """Run the stranger's app outside the repository and return what it printed."""
-    app = folder / "app"
-    if not app.exists():
-        shutil.copytree(STRANGER, app, ignore=shutil.ignore_patterns("__pycache__"))
-    done = run(python, "app.py", *overrides, cwd=app, PYTHONPATH="")
+def stranger(python: str | Path, app: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Run the stranger's app and return what each of its jobs printed."""
+    # what one run compiles the next one finds, as the new environment comes without bytecode
+    done = run(python, "app.py", *overrides, cwd=app, PYTHONPATH="", PYTHONDONTWRITEBYTECODE="")
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout + done.stderr
-    return dict(json.loads(lines[0].removeprefix("RESULT ")))
+    return [json.loads(line.removeprefix("RESULT ")) for line in lines]
 
 
 @pytest.mark.slow
@@ -78,21 +76,24 @@ def stranger(python: str | Path, folder: Path, *overrides: str) -> dict[str, Any
 def test_a_strangers_app(install: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     wheel = install == "wheel"
     python = request.getfixturevalue("clean_python") if wheel else sys.executable
-    plain = stranger(python, tmp_path, "optimizer=sgdw")
+    app = shutil.copytree(
+        STRANGER, tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__")
+    )  # not in the repository
+    own = app / "conf/optimizer"
+    own.mkdir()
+    (own / "adam_l2.yaml").write_text("defaults: [adamw, _self_]\nlr: 0.5\n")
+
+    plain, shadowed = stranger(python, app, "-m", "optimizer=sgdw,adam_l2")
     assert (plain["class"], plain["name"], plain["style"], plain["base"]) == ("SGDW", "decay", "decoupled", "standard")
     assert Path(plain["file"]).is_relative_to(ROOT / "lightning_wd") is not wheel
+    assert (shadowed["class"], shadowed["lr"]) == ("AdamW", 0.5)
 
-    nested = stranger(
+    (nested,) = stranger(
         python,
-        tmp_path,
+        app,
         "--config-name=nested",
         "optimizer@model.optimizer=sgdw",
         "optimizer/decay@model.optimizer.decay=independent",
         "model.optimizer.lr=0.125",
     )
     assert (nested["class"], nested["style"], nested["lr"]) == ("SGDW", "independent", 0.125)
-
-    own = tmp_path / "app/conf/optimizer"
-    own.mkdir()
-    (own / "sgdw.yaml").write_text("defaults: [adamw, _self_]\nlr: 0.5\n")
-    assert stranger(python, tmp_path, "optimizer=sgdw")["lr"] == 0.5

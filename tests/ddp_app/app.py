@@ -10,6 +10,8 @@ import hydra
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,6 +21,15 @@ from lightning_wd.distributed import HydraDDPStrategy
 LEFT_BEHIND = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
 
 
+class Ended(Callback):
+    """Writes how Hydra says that the job has ended."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
+        end = {"status": job_return.status.name, "value": repr(job_return._return_value)}
+        file = f"end{os.environ.get('LOCAL_RANK', '0')}.json"
+        Path(config.hydra.runtime.output_dir, file).write_text(json.dumps(end))
+
+
 class Linear(L.LightningModule):
     def __init__(self, foo: int, fail: str) -> None:
         super().__init__()
@@ -26,7 +37,8 @@ class Linear(L.LightningModule):
         self.layer = torch.nn.Linear(2, 1)
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
-        if self.fail == f"rank{self.global_rank}" and index == 1:
+        failing = {"rank0": 0, "caught": 0, "rank1": 1}.get(self.fail)
+        if self.global_rank == failing and index == 1:
             Path(HydraConfig.get().runtime.output_dir, "raised").touch()
             raise RuntimeError(f"boom on rank {self.global_rank}")
         return (self.layer(batch[0]) * self.foo).square().mean()
@@ -43,7 +55,7 @@ def main(cfg: DictConfig) -> float:
     before = [name for name in LEFT_BEHIND if name in os.environ]
     initialized = torch.distributed.is_initialized()
     L.seed_everything(3)
-    if cfg.resolve:
+    if cfg.resolve == cfg.foo:
         OmegaConf.resolve(cfg)
     if cfg.differ:
         cfg.foo += int(os.environ["RANK"])
@@ -66,7 +78,7 @@ def main(cfg: DictConfig) -> float:
     try:
         trainer.fit(module, data)
     except RuntimeError:
-        if not cfg.get("catch"):
+        if cfg.fail != "caught":
             raise
         return float("inf")  # what a search makes of a bad trial
     trainer.test(module, data, verbose=False)  # the same processes serve the whole job
@@ -74,11 +86,13 @@ def main(cfg: DictConfig) -> float:
         raise RuntimeError("late boom")
     record = {
         "config": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "resolved": not OmegaConf.is_interpolation(cfg, "folder"),
         "cwd": os.getcwd(),
         "before": before,
         "initialized": initialized,
         "world_size": trainer.world_size,
         "num_nodes": trainer.num_nodes,
+        "tested": float(trainer.callback_metrics["test/loss"]),
         "weights": torch.cat([p.flatten() for p in module.parameters()]).tolist(),
     }
     folder = Path(HydraConfig.get().runtime.output_dir)

@@ -1,4 +1,4 @@
-"""One model trained at one global batch in one way of distributing it; for tests/distributed/test_equality.py.
+"""Models trained in several ways of distributing them; for tests/distributed/test_equality.py.
 
 torchrun --standalone --nproc_per_node=2 tests/ddp_app/equality.py FOLDER WAY...
 """
@@ -26,6 +26,12 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgdw": {"name": "sgdw", "lr": 0.1, "momentum": 0.9, "decay": {"style": "decoupled", "timescale_epochs": 5.0}},
     "adam_l2": {"name": "adam_l2", "lr": 0.02, "weight_decay": 0.1},
     "cautious": {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"style": "decoupled", "cautious": True}},
+}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
 }
 # way -> batch size of one process, accumulation
 WAYS = {"single": (16, 1), "ddp": (8, 1), "ddp_accumulated": (4, 2), "fsdp2": (8, 1)}
@@ -55,7 +61,7 @@ class Net(L.LightningModule):
 
 
 def train(optimizer: str, way: str) -> dict[str, Any]:
-    """Train and return the weights, the plan and what each group decays by."""
+    """Train at one global batch; return the weights, the plan and what each group decays by."""
     batch, accumulated = WAYS[way]
     strategies = {"single": SingleDeviceStrategy, "fsdp2": HydraFSDP2Strategy}
     trainer = L.Trainer(
@@ -66,10 +72,7 @@ def train(optimizer: str, way: str) -> dict[str, Any]:
         accumulate_grad_batches=accumulated,
         use_distributed_sampler=False,
         callbacks=[wd.DecayMonitor(4)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     rows = torch.randn(ROWS, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     module = Net(OPTIMIZERS[optimizer], shard=way == "fsdp2")
@@ -88,11 +91,38 @@ def train(optimizer: str, way: str) -> dict[str, Any]:
     return {"weights": weights, "groups": groups, "plan": plan, "steps": trainer.global_step, "metrics": metrics}
 
 
+class Parts(L.LightningModule):
+    """Parts of which ``shared`` is used on both ranks, ``one`` on rank 0, ``none`` nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("shared", "one", "none")})
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        out = self.parts["shared"](batch[0])
+        return (self.parts["one"](out) if self.global_rank == 0 else out).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return wd.configure_optimizers(self, {"name": "adamw", "lr": 0.01, "weight_decay": 1.0})
+
+
+def train_parts() -> dict[str, dict[str, torch.Tensor]]:
+    """Train under DDP and return the weights before and after."""
+    strategy = HydraDDPStrategy(find_unused_parameters=True)
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=10, **QUIET)
+    module = Parts()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer.fit(module, DataLoader(TensorDataset(torch.randn(40, 4)), batch_size=2))
+    return {"before": before, "after": {name: p.detach().clone() for name, p in module.named_parameters()}}
+
+
 def main(folder: Path, ways: list[str]) -> None:
+    rank = os.environ["RANK"]
     for way in ways:
         for optimizer in OPTIMIZERS:
-            result = train(optimizer, way)
-            torch.save(result, folder / f"{optimizer}-{way}-{os.environ.get('RANK', '0')}.pt")
+            torch.save(train(optimizer, way), folder / f"{optimizer}-{way}-{rank}.pt")
+    torch.save(train_parts(), folder / f"parts-{rank}.pt")
 
 
 if __name__ == "__main__":

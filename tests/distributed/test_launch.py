@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +19,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus
 from hydra.types import RunMode
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
-from omegaconf import OmegaConf
 
 from lightning_wd.distributed import launch
 from lightning_wd.distributed.launch import JobLauncher, _JobEnd, _outlives_the_sweep, _program, _quoted
@@ -25,61 +27,101 @@ from lightning_wd.errors import ConfigError
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available")
 
 
-def test_a_shuffled_sweep_trains_the_same_config_on_every_rank(tmp_path):
-    app(tmp_path, "-m", "foo=shuffle(range(1,5))", "+number=${hydra:job.num}", "+sweep=${hydra:sweep.dir}")
-    tree = one_tree(tmp_path)
-    jobs = records(tree)
-    assert sorted(jobs) == ["0", "1", "2", "3"]
-    assert assert_ranks_agree(jobs) == [1, 2, 3, 4]
-    assert assert_ranks_agree(jobs, "number") == [0, 1, 2, 3]
-    assert sorted(path.name for path in (tree / "0").iterdir()) == [".hydra", "app.log", "rank0.json", "rank1.json"]
+sweeps = pytest.mark.xdist_group("launch")  # one worker sweeps, not each
 
 
-def test_each_job_starts_clean_after_a_distributed_one(tmp_path):
-    app(tmp_path, "-m", "processes=2,1,2", "foo=5", PL_GLOBAL_SEED="11", MASTER_PORT=str(find_free_network_port()))
-    jobs = records(one_tree(tmp_path))
-    assert {job: sorted(ranks) for job, ranks in jobs.items()} == {"0": [0, 1], "1": [0], "2": [0, 1]}
+@pytest.fixture(scope="module")
+def shuffled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of shuffled values, where jobs of two processes and of one take turns."""
+    folder = tmp_path_factory.mktemp("shuffled")
+    arguments = ["foo=shuffle(1,2,3,1)", "processes=2,1", "resolve=3", "+number=${hydra:job.num}"]
+    port = str(find_free_network_port())
+    app(folder, "-m", *arguments, "+sweep=${hydra:sweep.dir}", PL_GLOBAL_SEED="11", MASTER_PORT=port)
+    return one_tree(folder)
+
+
+@sweeps
+def test_a_shuffled_sweep_trains_the_same_config_on_every_rank(shuffled):
+    distributed = {job: ranks for job, ranks in records(shuffled).items() if int(job) % 2 == 0}
+    assert assert_ranks_agree(distributed) == [1, 1, 2, 3]
+    assert assert_ranks_agree(distributed, "number") == [0, 2, 4, 6]
+    assert sorted(path.name for path in (shuffled / "0").iterdir()) == [".hydra", "app.log", "rank0.json", "rank1.json"]
+
+
+@sweeps
+def test_each_job_starts_clean_after_a_distributed_one(shuffled):
+    jobs = records(shuffled)
+    assert {job: sorted(ranks) for job, ranks in jobs.items()} == {str(n): [[0, 1], [0]][n % 2] for n in range(8)}
+    weights = defaultdict(list)
     for job in jobs.values():
         assert job[0]["initialized"] is False
         assert job[0]["before"] == ["MASTER_PORT", "PL_GLOBAL_SEED"]  # the user's own, and nothing of Lightning's
-    assert jobs["0"][0]["weights"] == jobs["2"][0]["weights"]
+        weights[job[0]["config"]["foo"], job[0]["world_size"]].append(job[0]["weights"])
+    assert {of: len(found) for of, found in weights.items() if of[0] == 1} == {(1, 1): 2, (1, 2): 2}
+    assert all(found == found[:1] * len(found) for found in weights.values())
 
 
-def test_an_optuna_sweep_trains_the_same_config_on_every_rank(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-sweeper is not installed")
-    app(tmp_path, "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "foo=interval(1.0,10.0)")
-    tree = one_tree(tmp_path)
-    values = assert_ranks_agree(records(tree))
-    assert len(set(values)) == 2
-    best = OmegaConf.load(tree / "optimization_results.yaml")
-    assert best.best_value == values[0]  # the sweeper saw what rank 0 returned
+@sweeps
+def test_an_app_that_resolves_its_config_in_place_raises_no_false_alarm(shuffled):
+    resolved = [record for job in records(shuffled).values() for record in job.values() if record["resolved"]]
+    assert sorted(record["world_size"] for record in resolved) == [1, 2, 2]
+    assert {record["config"]["sweep"] for record in resolved} == {str(shuffled.relative_to(shuffled.parents[2]))}
 
 
-def test_a_joblib_sweep_runs_two_distributed_jobs_side_by_side(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
-    app(tmp_path, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "foo=shuffle(range(1,3))")
-    assert assert_ranks_agree(records(one_tree(tmp_path))) == [1, 2]
+FAIL = ["late", "rank1", "rank0", "caught", "none"]
 
 
-def test_a_failing_rank_ends_its_job_with_its_own_error_and_the_sweep_goes_on(tmp_path):
-    output = app(tmp_path, "-m", "fail=rank1,rank0,late,none", expected=1)
-    assert "RuntimeError: boom on rank 1" in output
-    assert "local rank 1 ended with exit code 1; see its error above." in output
-    assert "RuntimeError: boom on rank 0" not in output  # Hydra shows the first failing job's error only
-    tree = one_tree(tmp_path)
-    assert {job: sorted(ranks) for job, ranks in records(tree).items()} == {"2": [0], "3": [0, 1]}
-    for job in (0, 1):
-        raised, next_job = tree / str(job) / "raised", tree / str(job + 1) / ".hydra" / "config.yaml"
-        assert 0 <= next_job.stat().st_mtime - raised.stat().st_mtime < 30
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep of jobs that each fail in another way, and of one that does not; its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("failing")
+    end = "+hydra.callbacks.end._target_=app.Ended"
+    output = app(folder, "-m", f"fail={','.join(FAIL)}", end, expected=1)
+    return one_tree(folder), output
 
 
-def test_a_job_that_catches_rank_zeros_error_does_not_wait_for_the_others(tmp_path):
-    """They wait for it in a collective, for gloo's half hour."""
-    app(tmp_path, "-m", "fail=rank0,none", "+catch=true")
-    tree = one_tree(tmp_path)
-    assert {job: sorted(ranks) for job, ranks in records(tree).items()} == {"1": [0, 1]}
-    raised, next_job = tree / "0" / "raised", tree / "1" / ".hydra" / "config.yaml"
+def end_of(tree: Path, fail: str) -> tuple[str, str]:
+    """How this job ended on rank 0: its status, and what it returned or raised."""
+    end = json.loads((tree / str(FAIL.index(fail)) / "end0.json").read_text())
+    return end["status"], end["value"]
+
+
+def assert_the_next_job_followed(tree: Path, fail: str) -> None:
+    number = FAIL.index(fail)
+    raised, next_job = tree / str(number) / "raised", tree / str(number + 1) / ".hydra" / "config.yaml"
     assert 0 <= next_job.stat().st_mtime - raised.stat().st_mtime < 30
+
+
+@sweeps
+def test_a_failing_rank_ends_its_job_with_its_own_error_and_the_sweep_goes_on(failing):
+    tree, output = failing
+    assert "RuntimeError: boom on rank 1" in output
+    log = (tree / str(FAIL.index("rank1")) / "app.log").read_text()
+    assert "- local rank 1 ended with exit code 1; see its error above." in log
+    assert "RuntimeError: boom on rank 0" not in output  # Hydra shows the first failing job's error only
+    assert end_of(tree, "rank1")[0] == "FAILED"
+    assert end_of(tree, "rank0") == ("FAILED", "RuntimeError('boom on rank 0')")
+    assert end_of(tree, "none") == ("COMPLETED", "0.0")
+    assert {job: sorted(ranks) for job, ranks in records(tree).items()} == {"0": [0], "4": [0, 1]}
+    for fail in ("rank1", "rank0"):
+        assert_the_next_job_followed(tree, fail)
+
+
+@sweeps
+def test_a_job_that_catches_rank_zeros_error_does_not_wait_for_the_others(failing):
+    """They wait for it in a collective, for gloo's half hour."""
+    tree, _ = failing
+    assert end_of(tree, "caught") == ("COMPLETED", "inf")
+    assert_the_next_job_followed(tree, "caught")
+
+
+@sweeps
+def test_a_rank_that_fails_after_training_fails_the_job(failing):
+    tree, output = failing
+    assert "RuntimeError: late boom" in output
+    error = "local rank 1 ended with exit code 1; see its error above."
+    assert f"RuntimeError: {error}" in output
+    assert end_of(tree, "late") == ("FAILED", f"RuntimeError('{error}')")
 
 
 def test_a_rank_does_not_wait_for_a_rank_zero_that_is_gone(tmp_path):
@@ -87,12 +129,6 @@ def test_a_rank_does_not_wait_for_a_rank_zero_that_is_gone(tmp_path):
     start = f"import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {rank!r}, str(os.getpid())])"
     # rank 0 ends by an error after three seconds; the pipe of their output stays open as long as any of both lives
     assert "TimeoutExpired" in run(tmp_path, [sys.executable, "-c", f"{start}; p.wait(3)"], expected=1)
-
-
-def test_a_rank_that_fails_after_training_fails_the_job(tmp_path):
-    output = app(tmp_path, "fail=late", expected=1)
-    assert "RuntimeError: late boom" in output
-    assert "RuntimeError: local rank 1 ended with exit code 1; see its error above." in output
 
 
 def test_a_rank_that_fails_before_it_joins_ends_the_job_with_its_own_error(tmp_path):

@@ -49,6 +49,7 @@ def assert_ranks_agree(jobs: dict[str, dict[int, dict[str, Any]]], key: str = "f
         for record in ranks.values():
             assert record["world_size"] == world_size
             assert record["weights"] == ranks[0]["weights"], job
+            assert record["tested"] == ranks[0]["tested"], job
             own = {"clock": None, "mode": None}
             assert {**record["config"], **own} == {**ranks[0]["config"], **own}, job
     return sorted(ranks[0]["config"][key] for ranks in jobs.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,8 +30,11 @@ def steps_logged(folder: Path) -> list[int]:
 
 def test_torchrun_on_one_node(tmp_path):
     command = [str(RECIPES / "launch" / "torchrun.sh"), *SHORT, "trainer.max_steps=5", "trainer.log_every_n_steps=1"]
-    output = run(tmp_path, command, NPROC="2", RUN="one", PATH=PATH)
+    output = run(tmp_path, [*command, "trainer.devices=3"], NPROC="2", RUN="one", PATH=PATH)  # torchrun's number holds
     assert output.count("MEMBER:") == 2
+    ranks = re.findall(r"rank (\d) of 2 on \S+: config (\w+)$", (tmp_path / "outputs/one/train.log").read_text(), re.M)
+    assert sorted(rank for rank, _ in ranks) == ["0", "1"]
+    assert len({config for _, config in ranks}) == 1
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["one"]
     assert steps_logged(tmp_path / "outputs" / "one") == [0, 1, 2, 3, 4]
     assert (tmp_path / "outputs" / "one" / "checkpoints" / "last.ckpt").is_file()

@@ -77,9 +77,9 @@ def test_cells_in_parallel(tmp_path: Path) -> None:
     assert (len(cells), metric, unfinished) == (2, "test/acc", 0)
 
 
-@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Optuna and of the plugin, which are no part of this
 def test_optuna_searches_lr_and_decay(tmp_path: Path) -> None:
-    done = train("hparams_search=lr_wd_optuna", "hydra.sweeper.n_trials=2", *TOY, cwd=tmp_path)
+    done = train_here("hparams_search=lr_wd_optuna", "hydra.sweeper.n_trials=2", *TOY, cwd=tmp_path)
     assert "sweep: 2 of 2 cells done, 0 left" in done.stdout
     (result,) = tmp_path.glob("multirun/lr_wd_optuna/*/optimization_results.yaml")
     best = yaml.safe_load(result.read_text())["best_params"]
