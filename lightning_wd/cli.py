@@ -110,21 +110,20 @@ def _audit(options: argparse.Namespace) -> int:
     from lightning_wd.mask import plan_decay
     from lightning_wd.mask.peers import POLICIES, peer_plan
 
-    conditions = {text: _condition(text) for text in options.fail_on}
-    differences: list[Difference] = []
+    conditions = {text: _read_condition(text) for text in options.fail_on}
     with redirect_stdout(sys.stderr):  # keep what the model's own code prints out of our output
         try:
-            model = _model(options.model)
+            model = _build_model(options.model)
         except SystemExit as error:
             raise ConfigError(
                 f"{options.model!r} exits with status {error.code!r} when it is imported or built.",
                 fix="move what it runs under if __name__ == '__main__':, and name what returns a model",
             ) from error
-        plan = plan_decay(model, _mask(options.mask), options.style)
-        if options.against:  # peers have neither rates nor styles to compare
-            peers = peer_plan(model, choice("--against", options.against, POLICIES))
-            differences = [each for each in plan.diff(peers) if _state(each.this) != _state(each.other)]
-    kinds = _kinds(model)
+        plan = plan_decay(model, _read_mask(options.mask), options.style)
+        other = peer_plan(model, choice("--against", options.against, POLICIES)) if options.against else plan
+    # peers have neither rates nor styles to compare
+    differences = [each for each in plan.diff(other) if _state(each.this) != _state(each.other)]
+    kinds = _kinds_of_tensors(model)
     failures = {
         text: names
         for text, (state, kind) in conditions.items()
@@ -144,7 +143,7 @@ def _audit(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _kinds(model: nn.Module) -> dict[int, set[str]]:
+def _kinds_of_tensors(model: nn.Module) -> dict[int, set[str]]:
     """Return the kinds of each tensor by its id: the kind of each of its names, and norm if a norm layer owns it."""
     from lightning_wd.mask.evidence import classify, is_norm
     from lightning_wd.mask.module_tree import walk
@@ -194,24 +193,23 @@ def _state(row: Row | None) -> str:
     return "decayed" if row.wd_mult and row.style != "none" else "excluded"
 
 
-def _condition(text: str) -> tuple[str, str]:
+def _read_condition(text: str) -> tuple[str, str]:
     from lightning_wd.mask.evidence import KINDS
 
     state, _, kind = text.partition(":")
-    near_state = nearest(state, _STATES) or "decayed"
-    near_kind = nearest(kind, KINDS) or "norm"
+    fix = f"write {nearest(state, _STATES) or 'decayed'}:{nearest(kind, KINDS) or 'norm'}"
     for part, valid in ((state, _STATES), (kind, KINDS)):
         if part not in valid:
             raise ConfigError(
                 f"--fail-on {text!r} is not STATE:KIND: {part!r} is unknown.",
                 valid=valid,
                 nearest=nearest(part, valid),
-                fix=f"write {near_state}:{near_kind}",
+                fix=fix,
             )
     return state, kind
 
 
-def _mask(text: str) -> Any:
+def _read_mask(text: str) -> Any:
     """Read ``--mask``: a preset's name, a YAML file, or a mapping typed on the command line."""
     text = text.strip()
     typed = text.startswith("{")
@@ -235,11 +233,11 @@ def _mask(text: str) -> Any:
         ) from error
 
 
-def _model(target: str) -> nn.Module:
+def _build_model(target: str) -> nn.Module:
     """Import ``package.module:name`` from the working directory or the environment, and build the model."""
     from torch import nn
 
-    made = _imported(target)
+    made = _import_target(target)
     problem, fix = f"{target!r} is not a model.", "name a class, function or module"
     if callable(made) and not isinstance(made, nn.Module):
         try:
@@ -262,7 +260,7 @@ def _model(target: str) -> nn.Module:
     raise ConfigError(problem, found=type(made).__name__, fix=fix)
 
 
-def _imported(target: str) -> Any:
+def _import_target(target: str) -> Any:
     path, _, name = target.partition(":")
     if not path or not name or path.startswith("."):
         raise ConfigError(
@@ -286,18 +284,12 @@ def _imported(target: str) -> Any:
         raise ConfigError(f"{path!r} has no {error.name!r}.", nearest=close, fix=fix) from error
 
 
-# unit -> the setting that it needs; setting -> its range
-_NEEDED = {
-    "normalized": "total_steps",
-    "timescale_epochs": "steps_per_epoch",
-    "timescale_runs": "total_steps",
-    "sgd_l2": "momentum",
-}
-_RANGES: dict[str, dict[str, Any]] = {
-    "lr": {},
-    "momentum": {"below": 1.0},
-    "total_steps": {"exclusive": True},
-    "steps_per_epoch": {"exclusive": True},
+# setting -> its range, and the units that need it
+_SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "lr": ({}, ()),
+    "momentum": ({"below": 1.0}, ("sgd_l2",)),
+    "total_steps": ({"exclusive": True}, ("normalized", "timescale_runs")),
+    "steps_per_epoch": ({"exclusive": True}, ("timescale_epochs",)),
 }
 
 
@@ -309,22 +301,23 @@ def _convert(options: argparse.Namespace) -> int:
             choice(option, unit, UNITS)
     timescale = options.from_.startswith("timescale")
     number("the amount", options.value, infinite=timescale, exclusive=timescale)
-    typed = {name: f"--{name.replace('_', '-')}" for name in _RANGES}
-    known: dict[str, Any] = {
-        name: number(typed[name], value, **limits)
-        for name, limits in _RANGES.items()
-        if (value := getattr(options, name)) is not None
-    }
-    needed = {unit: typed[name] for unit, name in _NEEDED.items() if name not in known}
+    known: dict[str, Any] = {}
+    missing: dict[str, str] = {}  # unit -> the option that it needs
+    for name, (limits, units) in _SETTINGS.items():
+        option, value = f"--{name.replace('_', '-')}", getattr(options, name)
+        if value is None:
+            missing.update(dict.fromkeys(units, option))
+        else:
+            known[name] = number(option, value, **limits)
     for unit in (options.from_, options.to):
-        if unit in needed:
-            raise ConfigError(f"unit '{unit}' needs {needed[unit]}.", fix=f"add {needed[unit]} <number>")
+        if unit in missing:
+            raise ConfigError(f"unit '{unit}' needs {missing[unit]}.", fix=f"add {missing[unit]} <number>")
     if options.to is not None:
         print(convert(options.value, from_=options.from_, to=options.to, **known))
         return 0
     for unit in UNITS:
-        if unit in needed:
-            print(f"{unit:<16} needs {needed[unit]}")
+        if unit in missing:
+            print(f"{unit:<16} needs {missing[unit]}")
         else:
             print(f"{unit:<16} {convert(options.value, from_=options.from_, to=unit, **known):.6g}")
     return 0

@@ -157,8 +157,6 @@ class DecayMonitor(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._release()
 
-    # -----------------------------------------------------------------------------------------------------------------
-
     def _release(self) -> None:
         """Remove our hooks from the optimizers."""
         for handle in self._handles:

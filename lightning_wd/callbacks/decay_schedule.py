@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.callbacks.restart_snapshot import restarts_of
-from lightning_wd.configure.budget import run_steps
+from lightning_wd.configure.budget import Budget, run_steps
 from lightning_wd.errors import ConfigError, choice, number
 from lightning_wd.optimizers.checkpoint import Difference, settle
 from lightning_wd.optimizers.param_groups import as_float, group_names, peak_lr
@@ -89,6 +89,7 @@ class DecaySchedule(L.Callback):
         total_steps: int | None = None,
     ) -> None:
         self.shape = shape if callable(shape) else choice("shape", shape, SHAPES)
+        self._name = "function" if callable(shape) else shape
         self.start, self.end = number("start", start), number("end", end)
         self.milestones = [number(f"milestones[{i}]", m, exclusive=True, below=1) for i, m in enumerate(milestones)]
         self.decay = number("decay", decay, exclusive=True, at_most=1)
@@ -119,10 +120,6 @@ class DecaySchedule(L.Callback):
         for setting, given in unused.items():
             if given:
                 raise ConfigError(f"{setting} has no effect with shape {self._name!r}.", fix=f"remove {setting}")
-
-    @property
-    def _name(self) -> str:
-        return self.shape if isinstance(self.shape, str) else "function"
 
     def multiplier(self, progress: float) -> float:
         """Return ``f(progress)`` for the part of the run that is over, in [0, 1].
@@ -176,7 +173,10 @@ class DecaySchedule(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._bases:  # DecayPlanSummary has asked already
             return
-        self._total = 1 if self.shape == "restarts" else self.total_steps or _total_steps(trainer)
+        budget = Budget(
+            pl_module, self.total_steps, where_to_pass="DecaySchedule(..., total_steps=<optimizer steps of the run>)"
+        )
+        self._total = 1 if self.shape == "restarts" else budget.total_steps("DecaySchedule")
         self._steps = [trainer.global_step if pl_module.automatic_optimization else 0 for _ in trainer.optimizers]
         self._bases = [[] for _ in trainer.optimizers]
         loaded, self._loaded = self._loaded, None
@@ -203,8 +203,6 @@ class DecaySchedule(L.Callback):
         """Write the values of the next step, which monitors read when a batch starts."""
         for index in range(len(trainer.optimizers)):
             self._write(trainer, index)
-
-    # -----------------------------------------------------------------------------------------------------------------
 
     def largest(self, trainer: L.Trainer, index: int) -> tuple[str, list[float], float]:
         """Return the shape in use, each group's base in the unit of ``weight_decay``, and the largest multiplier.
@@ -276,21 +274,6 @@ class DecaySchedule(L.Callback):
                 group["weight_decay"].fill_(value)
             else:
                 group["weight_decay"] = value
-
-
-def _total_steps(trainer: L.Trainer) -> int:
-    """Return the optimizer steps of the run, or raise a ConfigError that asks for them."""
-    total, _ = run_steps(trainer)
-    if total is None:
-        found = "a run without a limit of steps, or gradient accumulation that changes"
-        if not trainer.lightning_module.automatic_optimization:
-            found = "manual optimization"
-        raise ConfigError(
-            "DecaySchedule needs the number of optimizer steps, which the trainer does not know.",
-            found=found,
-            fix="write DecaySchedule(..., total_steps=<optimizer steps of the run>)",
-        )
-    return total
 
 
 def _resolved_steps(optimizer: Optimizer) -> int:

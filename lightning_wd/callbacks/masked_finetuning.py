@@ -78,26 +78,14 @@ class MaskedFinetuning(L.Callback):
         mine = {name for name, p in names.items() if p.requires_grad or name in self._frozen}
         self._frozen = set()
         for rule in self.freeze:
-            hits = _matches(rule, tree, "freeze")
-            if not mine.intersection(hits):
-                raise MaskError(
-                    f"MaskedFinetuning freeze pattern {rule.name!r} matches only already frozen parameters.",
-                    found=listed(hits),
-                    fix="leave them at requires_grad=True: MaskedFinetuning unfreezes only what it froze",
-                )
-            self._frozen.update(mine.intersection(hits))
+            problem = "matches only already frozen parameters"
+            fix = "leave them at requires_grad=True: MaskedFinetuning unfreezes only what it froze"
+            self._frozen |= mine.intersection(_matches(rule, tree, "freeze", mine, problem, fix))
         left = set(self._frozen)
         self._hits = {}
         for epoch, rules in sorted(self.unfreeze.items()):
-            matched = [_matches(rule, tree, f"unfreeze[{epoch}]") for rule in rules]
-            for rule, hits in zip(rules, matched, strict=True):
-                if not left.intersection(hits):
-                    raise MaskError(
-                        f"MaskedFinetuning unfreeze[{epoch}] pattern {rule.name!r} matches no parameter that "
-                        "is still frozen.",
-                        found=listed(hits),
-                        fix="add it to freeze, or remove the pattern",
-                    )
+            problem, fix = "matches no parameter that is still frozen", "add it to freeze, or remove the pattern"
+            matched = [_matches(rule, tree, f"unfreeze[{epoch}]", left, problem, fix) for rule in rules]
             self._hits[epoch] = set().union(*matched)
             left -= self._hits[epoch]
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch:
@@ -173,8 +161,6 @@ class MaskedFinetuning(L.Callback):
         """Unfreeze what is due: a run resumed from the end of an epoch skips the hook of the next."""
         self.on_train_epoch_start(trainer, pl_module)
 
-    # -----------------------------------------------------------------------------------------------------------------
-
     def _replay(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Unfreeze what the resumed run had unfrozen, in the same order."""
         events, self._loaded = self._loaded, []
@@ -238,11 +224,13 @@ def _events(unfreeze: Any) -> dict[int, list[Rule]]:
     return events
 
 
-def _matches(rule: Rule, tree: Tree, what: str) -> list[str]:
-    """Return the first name of each tensor that a pattern matches; raise a MaskError where it matches none."""
+def _matches(rule: Rule, tree: Tree, what: str, wanted: set[str], problem: str, fix: str) -> list[str]:
+    """Return the first name of each tensor that a pattern matches; raise a MaskError where none of them is wanted."""
     hits = [tied[0].name for tied in tree.by_tensor() if any(rule.matches(*found[:3]) for found in tied)]
     if not hits:
         raise unmatched(rule, tree, f"MaskedFinetuning {what}")
+    if not wanted.intersection(hits):
+        raise MaskError(f"MaskedFinetuning {what} pattern {rule.name!r} {problem}.", found=listed(hits), fix=fix)
     return hits
 
 

@@ -114,61 +114,11 @@ def _overwrites_gradients(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     return isinstance(optimizer, SGD) and bool(group["nesterov"]) and not penalty and not group["maximize"]
 
 
-def _is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, as FSDP2 and tensor parallelism make them."""
-    return hasattr(tensor, "device_mesh")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a sharded tensor, and any other tensor as it is; dense."""
-    tensor = tensor.detach()
-    if tensor.is_sparse:
-        tensor = tensor.to_dense()
-    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def _share(tensor: Tensor) -> float:
-    """Return one over the number of ranks that hold this rank's shard of a tensor."""
-    placements = enumerate(getattr(tensor, "placements", ()))
-    shards = math.prod(tensor.device_mesh.size(i) for i, placement in placements if placement.is_shard())  # type: ignore[attr-defined]
-    return float(shards / torch.distributed.get_world_size())
-
-
-def _sample(tensor: Tensor, limit: int = _WHOLE) -> Tensor:
-    """Return evenly spaced rows of a large tensor, as a view."""
-    return tensor if tensor.numel() <= limit else tensor[:: -(-tensor.numel() // limit)]
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    """Return a tensor flat, a 16-bit one in float32."""
-    return tensor.flatten().float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.flatten()
-
-
-def _square(tensor: Tensor) -> Tensor:
-    """Return the sum of squares, to float32 accuracy at any size."""
-    flat = _widened(tensor)
-    whole = flat.numel() // _CHUNK * _CHUNK
-    norms = torch.linalg.vector_norm(flat[:whole].view(-1, _CHUNK), dim=1)
-    rest = torch.linalg.vector_norm(flat[whole:])
-    norm: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest.view(1)]))
-    return norm.square()
-
-
 def _norms(params: list[Tensor], old: list[Tensor], grads: list[Tensor | None]) -> dict[str, float]:
     """Return norms and the relative and angular update, global ones where the parameters are sharded."""
-    rows = []
-    for p, before, grad in zip(params, old, grads, strict=True):
-        then = _widened(before)
-        moved = _widened(_sample(_local(p))) - then
-        g = moved.new_zeros(()) if grad is None else _square(_local(grad))
-        squares = (_square(_local(p)), g, _square(then), _square(moved), torch.vdot(then, moved).real)
-        rows.append(torch.stack([square.float() for square in squares]))
-    table = torch.stack([row.to(rows[0].device) for row in rows])  # a group may span devices
-    if any(_is_sharded(p) for p in params):
-        table *= torch.tensor([[_share(p)] for p in params]).to(table)
-        torch.distributed.all_reduce(table)
-    values = table.tolist()
-    weights, gradients, start, move, _ = (sum(column) for column in zip(*values, strict=True))
+    rows = [_products(*each) for each in zip(params, old, grads, strict=True)]
+    products = _over_ranks(rows, params).tolist()
+    weights, gradients, start, move, _ = (sum(column) for column in zip(*products, strict=True))
     numbers = {
         "weight_norm": math.sqrt(weights),
         "weight_rms": math.sqrt(weights / sum(p.numel() for p in params)),
@@ -179,9 +129,8 @@ def _norms(params: list[Tensor], old: list[Tensor], grads: list[Tensor | None]) 
         "nonfinite_grads": 0.0 if math.isfinite(gradients) else _nonfinite([g for g in grads if g is not None]),
     }
     angles = [
-        # the component of the move across w_old, and <w_new, w_old> / ||w_old||
-        math.atan2(math.sqrt(max(0.0, move - along * along / start)), math.sqrt(start) + along / math.sqrt(start))
-        for p, grad, (_, _, start, move, along) in zip(params, grads, values, strict=True)
+        _angle(start, move, along)
+        for p, grad, (_, _, start, move, along) in zip(params, grads, products, strict=True)
         if p.ndim >= 2 and grad is not None and start > 0
     ]
     if angles:
@@ -189,16 +138,25 @@ def _norms(params: list[Tensor], old: list[Tensor], grads: list[Tensor | None]) 
     return numbers
 
 
+def _products(p: Tensor, before: Tensor, grad: Tensor | None) -> Tensor:
+    """Return the products ``w w``, ``g g``, ``w_old w_old``, ``move move`` and ``w_old move``; ``move = w - w_old``."""
+    old = _widened(before)
+    move = _widened(_sample(_local(p))) - old
+    g = move.new_zeros(()) if grad is None else _square(_local(grad))
+    products = (_square(_local(p)), g, _square(old), _square(move), torch.vdot(old, move).real)
+    return torch.stack([product.float() for product in products])
+
+
+def _angle(start: float, move: float, along: float) -> float:
+    """Return the angle between ``w_old`` and ``w_old + move``, from the products of one tensor."""
+    across = math.sqrt(max(0.0, move - along * along / start))
+    return math.atan2(across, math.sqrt(start) + along / math.sqrt(start))
+
+
 def _nonfinite(tensors: list[Tensor]) -> float:
     """Return how many elements are inf or nan, over all ranks where the tensors are sharded."""
-    counts = [(~torch.isfinite(_local(t))).sum() for t in tensors]
-    shared = any(_is_sharded(t) for t in tensors)
-    if shared:
-        counts = [_share(t) * count for t, count in zip(tensors, counts, strict=True)]
-    total = torch.stack([count.to(counts[0].device) for count in counts]).sum()
-    if shared:
-        torch.distributed.all_reduce(total)
-    return float(total)
+    counts = [(~torch.isfinite(_local(t))).sum().view(1) for t in tensors]
+    return float(_over_ranks(counts, tensors).sum())
 
 
 def _predicted(optimizer: Optimizer, group: dict[str, Any], d: float | None) -> dict[str, float]:
@@ -270,3 +228,55 @@ def _rounded_away(old: list[Tensor], d: float) -> float:
             lost += int(((w - d * w == w) & (w != 0)).sum())
             seen += int((w != 0).sum())
     return lost / seen if seen else 0.0
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, as FSDP2 and tensor parallelism make them."""
+    return hasattr(tensor, "device_mesh")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a sharded tensor, and any other tensor as it is; dense."""
+    tensor = tensor.detach()
+    if tensor.is_sparse:
+        tensor = tensor.to_dense()
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def _share(tensor: Tensor) -> float:
+    """Return one over the number of ranks that hold this rank's shard of a tensor."""
+    placements = enumerate(getattr(tensor, "placements", ()))
+    shards = math.prod(tensor.device_mesh.size(i) for i, placement in placements if placement.is_shard())  # type: ignore[attr-defined]
+    return float(shards / torch.distributed.get_world_size())
+
+
+def _over_ranks(rows: list[Tensor], tensors: list[Tensor]) -> Tensor:
+    """Stack a row of numbers for each tensor, summed over all ranks where a tensor is sharded."""
+    table = torch.stack([row.to(rows[0].device) for row in rows])  # a group may span devices
+    if any(_is_sharded(t) for t in tensors):
+        table = table * torch.tensor([[_share(t)] for t in tensors], device=table.device)
+        torch.distributed.all_reduce(table)
+    return table
+
+
+def _sample(tensor: Tensor, limit: int = _WHOLE) -> Tensor:
+    """Return evenly spaced rows of a large tensor, as a view."""
+    return tensor if tensor.numel() <= limit else tensor[:: -(-tensor.numel() // limit)]
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Return a tensor flat, a 16-bit one in float32."""
+    return tensor.flatten().float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.flatten()
+
+
+def _square(tensor: Tensor) -> Tensor:
+    """Return the sum of squares, to float32 accuracy at any size."""
+    flat = _widened(tensor)
+    whole = flat.numel() // _CHUNK * _CHUNK
+    norms = torch.linalg.vector_norm(flat[:whole].view(-1, _CHUNK), dim=1)
+    rest = torch.linalg.vector_norm(flat[whole:])
+    norm: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest.view(1)]))
+    return norm.square()

@@ -17,7 +17,7 @@ from rich.console import Console
 from lightning_wd.callbacks.decay_schedule import DecaySchedule
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.decay import all_units
-from lightning_wd.mask.tables import UNITS, amounts_table, plan_table, totals_table
+from lightning_wd.mask.tables import SHOWN_UNITS, amounts_table, plan_table, totals_table
 from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
 
 __all__ = ["DecayPlanSummary"]
@@ -81,11 +81,7 @@ def _describe(
     per_epoch: int | None,
     scheduled: tuple[str, list[float], float] | None,
 ) -> dict[str, Any]:
-    """Return the plan of an optimizer as plain data: parameters, totals, groups with their amounts, warnings.
-
-    Args:
-        scheduled: the shape, each group's base and the largest multiplier of its DecaySchedule.
-    """
+    """Return the plan of an optimizer as plain data; ``scheduled`` is what ``DecaySchedule.largest`` returns."""
     own = [as_float(group.get("base_weight_decay", group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
     shape, lams, largest = scheduled or (None, own, 1.0)
     groups, cautions = [], []
@@ -184,9 +180,9 @@ def _group_rows(plans: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]
         for group in plan["groups"]:
             units = _finite(group.get("units", {}))
             warned = "; ".join(text for text in plan["warnings"] if text.startswith(f"group '{group['name']}'"))
-            amounts = (units.get(unit) for unit in UNITS)
+            amounts = (units.get(unit) for unit in SHOWN_UNITS)
             rows.append([plan["optimizer"], *(group[key] for key in columns), *amounts, warned])
-    return ["optimizer", *columns, *UNITS, "warnings"], rows
+    return ["optimizer", *columns, *SHOWN_UNITS, "warnings"], rows
 
 
 def _collapse(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,11 +18,19 @@ class Budget:
     """The optimizer steps of a run and of an epoch, at the global batch: the caller's, else the trainer's.
 
     The trainer is asked when they are first needed. World size, gradient accumulation, ``limit_train_batches`` and
-    ``max_steps`` count, through ``trainer.estimated_stepping_batches``.
+    ``max_steps`` count, through ``trainer.estimated_stepping_batches``. Errors say ``where_to_pass`` the steps instead.
     """
 
-    def __init__(self, module: Any, total_steps: int | None = None, steps_per_epoch: float | None = None) -> None:
-        self._module = module
+    def __init__(
+        self,
+        module: Any,
+        total_steps: int | None = None,
+        steps_per_epoch: float | None = None,
+        *,
+        where_to_pass: str = "configure_optimizers(self, ..., total_steps=<optimizer steps of the run>, "
+        "steps_per_epoch=<optimizer steps of an epoch>)",
+    ) -> None:
+        self._module, self._where_to_pass = module, where_to_pass
         self._total = None if total_steps is None else int(number("total_steps", total_steps, minimum=1, whole=True))
         self._per_epoch = (
             None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, exclusive=True)
@@ -36,7 +44,7 @@ class Budget:
             if self._total is None:
                 timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)
                 limit = "max_time" if timed else "no limit, or data whose length is unknown"
-                raise _unknown(needed_by, f"the run is bounded by {limit}", "trainer.max_steps")
+                raise self._unknown(needed_by, f"the run is bounded by {limit}", "set trainer.max_steps, or ")
         return self._total
 
     def steps_per_epoch(self, needed_by: str) -> float:
@@ -45,13 +53,20 @@ class Budget:
             self._per_epoch = _per_epoch(self._trainer(needed_by))
             if self._per_epoch is None:
                 why = "the length of an epoch is unknown (iterable data)"
-                raise _unknown(needed_by, why, "trainer.limit_train_batches to a whole number")
+                raise self._unknown(needed_by, why, "set trainer.limit_train_batches to a whole number, or ")
         return self._per_epoch
 
     def _trainer(self, needed_by: str) -> Any:
         if why := _why_unknown(self._module):
-            raise _unknown(needed_by, why)
+            raise self._unknown(needed_by, why)
         return attached_trainer(self._module)
+
+    def _unknown(self, needed_by: str, why: str, otherwise: str = "") -> ConfigError:
+        return ConfigError(
+            f"{needed_by} needs the number of optimizer steps, which is not known here.",
+            found=why,
+            fix=f"{otherwise}pass them: {self._where_to_pass}",
+        )
 
 
 def run_steps(trainer: Any) -> tuple[int | None, int | None]:
@@ -97,13 +112,3 @@ def _count(trainer: Any, ask: Callable[[], float]) -> float:
         # This loader was made before that, only to be counted.
         forget_loader(trainer)
     return steps
-
-
-def _unknown(needed_by: str, why: str, setting: str | None = None) -> ConfigError:
-    return ConfigError(
-        f"{needed_by} needs the number of optimizer steps, which is not known here.",
-        found=why,
-        fix=(f"set {setting}, or " if setting else "")
-        + "pass them: configure_optimizers(self, ..., total_steps=<optimizer steps of the run>, "
-        "steps_per_epoch=<optimizer steps of an epoch>)",
-    )

@@ -20,14 +20,12 @@ _OF_A_RANK = re.compile(r"RANK|HOST|NODE|PROCID|LOCALID|VISIBLE_DEVICES|(^|_)PID
 
 
 def check_ranks_agree() -> str | None:
-    """Raise on every rank unless all ranks of the process group run the same Hydra job.
+    """Return the hash of this rank's config if all ranks of the process group run one Hydra job; else raise on each.
 
-    An interpolation counts as it is written, so the clock (``${now:...}``), the output folder and Hydra's mode may
-    differ; values under a secret's name do not count. The environment variables that the config reads are compared too,
-    except paths, secrets, and what a launcher tells each rank (its rank, its host, its devices).
-
-    Returns:
-        The hash of this rank's config, in hexadecimal digits; None outside Hydra, or with a single process.
+    Outside Hydra, and with a single process, return None. An interpolation counts as it is written, so the clock
+    (``${now:...}``), the output folder and Hydra's mode may differ; values under a secret's name do not count. The
+    environment variables that the config reads are compared too, except paths, secrets, and what a launcher tells each
+    rank (its rank, its host, its devices).
 
     Raises:
         ConfigError: names each key that differs, with the ranks and their values.
@@ -38,10 +36,10 @@ def check_ranks_agree() -> str | None:
     mine = _settings(job["config"], job["task_cfg"])
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, (mine, redact(mine)))
-    if differences := _differences(ranks):
+    if found := _disagreements(ranks):
         raise ConfigError(
             f"the {len(ranks)} ranks of this job have different configs.",
-            found="; ".join(differences),
+            found="; ".join(found),
             fix="give every rank the same overrides and environment; "
             "start a sweep once and let trainer=ddp start the other ranks",
         )
@@ -51,9 +49,7 @@ def check_ranks_agree() -> str | None:
 def _settings(composed: Any, config: Any) -> dict[str, str]:
     """Return what ranks compare: each key of the job's config and each environment variable that it reads.
 
-    Args:
-        composed: the config as Hydra composed it; an app may since have resolved its own in place.
-        config: the config that the job has.
+    An app may have resolved its config in place: ``composed`` is as Hydra made it.
     """
     from omegaconf import OmegaConf
 
@@ -68,12 +64,8 @@ def _settings(composed: Any, config: Any) -> dict[str, str]:
     return found
 
 
-def _differences(ranks: Sequence[tuple[dict[str, str], dict[str, str]]]) -> list[str]:
-    """Name each key that differs, with the ranks of each value.
-
-    Args:
-        ranks: the settings of each rank, as compared and as they may be shown.
-    """
+def _disagreements(ranks: Sequence[tuple[dict[str, str], dict[str, str]]]) -> list[str]:
+    """Name each key that differs, with the ranks of each value; ``ranks`` has the settings as compared and as shown."""
     lines = []
     for key in sorted({key for compared, _ in ranks for key in compared}):
         values: dict[str | None, list[int]] = {}

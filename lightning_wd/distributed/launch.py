@@ -51,19 +51,15 @@ def _end_with(parent: int, notice: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _leave_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def leave_group_in_time() -> None:
     """End gloo's threads before Python exits: a thread that returns later aborts a rank that has succeeded.
 
     After a failure this would wait for a collective that the other ranks never join, so it gets a few seconds.
     """
-    leaving = threading.Thread(target=_leave_group, daemon=True)
-    leaving.start()
-    leaving.join(_JOIN)
+    if dist.is_initialized():
+        leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        leaving.start()
+        leaving.join(_JOIN)
 
 
 def _command(task_function: Callable[..., Any]) -> list[str]:
@@ -136,10 +132,7 @@ class JobLauncher(SubprocessScriptLauncher):  # type: ignore[misc]
             set_num_threads_if_needed(num_processes=self.num_processes)
         _inside.set()
         try:
-            if job is None:
-                result = super().launch(function, *args, trainer=trainer, **kwargs)
-            else:
-                result = function(*args, **kwargs)
+            result = function(*args, **kwargs) if job else super().launch(function, *args, trainer=trainer, **kwargs)
         except BaseException:
             _raised.set()
             raise

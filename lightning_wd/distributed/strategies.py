@@ -1,4 +1,4 @@
-"""Distributed training that is right under Hydra: single runs, ``--multirun`` and every sweeper and launcher.
+"""Lightning's DDP and FSDP2 for Hydra jobs.
 
 Lightning starts rank 1 and up with rank 0's own command line. Under ``--multirun`` that line is the whole sweep, so
 each rank sweeps for itself: twice the output, and with a sweeper that draws its values (``shuffle``, Optuna) the ranks

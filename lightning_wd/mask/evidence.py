@@ -42,9 +42,9 @@ EXEMPT: dict[str, frozenset[str]] = {
     "none": frozenset(KINDS),
 }
 
-_NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_WEIGHTED = (nn.Linear, nn.Bilinear, ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_NORM_CLASSES = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_WEIGHTED_CLASSES = (nn.Linear, nn.Bilinear, ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_EMBEDDING_CLASSES = (nn.Embedding, nn.EmbeddingBag)
 _CONTAINERS = (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -98,7 +98,7 @@ def classify(found: Found) -> str:
 @lru_cache(maxsize=65536)
 def _classify(cls: type, leaf: str, attribute: str, vector: bool) -> str:
     words = leaf_words(leaf)
-    embeds = is_embedding(cls) and (leaf == "weight" or issubclass(cls, _EMBEDDINGS))
+    embeds = is_embedding(cls) and (leaf == "weight" or issubclass(cls, _EMBEDDING_CLASSES))
     # T5's relative_attention_bias keeps its biases in an Embedding.
     of_what = leaf_words(attribute)
     if _BIAS.intersection(words) or (embeds and _BIAS.intersection(of_what)):
@@ -108,7 +108,7 @@ def _classify(cls: type, leaf: str, attribute: str, vector: bool) -> str:
     if leaf in _STATE_LEAVES:
         return "state"
     multiplies = "weight" in words and is_weighted(cls)
-    free = not embeds and not multiplies and not issubclass(cls, _WEIGHTED)
+    free = not embeds and not multiplies and not issubclass(cls, _WEIGHTED_CLASSES)
     if (vector and not multiplies) or (free and leaf in _SCALE_LEAVES):
         return "vector"
     named = (_has_position(words) or words[-1] in ("token", "tokens")) and _NO_TABLE.isdisjoint(words)
@@ -142,9 +142,9 @@ def _has_position(words: tuple[str, ...]) -> bool:
 @lru_cache(maxsize=4096)
 def is_norm(cls: type) -> bool:
     """Whether a class is a norm layer: torch.nn's own, or named one and not also a convolution, a block, ..."""
-    if issubclass(cls, (*_WEIGHTED, *_EMBEDDINGS, *_CONTAINERS)):
+    if issubclass(cls, (*_WEIGHTED_CLASSES, *_EMBEDDING_CLASSES, *_CONTAINERS)):
         return False
-    return issubclass(cls, _NORMS) or any(_named_norm(base.__name__) for base in cls.__mro__)
+    return issubclass(cls, _NORM_CLASSES) or any(_named_norm(base.__name__) for base in cls.__mro__)
 
 
 def _named_norm(name: str) -> bool:
@@ -161,11 +161,11 @@ def _named_norm(name: str) -> bool:
 def is_weighted(cls: type) -> bool:
     """Whether a class multiplies its inputs by its weight, so that even a weight of shape (1, n) is a matrix."""
     named = any(re.search(r"(?:Linear|Conv)(?:\d[dD])?$", base.__name__) for base in cls.__mro__)
-    return named or issubclass(cls, _WEIGHTED)
+    return named or issubclass(cls, _WEIGHTED_CLASSES)
 
 
 @lru_cache(maxsize=4096)
 def is_embedding(cls: type) -> bool:
     """Whether a class is a table that integer indices look up."""
     named = any(base.__name__.endswith("Embedding") for base in cls.__mro__)
-    return (named or issubclass(cls, _EMBEDDINGS)) and not issubclass(cls, _WEIGHTED)
+    return (named or issubclass(cls, _EMBEDDING_CLASSES)) and not issubclass(cls, _WEIGHTED_CLASSES)

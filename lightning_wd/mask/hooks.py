@@ -29,11 +29,7 @@ __all__ = ["declared_names", "hooked_names", "marks"]
 
 
 def hooked_names(tree: Tree) -> dict[str, str]:
-    """Return the parameters that a hook exempts from decay, each with the reason.
-
-    Raises:
-        MaskError: a hook fails or does not return a collection of names.
-    """
+    """Return the parameters that a hook exempts from decay, each with the reason."""
     exempt: dict[str, str] = {}
     for module, prefix, raw, start, end in tree.hooked:
         tensors = tree.tensors[start:end]
@@ -68,11 +64,7 @@ def _name_before(found: Found) -> str | None:
 
 
 def declared_names(module: nn.Module, hook: str) -> list[str]:
-    """Return the names that a module's hook lists; none where the module has no such hook.
-
-    Raises:
-        MaskError: the hook fails or does not return a collection of names.
-    """
+    """Return the names that a module's hook lists; none where the module has no such hook."""
     names = getattr(module, hook, None)
     where = f"{type(module).__name__}.{hook}"
     try:
@@ -95,11 +87,7 @@ def declared_names(module: nn.Module, hook: str) -> list[str]:
 
 
 def marks(name: str, param: Tensor) -> tuple[str, dict[str, Any]]:
-    """Return why a parameter's marks exempt it from decay ('' if they do not), and its own optimizer settings.
-
-    Raises:
-        MaskError: ``_optim`` is not a mapping, or its ``lr`` or ``weight_decay`` is not a number >= 0.
-    """
+    """Return why a parameter's marks exempt it from decay ('' if they do not), and its own optimizer settings."""
     reason = "mark _no_weight_decay" if getattr(param, "_no_weight_decay", False) else ""
     optim = getattr(param, "_optim", None)
     if not optim:

@@ -41,9 +41,6 @@ def layer_scales(module: nn.Module, tree: Tree, decay: float) -> dict[int, float
     everything outside them is in the last layer. In a model with several lists the longest counts: a shorter list
     before it belongs to layer 0, one after it to the last layer.
 
-    Raises:
-        MaskError: no layers are found, or a model has two equally long lists.
-
     >>> blocks = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
     >>> net = nn.ModuleDict({"blocks": blocks, "head": nn.Linear(1, 1)})
     >>> sorted(set(layer_scales(net, walk(net), 0.5).values()))

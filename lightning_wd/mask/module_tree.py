@@ -50,8 +50,8 @@ class Tree:
     fsdp: list[nn.Module] = field(default_factory=list)  # FSDP1's wrappers
     # module, its name, its raw name, the range of its tensors
     hooked: list[tuple[nn.Module, str, str, int, int]] = field(default_factory=list)
+    classes: dict[type, tuple[str | None, bool]] = field(default_factory=dict)  # -> what it wraps, whether it has hooks
     _above: set[int] = field(default_factory=set)  # the ancestors of the module that is visited
-    _classes: dict[type, tuple[str | None, bool]] = field(default_factory=dict)
 
     def by_tensor(self) -> list[tuple[Found, ...]]:
         """Return the names of each tensor, in the order of ``named_parameters``; a tied one has more than one."""
@@ -62,20 +62,13 @@ class Tree:
         return list(names.values())
 
     def visit(self, module: nn.Module, prefix: str, raw: str, attribute: str) -> None:
-        """Add a module's tensors, then its children's.
-
-        Args:
-            module: the module.
-            prefix: its name and a dot, without the prefixes of wrappers.
-            raw: the same with them.
-            attribute: its parent's name for it.
-        """
+        """Add the tensors of a module and its children; ``prefix`` is its name and a dot, ``raw`` the wrapped one's."""
         cls = type(module)
-        if cls not in self._classes:
+        if cls not in self.classes:
             known = (_WRAPPERS.get((base.__module__, base.__qualname__)) for base in cls.__mro__)
             hooks = hasattr(cls, "no_weight_decay") or hasattr(cls, "no_weight_decay_keywords")
-            self._classes[cls] = next(filter(None, known), None), hooks
-        wrapped, hooks = self._classes[cls]
+            self.classes[cls] = next(filter(None, known), None), hooks
+        wrapped, hooks = self.classes[cls]
         tensors = self.tensors
         start = len(tensors)
         differs = prefix is not raw and prefix != raw
@@ -125,11 +118,7 @@ class Tree:
 
 
 def walk(module: nn.Module) -> Tree:
-    """Return every tensor of ``module`` under every name it has.
-
-    Raises:
-        MaskError: ``module`` is not an nn.Module, or a wrapper and what it wraps share a name.
-    """
+    """Return every tensor of ``module`` under every name it has."""
     if not isinstance(module, nn.Module):
         raise MaskError(
             f"plan_decay needs an nn.Module but got {module!r:.80}.",

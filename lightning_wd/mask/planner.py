@@ -81,9 +81,9 @@ def plan_checked(module: nn.Module, mask: Mask, style: str | None, *, include_fr
     planner = _Planner(module, mask, style, tree)
     rows = []
     for found in tree.by_tensor():  # a loop, as warnings count the frames to the caller
-        rows.append(planner.row(*found, trains=include_frozen or found[0].param.requires_grad))
+        rows.append(planner.row(found, include_frozen))
     check_uses(planner.uses, mask.base, tree)
-    _refuse(
+    _refuse_tensors(
         planner.unplaced,
         "no rule places these parameters (base is null).",
         "add a last rule for the rest, such as Rule(wd_mult=1), or give the mask a base such as 'standard'",
@@ -124,16 +124,17 @@ class _Planner:
         # Many tensors share kind, class and matching rules, so decisions are cached.
         self.known: dict[tuple[str, type, tuple[int, ...]], _Verdict] = {}
 
-    def row(self, first: Found, *tied: Found, trains: bool) -> Row:
+    def row(self, named: tuple[Found, ...], include_frozen: bool) -> Row:
+        first = named[0]
         kind, param = classify(first), first.param
         names: tuple[str, ...] = (first.name,)
         verdict = self.judge(first, kind)
-        if tied:
-            names += tuple(found.name for found in tied)
-            verdicts = [verdict, *(self.judge(found, classify(found)) for found in tied)]
-        if not trains:
+        if len(named) > 1:
+            names = tuple(found.name for found in named)
+            verdicts = [verdict, *(self.judge(found, classify(found)) for found in named[1:])]
+        if not (include_frozen or param.requires_grad):
             return Row(names, param, 0.0, 1.0, self.style, "frozen", kind, {}, frozen=True)
-        if tied:
+        if len(named) > 1:
             verdict = _reconcile(names, verdicts)
         wd_mult, lr_mult, style = verdict.wd_mult, verdict.lr_mult, verdict.style
         if wd_mult is None:
@@ -164,14 +165,14 @@ class _Planner:
                 self.uses[i].matches += 1
         hook = self.hooked.get(found.name, "")
         if hook or hasattr(param, "_no_weight_decay") or hasattr(param, "_optim"):
-            return self._judge(found, kind, matched, hook)
+            return self._decide(found, kind, matched, hook)
         key = (kind, type(module), matched)
         verdict = self.known.get(key)
         if verdict is None:
-            verdict = self.known[key] = self._judge(found, kind, matched, hook)
+            verdict = self.known[key] = self._decide(found, kind, matched, hook)
         return verdict
 
-    def _judge(self, found: Found, kind: str, matched: tuple[int, ...], hook: str) -> _Verdict:
+    def _decide(self, found: Found, kind: str, matched: tuple[int, ...], hook: str) -> _Verdict:
         said, by = self._rules_say(matched)
         why = {what: self.mask.rules[i].reason or f"rule {self.mask.rules[i]}" for what, i in by.items()}
         # An absolute stands beside a multiplier of 1.
@@ -248,14 +249,14 @@ def _reconcile(names: tuple[str, ...], verdicts: list[_Verdict]) -> _Verdict:
 def _check_shapes(tree: Tree) -> None:
     """Refuse tensors whose shape or layer type, which the evidence needs, is unknown or lost."""
     lazy = [found.name for found in tree.tensors if type(found.param) is not nn.Parameter and is_lazy(found.param)]
-    _refuse(
+    _refuse_tensors(
         lazy,
         "lazy parameters have no shape yet.",
         "run a dummy batch through the module before its optimizer is configured",
     )
-    scripted = [found for found in tree.tensors if isinstance(found.module, torch.jit.ScriptModule)]
-    _refuse(
-        [found.name for found in scripted if found.param.requires_grad],
+    scripted = {cls for cls in tree.classes if issubclass(cls, torch.jit.ScriptModule)}
+    _refuse_tensors(
+        [f.name for f in tree.tensors if type(f.module) in scripted and f.param.requires_grad] if scripted else [],
         "TorchScript keeps no layer types, so norms, embeddings and matrices can no longer be told apart.",
         "plan and train the module before torch.jit.script or torch.jit.trace, or freeze what is scripted",
     )
@@ -266,14 +267,14 @@ def _check_shapes(tree: Tree) -> None:
         for found in tree.tensors
         if found.param is long or found.param.shape != shapes.get(id(found.param), found.param.shape)
     ]
-    _refuse(
+    _refuse_tensors(
         flat,
         "FSDP1 has flattened parameters, so biases, norms and matrices can no longer be told apart.",
         "plan before wrapping, or use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)",
     )
 
 
-def _refuse(names: list[str], problem: str, fix: str) -> None:
+def _refuse_tensors(names: list[str], problem: str, fix: str) -> None:
     """Raise a MaskError about these parameters, if there are any."""
     if names:
         raise MaskError(problem, found=listed(names), fix=fix)

@@ -160,9 +160,6 @@ class Rule:
 def compile_name(name: str) -> Callable[[str], Any]:
     """Compile a rule's ``name`` to a function that returns None for names it does not match.
 
-    Raises:
-        MaskError: a bad regular expression.
-
     >>> compile_name("*.head.*")("head.weight") is not None
     True
     """
@@ -321,19 +318,14 @@ def _as_rules(rules: Any) -> tuple[Rule, ...]:
             found=type(rules).__name__,
             fix="put the rule in brackets: rules='[{name: \"*.head.weight\", wd_mult: 0.1}]'",
         )
-    return tuple(map(_as_rule, rules))
-
-
-def _as_rule(rule: Any) -> Rule:
-    if isinstance(rule, Rule):
-        return rule
-    if isinstance(rule, Mapping):
-        return Rule(**{str(key): value for key, value in rule.items()})
-    raise MaskError(
-        f"mask rule must be a Rule or a mapping but got {rule!r}.",
-        found=type(rule).__name__,
-        fix='write {name: "*.head.weight", wd_mult: 0.1}',
-    )
+    for rule in rules:
+        if not isinstance(rule, (Rule, Mapping)):
+            raise MaskError(
+                f"mask rule must be a Rule or a mapping but got {rule!r}.",
+                found=type(rule).__name__,
+                fix='write {name: "*.head.weight", wd_mult: 0.1}',
+            )
+    return tuple(rule if isinstance(rule, Rule) else Rule(**{str(key): rule[key] for key in rule}) for rule in rules)
 
 
 def _shown(value: Any) -> str:

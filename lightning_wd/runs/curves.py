@@ -23,23 +23,16 @@ def panel_figure(
     border: tuple[float, float] = (0.0, 0.0),
     at_least: float = 6.0,
 ) -> tuple[Any, list[Any]]:
-    """Return a matplotlib Figure and the axes of its panels, row by row; it needs no screen and no global state.
+    """Return a matplotlib Figure and the axes of its ``count`` panels, row by row; it needs no screen.
 
-    Args:
-        count: panels.
-        columns: panels in a row, at most.
-        panel: width and height of a panel in inches.
-        border: width and height to add.
-        at_least: the smallest width.
+    Sizes are (width, height) in inches: of a panel, of a border to add, and the smallest width of the whole.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(columns, count)
     rows = -(-count // columns)
     size = (max(at_least, panel[0] * columns + border[0]), panel[1] * rows + border[1])
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for unused in axes[count:]:
         unused.remove()
@@ -70,14 +63,9 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def curves(folder: Path, title: str) -> Path | None:
-    """Draw ``curves.png`` from ``metrics.csv``: loss, accuracy, learning rate and weight decay against the step.
+    """Draw a run's ``metrics.csv`` as ``curves.png``: loss, accuracy, learning rate and weight decay against the step.
 
-    Args:
-        folder: the run's folder.
-        title: the picture's title.
-
-    Returns:
-        The picture's path, or None where the folder has no metrics.
+    Return the picture's path, or None where the folder has no metrics.
     """
     metrics = folder / "metrics.csv"
     series = read_metrics(metrics) if metrics.is_file() else {}
@@ -108,15 +96,12 @@ def curves(folder: Path, title: str) -> Path | None:
 
 
 def overlay(folders: Sequence[str | Path], out: str | Path, metrics: Sequence[str] | None = None) -> Path:
-    """Draw the metrics of runs over each other.
+    """Draw the metrics of runs over each other, and return the picture's path.
 
     Args:
         folders: runs' folders, or folders that hold runs.
         out: the picture's path, ending in .png, .svg or .pdf.
         metrics: columns of ``metrics.csv``; None for every loss and accuracy except the test's.
-
-    Returns:
-        The picture's path.
 
     Raises:
         ConfigError: no folder holds a run, no run has a metric, or ``out`` does not end in .png, .svg or .pdf.
@@ -178,10 +163,7 @@ _PANELS = {
 def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) -> Path | None:
     """Draw each quantity of each group against the step; return the path, or None if there is nothing to draw.
 
-    Args:
-        history: one mapping for each measured step: ``step``, and ``wd/<group>/<quantity>``.
-        path: where the picture goes.
-        title: its title.
+    ``history`` has a mapping for each measured step, with the keys ``step`` and ``wd/<group>/<quantity>``.
     """
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in history:

@@ -80,11 +80,7 @@ class RunCSVLogger(CSVLogger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drop the rows from a step on: a killed run logged them after the checkpoint that it now resumes from.
-
-        Args:
-            step: the optimizer steps of the checkpoint.
-        """
+        """Drop the rows from ``step`` on: a killed run logged them after the checkpoint that it now resumes from."""
         path = Path(self.log_dir, "metrics.csv")
         if not path.is_file():
             return

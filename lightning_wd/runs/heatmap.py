@@ -75,14 +75,11 @@ class Grid:
 
 
 def read_cells(folder: str | Path, metric: str | None = None) -> tuple[list[Cell], str, int]:
-    """Read the cells below a folder.
+    """Return the finished cells below a folder in a fixed order, the metric, and how many runs have no value of it.
 
     Args:
         folder: a sweep's folder, or one that holds several sweeps.
         metric: a column of ``metrics.csv``; its last value counts. None for the first of :data:`METRICS` there is.
-
-    Returns:
-        The finished cells in a fixed order, the metric, and how many runs have no value of it.
 
     Raises:
         ConfigError: no cell with this metric, or two that differ by more than optimizer, style, lr, amount and seed.
@@ -162,11 +159,7 @@ def grids(cells: Iterable[Cell]) -> list[Grid]:
 def write_heatmap(folder: str | Path, metric: str | None = None) -> tuple[list[Grid], str, int]:
     """Write ``heatmap.png``, ``heatmap.svg``, ``heatmap.csv`` and ``separability.csv`` into a sweep's folder.
 
-    Args:
-        folder, metric: as in :func:`read_cells`.
-
-    Returns:
-        The grids, the metric, and how many runs have no value of it.
+    Arguments and errors are those of :func:`read_cells`, whose result is returned with grids in place of the cells.
     """
     from matplotlib import rc_context
 
@@ -197,12 +190,9 @@ def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
 def draw(made: Sequence[Grid], label: str) -> Any:
     """Return a matplotlib Figure: a panel for each grid, on one colour scale.
 
-    The scale ends at the 80th percentile of all cells, so that diverged ones do not flatten it. A red frame marks each
-    panel's best cell, dots the best amount at each learning rate that counts, the line 5 % above the panel's best.
-
-    Args:
-        made: the grids.
-        label: what the colours mean.
+    The scale, named ``label``, ends at the 80th percentile of all cells, so that diverged ones do not flatten it. A red
+    frame marks each panel's best cell, dots the best amount at each learning rate that counts, the line 5 % above the
+    panel's best.
     """
     values = np.concatenate([grid.mean.ravel() for grid in made])
     values = values[np.isfinite(values)]

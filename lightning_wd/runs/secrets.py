@@ -55,13 +55,10 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def redact(config: Any) -> Any:
-    """Return a config as plain containers, resolved, without secrets.
+    """Return a config (a DictConfig, or plain containers) as plain containers, resolved, without secrets.
 
     What reads the environment (``${oc.env:NAME}``) stays as written. ``<redacted>`` replaces values under a secret's
     name, and the value of an environment variable that has such a name or that the config reads, in any text.
-
-    Args:
-        config: a DictConfig, or plain containers.
 
     >>> redact({"lr": 0.1, "wandb": {"api_key": "abcdef123"}})
     {'lr': 0.1, 'wandb': {'api_key': '<redacted>'}}

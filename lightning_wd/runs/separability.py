@@ -65,9 +65,7 @@ def near_rows(mean: Any) -> Any:
 def row_optima(errors: Any, log_amount: Any) -> tuple[Any, Any]:
     """Return the best ``log2 lam`` of each row, and whether it lies at an edge of the grid.
 
-    Args:
-        errors: shape (rows, amounts); nan for a missing cell; each row has at least one cell.
-        log_amount: shape (amounts,), ascending.
+    ``errors`` has shape (rows, amounts), nan for a missing cell and a cell in each row; ``log_amount`` ascends.
     """
     filled = np.where(np.isnan(errors), np.inf, errors)
     lowest = filled.argmin(axis=1)

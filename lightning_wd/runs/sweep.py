@@ -51,11 +51,7 @@ def octaves(exponents: Sequence[float]) -> str:
 
 
 def finished(folder: str | Path) -> dict[str, float] | None:
-    """Return the last value of each metric of a finished cell; None if it was never started or did not finish.
-
-    Args:
-        folder: the cell's folder.
-    """
+    """Return the last value of each metric of a cell's folder; None if it was never started or did not finish."""
     path = Path(folder) / "metrics.csv"
     if not path.is_file():
         return None
@@ -101,11 +97,7 @@ def _of_cell(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_jobs(config: Any) -> int | None:
-    """Return how many jobs a sweep will launch, or None if its sweeper does not tell.
-
-    Args:
-        config: Hydra's config of a multirun.
-    """
+    """Return how many jobs a sweep will launch, by Hydra's config of it, or None if its sweeper does not tell."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     sweeper = config.hydra.sweeper

@@ -9,7 +9,7 @@ import pytest
 from helpers.ddp import APP, TORCHRUN, records, run
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_wd.distributed.agree import _differences, _settings
+from lightning_wd.distributed.agree import _disagreements, _settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available")
 
@@ -86,7 +86,7 @@ def test_numbers_and_words_from_the_environment_count(monkeypatch):
     monkeypatch.setenv("MY_RATE", "0.01")
     monkeypatch.setenv("MY_STYLE", "constant")
     second = settings(config)
-    assert _differences([(first, first), (second, second)]) == [
+    assert _disagreements([(first, first), (second, second)]) == [
         "${oc.env:MY_RATE} is sha256 14be4b45 on rank 0, sha256 312b95ee on rank 1",
         f"${{oc.env:MY_STYLE}} is unset on rank 0, {second['${oc.env:MY_STYLE}']} on rank 1",
     ]
@@ -101,8 +101,8 @@ def test_a_value_that_the_job_has_changed_counts():
 def test_every_difference_is_named_with_its_ranks():
     ranks = [{"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "1", "b": "2", "c": "'x'"}]
     shown = [*ranks[:2], {**ranks[2], "c": "'<redacted>'"}]
-    assert _differences(list(zip(ranks, shown, strict=True))) == [
+    assert _disagreements(list(zip(ranks, shown, strict=True))) == [
         "b is 2 on rank 0 2, 3 on rank 1",
         "c is absent on rank 0 1, '<redacted>' on rank 2",
     ]
-    assert _differences([(ranks[0], shown[0]), (ranks[0], shown[0])]) == []
+    assert _disagreements([(ranks[0], shown[0]), (ranks[0], shown[0])]) == []

@@ -169,7 +169,8 @@ def test_rank_zero_is_killed_only_where_it_waits_for_the_others(monkeypatch, cod
 
 def test_a_group_that_cannot_be_left_does_not_keep_the_next_job_from_a_clean_start(monkeypatch):
     monkeypatch.setattr(launch, "_JOIN", 0.1)
-    monkeypatch.setattr(launch, "_leave_group", lambda: time.sleep(20))
+    monkeypatch.setattr(launch.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(launch.dist, "destroy_process_group", lambda: time.sleep(20))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     ending, begun = _JobEnd([], []), time.monotonic()
     monkeypatch.setenv("LOCAL_RANK", "0")
