@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from operator import attrgetter
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -192,6 +193,11 @@ def logged_step(trainer: Any) -> int:
     """Return the step that Lightning logs the metrics of this batch at."""
     off, stand_in = "metrics of the monitor are logged at the step before", trainer.global_step - 1
     return int(_attribute(trainer.fit_loop.epoch_loop, "_batches_that_stepped", off, stand_in))
+
+
+def is_finders(ckpt_path: Any) -> bool:
+    """Whether a finder of Lightning has written a checkpoint, to put the run back to where its search began."""
+    return Path(str(ckpt_path)).name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
 def forget_loader(trainer: Any) -> None:

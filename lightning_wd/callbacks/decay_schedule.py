@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.callbacks.restart_snapshot import restarts_of
-from lightning_wd.configure.budget import Budget, run_steps
+from lightning_wd.configure.budget import Budget, resumed, run_steps
+from lightning_wd.configure.first_step import read_again
 from lightning_wd.errors import ConfigError, choice, number
-from lightning_wd.optimizers.checkpoint import Difference, settle
+from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 from lightning_wd.optimizers.param_groups import as_float, group_names, peak_lr
 
 __all__ = ["DecaySchedule"]
@@ -48,7 +49,7 @@ class DecaySchedule(L.Callback):
     optimization each optimizer has its own count, and ``total_steps`` must be given.
 
     On resume the bases and counts come from the checkpoint. Where the configured schedule differs from the
-    checkpoint's, the optimizer's ``on_resume`` says which is used.
+    checkpoint's, the optimizer's ``on_resume`` says which is used; it ends where this run ends, with a warning.
 
     Args:
         shape: a name of the table, or a function of progress.
@@ -154,6 +155,8 @@ class DecaySchedule(L.Callback):
         self._bases: list[list[float | None]] = []
         self._steps: list[int] = []
         self._total = 0
+        self._restored = False  # the bases are a checkpoint's
+        self._stepped: set[int] = set()  # optimizers that have stepped in this fit
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule, its bases and its position, as plain data."""
@@ -168,16 +171,20 @@ class DecaySchedule(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until training starts, when the optimizers have loaded theirs."""
-        self._loaded = state_dict
+        if self._bases:  # a learning-rate finder puts back what it saved in the middle of the run
+            self._steps = list(state_dict["steps"])
+        else:
+            self._loaded = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._bases:  # DecayPlanSummary has asked already
             return
-        budget = Budget(
+        self._budget = Budget(
             pl_module, self.total_steps, where_to_pass="DecaySchedule(..., total_steps=<optimizer steps of the run>)"
         )
-        self._total = 1 if self.shape == "restarts" else budget.total_steps("DecaySchedule")
-        self._steps = [trainer.global_step if pl_module.automatic_optimization else 0 for _ in trainer.optimizers]
+        goes_on = resumed(trainer) and pl_module.automatic_optimization
+        self._steps = [trainer.global_step if goes_on else 0 for _ in trainer.optimizers]
+        self._read()
         self._bases = [[] for _ in trainer.optimizers]
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded["steps"]:  # else it was saved before training started
@@ -188,12 +195,24 @@ class DecaySchedule(L.Callback):
                 found=", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
                 fix="use an optimizer with weight decay, or remove the callback",
             )
-        for index in range(len(trainer.optimizers)):
+        for index, optimizer in enumerate(trainer.optimizers):
+            read_again(optimizer)
             self._write(trainer, index)
+
+    def _read(self) -> None:
+        """Read the steps of the run; another callback may change them until the first step."""
+        self._budget.forget()
+        self._total = 1 if self.shape == "restarts" else self._budget.total_steps("DecaySchedule")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Write the values of this step over anything that was written since the last."""
         index = trainer.optimizers.index(optimizer)
+        if index not in self._stepped:
+            self._stepped.add(index)
+            self._read()
+            read_again(optimizer)
+            if not self._restored and "base_weight_decay" in optimizer.param_groups[0]:
+                self._bases[index] = []
         self._write(trainer, index)
         self._steps[index] += 1
 
@@ -230,10 +249,11 @@ class DecaySchedule(L.Callback):
         rules = [getattr(optimizer, "on_resume", "checkpoint") for optimizer in trainer.optimizers]
         self._steps = list(state["steps"])
         # Under "config" the optimizer has its configured weight_decay again: that is the base.
+        self._restored = "config" not in rules
         self._bases = [[] if rule == "config" else list(b) for rule, b in zip(rules, state["bases"], strict=True)]
-        configured = {**self._schedule(), "total_steps": self._total}
+        configured = self._schedule()
         # Older versions did not save the values of a function.
-        saved = {"values": configured["values"], **state["schedule"], "total_steps": state["total_steps"]}
+        saved = {"values": configured["values"], **state["schedule"]}
         differ = [key for key in configured if saved[key] != configured[key]]
         lost = ("a checkpoint does not contain a function", "pass the shape of the resumed run")
         function = "function" in (saved["shape"], configured["shape"])
@@ -245,10 +265,9 @@ class DecaySchedule(L.Callback):
             for key in differ
         ]
         rule = next((rule for rule in ("error", "config") if rule in rules), "checkpoint")
-        if settle("DecaySchedule", differences, rule) or not differ:
-            return
-        self._total = saved["total_steps"]
-        if differ != ["total_steps"]:
+        if state["total_steps"] != self._total and saved["shape"] == configured["shape"]:
+            carry_on("DecaySchedule", state["total_steps"], self._total, rule)
+        if not settle("DecaySchedule", differences, rule) and differ:
             self._in_force = DecaySchedule(**{key: saved[key] for key in _SETTINGS})
 
     def _write(self, trainer: L.Trainer, index: int) -> None:
@@ -286,7 +305,7 @@ def _resolved_steps(optimizer: Optimizer) -> int:
             fix="write optimizer/decay=normalized (optimizer.decay.normalized=0.05)",
         )
     resolved = as_float(optimizer.defaults["weight_decay"])
-    return round((config.decay.coefficient(config["lr"], 1) / resolved) ** 2) if resolved else 1
+    return round((config.decay.coefficient(as_float(optimizer.defaults["lr"]), 1) / resolved) ** 2) if resolved else 1
 
 
 def _cycle_steps(trainer: L.Trainer, optimizer: Optimizer, *, first: bool = False) -> float:

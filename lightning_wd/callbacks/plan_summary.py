@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from rich.console import Console
 
 from lightning_wd.callbacks.decay_schedule import DecaySchedule
 from lightning_wd.configure.budget import run_steps
+from lightning_wd.configure.cautions import cautions
+from lightning_wd.configure.first_step import read_again
 from lightning_wd.decay import all_units
 from lightning_wd.mask.tables import SHOWN_UNITS, amounts_table, plan_table, totals_table
 from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
@@ -23,8 +23,6 @@ from lightning_wd.optimizers.param_groups import as_float, group_name, group_sty
 __all__ = ["DecayPlanSummary"]
 
 _COLLAPSE_ABOVE = 80  # parameters; a longer table has one row for names that differ only in numbers
-_SHORT_EPOCHS = 0.5  # with a shorter timescale the weights forget most of the data within an epoch
-_LONG_RUNS = 10.0  # with a longer timescale a whole run removes less than a tenth of a weight
 _COLUMNS = ("name", "shape", "numel", "group", "wd_mult", "lr_mult", "style", "reason")
 
 
@@ -32,9 +30,10 @@ class DecayPlanSummary(L.Callback):
     """Show the decay plan when training starts: each parameter, the totals, and the amount in every unit.
 
     The amount is given at the peak learning rate, where ``d = lr0 * lam_decoupled = lam_independent
-    = lam_norm / sqrt(steps) = 1 / timescale_steps``. There is a warning where a step would remove a whole weight, and
-    where the timescale is far below an epoch or many times the run. Under a :class:`DecaySchedule` the amount is each
-    group's base, a line names the schedule, and the warnings are about the largest amount it reaches.
+    = lam_norm / sqrt(steps) = 1 / timescale_steps``. There is a warning where a step would remove a whole weight, where
+    the timescale is below 3 % of the run or above 10 runs, and where a group that should decay has 0. Under a
+    :class:`DecaySchedule` the amount is each group's base, a line names the schedule, and the warnings are about the
+    largest amount it reaches.
 
     Rank zero prints the plan (above 80 parameters, names that differ only in numbers share a row), writes it to
     ``decay_plan.json`` in the trainer's ``default_root_dir``, and logs it to W&B as the tables ``decay_plan``
@@ -46,8 +45,12 @@ class DecayPlanSummary(L.Callback):
         >>> trainer = L.Trainer(callbacks=[DecayPlanSummary()], logger=False, enable_checkpointing=False)
     """
 
+    shows_cautions = True  # so that the optimizer's first step does not
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         schedule = next((callback for callback in trainer.callbacks if isinstance(callback, DecaySchedule)), None)  # type: ignore[attr-defined]
+        for optimizer in trainer.optimizers:
+            read_again(optimizer)
         scheduled = [None if schedule is None else schedule.largest(trainer, i) for i in range(len(trainer.optimizers))]
         if not trainer.is_global_zero:
             return
@@ -84,19 +87,14 @@ def _describe(
     """Return the plan of an optimizer as plain data; ``scheduled`` is what ``DecaySchedule.largest`` returns."""
     own = [as_float(group.get("base_weight_decay", group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
     shape, lams, largest = scheduled or (None, own, 1.0)
-    groups, cautions = [], []
+    groups = []
     for index, (group, lam) in enumerate(zip(optimizer.param_groups, lams, strict=True)):
         style, peak = group_style(optimizer, group), peak_lr(group)
         entry: dict[str, Any] = {"name": group_name(group, index), "style": style, "weight_decay": lam, "lr": peak}
         entry["cautious_wd"] = bool(group.get("cautious_wd", False))
         entry.update(tensors=len(group["params"]), numel=sum(p.numel() for p in group["params"]))
         if lam and style not in (None, "none"):
-            known: Any = {"lr": peak, "total_steps": total, "steps_per_epoch": per_epoch}
-            entry["units"] = all_units(style, lam, **known)
-            where = f"group '{entry['name']}'"
-            if shape is not None:
-                where += f" at its largest weight_decay {lam * largest:.4g}"
-            cautions += [f"{where}: {caution}" for caution in _cautions(all_units(style, lam * largest, **known))]
+            entry["units"] = all_units(style, lam, lr=peak, total_steps=total, steps_per_epoch=per_epoch)
         groups.append(entry)
     plan = getattr(optimizer, "decay_plan", None)
     return {
@@ -106,7 +104,7 @@ def _describe(
         **(_plan_of_groups(optimizer, module, groups) if plan is None else plan.to_dict()),
         **({} if shape is None else {"decay_schedule": {"shape": shape, "largest_multiplier": largest}}),
         "groups": groups,
-        "warnings": cautions,
+        "warnings": cautions(optimizer, total, scheduled),
     }
 
 
@@ -138,19 +136,6 @@ def _plan_of_groups(
             )
     totals = {entry["name"]: {key: entry[key] for key in ("tensors", "numel")} for entry in groups}
     return {"style": None, "totals": totals, "parameters": rows}
-
-
-def _cautions(units: dict[str, float]) -> Iterable[str]:
-    """Warn of an amount that is too large or too small, from its units; l2 has none of these."""
-    fraction = units.get("independent", 0.0)
-    if fraction >= 1:
-        yield f"a step at the peak learning rate removes {fraction:.3g} of each weight (d_t >= 1): lower weight_decay"
-        return
-    epochs, runs = units.get("timescale_epochs", math.inf), units.get("timescale_runs", 0.0)
-    if epochs < _SHORT_EPOCHS:
-        yield f"the timescale is {epochs:.3g} epochs, below half an epoch: weights forget data before the epoch ends"
-    if _LONG_RUNS < runs < math.inf:
-        yield f"the timescale is {runs:.3g} times the run: decay hardly acts (it removes {1 / runs:.2g} of a weight)"
 
 
 def _print(plan: dict[str, Any]) -> None:

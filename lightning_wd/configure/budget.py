@@ -8,17 +8,19 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Timer
 
-from lightning_wd._private import attached_trainer, forget_loader
+from lightning_wd._private import attached_trainer, forget_loader, is_finders
 from lightning_wd.errors import ConfigError, number
 
-__all__ = ["Budget", "run_steps"]
+__all__ = ["Budget", "resumed", "run_steps"]
 
 
 class Budget:
     """The optimizer steps of a run and of an epoch, at the global batch: the caller's, else the trainer's.
 
     The trainer is asked when they are first needed. World size, gradient accumulation, ``limit_train_batches`` and
-    ``max_steps`` count, through ``trainer.estimated_stepping_batches``. Errors say ``where_to_pass`` the steps instead.
+    ``max_steps`` count, through ``trainer.estimated_stepping_batches``. The run is what this ``fit`` trains, and what a
+    checkpoint that it resumes from has trained; not an earlier ``fit`` on the same trainer. Errors say
+    ``where_to_pass`` the steps instead.
     """
 
     def __init__(
@@ -31,21 +33,32 @@ class Budget:
         "steps_per_epoch=<optimizer steps of an epoch>)",
     ) -> None:
         self._module, self._where_to_pass = module, where_to_pass
-        self._total = None if total_steps is None else int(number("total_steps", total_steps, minimum=1, whole=True))
-        self._per_epoch = (
-            None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, exclusive=True)
+        self._given = (
+            None if total_steps is None else int(number("total_steps", total_steps, minimum=1, whole=True)),
+            None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, exclusive=True),
         )
+        trainer = attached_trainer(module)
+        self._before = 0 if trainer is None else _steps_before(trainer)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was read: the trainer is asked again."""
+        self._total, self._per_epoch = self._given
 
     def total_steps(self, needed_by: str) -> int:
         """Return the optimizer steps of the run, or raise a ConfigError that says why they are unknown."""
-        if self._total is None:
+        if not self.knows_total():
             trainer = self._trainer(needed_by)
-            self._total = _total(trainer)
-            if self._total is None:
-                timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)
-                limit = "max_time" if timed else "no limit, or data whose length is unknown"
-                raise self._unknown(needed_by, f"the run is bounded by {limit}", "set trainer.max_steps, or ")
-        return self._total
+            timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)
+            limit = "max_time" if timed else "no limit, or data whose length is unknown"
+            raise self._unknown(needed_by, f"the run is bounded by {limit}", "set trainer.max_steps, or ")
+        return self._total  # type: ignore[return-value]  # it is known
+
+    def knows_total(self) -> bool:
+        """Whether the steps of the run are known."""
+        if self._total is None and not _why_unknown(self._module):
+            self._total = _total(attached_trainer(self._module), self._before)
+        return self._total is not None
 
     def steps_per_epoch(self, needed_by: str) -> float:
         """Return the optimizer steps of one epoch, or raise a ConfigError that says why they are unknown."""
@@ -70,10 +83,10 @@ class Budget:
 
 
 def run_steps(trainer: Any) -> tuple[int | None, int | None]:
-    """Return the optimizer steps of the whole run and of an epoch; None where a fitting trainer does not know them."""
+    """Return the optimizer steps of the whole run and of an epoch, as it starts; None where the trainer knows none."""
     if _why_unknown(trainer.lightning_module):
         return None, None
-    return _total(trainer), _per_epoch(trainer)
+    return _total(trainer, _steps_before(trainer)), _per_epoch(trainer)
 
 
 def _why_unknown(module: Any) -> str:
@@ -88,8 +101,25 @@ def _why_unknown(module: Any) -> str:
     return ""
 
 
-def _total(trainer: Any) -> int | None:
+def resumed(trainer: Any) -> bool:
+    """Whether this fit goes on from a checkpoint; one of a finder's own only takes its search back."""
+    return trainer.ckpt_path is not None and not is_finders(trainer.ckpt_path)
+
+
+def _steps_before(trainer: Any) -> int:
+    """Return the steps of earlier fits on this trainer, which its count of steps goes on from."""
+    return 0 if resumed(trainer) else int(trainer.global_step)
+
+
+def _total(trainer: Any, before: int) -> int | None:
     steps = _count(trainer, lambda: trainer.estimated_stepping_batches)
+    for callback in trainer.callbacks:
+        # StochasticWeightAveraging adds an epoch to the trainer's, after `swa_end`, that trains no weight
+        last = getattr(callback, "swa_end", math.inf)
+        if (trainer.max_epochs or 0) > last + 1:
+            steps = min(steps, (last + 1) * (_per_epoch(trainer) or math.inf))
+    if steps > before:  # else this fit trains nothing
+        steps -= before
     return int(steps) if math.isfinite(steps) and steps > 0 else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from lightning_wd._private import attached_trainer
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.checked_mapping import from_omegaconf
+from lightning_wd.configure.first_step import FirstStep
 from lightning_wd.configure.lr_scheduler import ScheduleRequest
 from lightning_wd.configure.optimizer_config import OPTIMIZERS, OptimizerConfig
 from lightning_wd.decay import Decay
@@ -66,21 +68,40 @@ def configure_optimizers(
         _warn_of_one_budget_for_all_cycles(module)
     peak = None if request is None else request.peak()
     lr = config["lr"] if peak is None else _scalar_peak(peak)
-    coefficient = decay.coefficient(lr, *_steps_needed(decay, budget))
+
+    def amount(lr: float) -> float:
+        return decay.coefficient(lr, *_steps_needed(decay, budget))
+
+    def groups_at(lr: float, coefficient: float) -> list[dict[str, Any]]:
+        groups = plan.groups_of_checked(lr, lr, coefficient)
+        if config["name"] == "muon":
+            groups = give_matrices_to_muon(groups, module, plan)
+        return groups
+
+    def groups_at_peak(lr_now: float, coefficient: float) -> list[dict[str, Any]]:
+        groups = groups_at(lr_now, coefficient)
+        if isinstance(peak, Sequence):
+            _set_peaks(groups, [value * lr_now / lr for value in peak])
+        return groups
+
     plan = plan_checked(module, config.mask, decay.style)
-    groups = plan.groups_of_checked(lr, lr, coefficient)
-    if config["name"] == "muon":
-        groups = give_matrices_to_muon(groups, module, plan)
+    groups = groups_at(lr, amount(lr))
     multipliers = [group["lr"] / lr if lr else 1.0 for group in groups]
     if isinstance(peak, Sequence):
         _set_peaks(groups, peak)
-    built = _build(config, groups, lr, coefficient)
+    built = _build(config, groups, lr, amount(lr))
     built.on_resume = config["on_resume"]
     built.decay_plan = plan
     built.decay_config = config
-    if request is None:
-        return {"optimizer": built}
-    return {"optimizer": built, "lr_scheduler": request.build(built, multipliers, budget)}
+    built.scheduled = request is not None
+    returned = {"optimizer": built}
+    if request is not None:
+        returned["lr_scheduler"] = request.build(built, multipliers, budget)
+    if attached_trainer(module) is not None:
+        schedule = returned.get("lr_scheduler", {}).get("scheduler")
+        follow = None if request is None else partial(request.follow, schedule, multipliers, budget)
+        built.first_step = FirstStep(module, built, lr, amount, groups_at_peak, budget, schedule, follow)
+    return returned
 
 
 def give_matrices_to_muon(

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_wd._private import inner_schedulers, per_group_lists
 from lightning_wd.configure.configure_optimizers import give_matrices_to_muon
+from lightning_wd.configure.first_step import read_again
 from lightning_wd.mask import DecayPlan, Mask, plan_decay
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.muon import MuonAdamW
@@ -37,6 +38,7 @@ def unfreeze(
         mask: splits them; None is the mask of the optimizer's configuration, else ``standard``.
         epoch: ends the names of the groups: ``decay_epoch_3``.
     """
+    read_again(optimizer)
     plan, config = (getattr(optimizer, name, None) for name in ("decay_plan", "decay_config"))
     first, ours = optimizer.param_groups[0], isinstance(optimizer, DecayGroups)
     style = plan.style if plan is not None else group_style(optimizer, first) if ours else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from lightning_wd import schedules
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, choice, flag, keys, nearest, number
-from lightning_wd.optimizers.checkpoint import Difference, settle
+from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 
 __all__ = ["LRSchedule", "LRSchedulerConfig", "ScheduleRequest"]
 
@@ -90,12 +91,14 @@ class LRSchedule(LRScheduler):
     """Set ``lr_t = base_lr * eta_t`` for each group, with ``eta_t`` from :mod:`lightning_wd.schedules`.
 
     The shape and its settings are in ``state_dict``. On resume the checkpoint's win with a warning, or the configured
-    ones do, or a difference is an error, as the optimizer's ``on_resume`` says.
+    ones do, or a difference is an error, as the optimizer's ``on_resume`` says. In a run that is longer or shorter than
+    the saved one, ``total_steps`` is the run's own, with a warning.
 
     Args:
         optimizer: the optimizer whose groups are scheduled.
         shape: ``constant``, ``warmup_cosine``, ``cosine_restarts`` or ``wsd``.
         settings: the arguments of the shape's function besides the step.
+        asked: what they were resolved from, which may be parts of the run.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
@@ -104,9 +107,16 @@ class LRSchedule(LRScheduler):
         [0.25]
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, shape: str, settings: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        shape: str,
+        settings: Mapping[str, float],
+        asked: Mapping[str, float] | None = None,
+    ) -> None:
         self.shape = shape
         self.settings = dict(settings)
+        self.asked = dict(settings if asked is None else asked)
         super().__init__(optimizer)
 
     def eta(self, t: int) -> float:
@@ -130,18 +140,43 @@ class LRSchedule(LRScheduler):
             CheckpointMismatchError: the settings differ and ``on_resume`` is ``error``; or the state is that of another
                 class, which cannot be used here, and ``on_resume`` is not ``config``.
         """
-        configured = {"shape": self.shape, "settings": self.settings, "base_lrs": self.base_lrs}
-        theirs = _built_as(state_dict, unknown=f"a state with {', '.join(state_dict)}")
+        configured = {key: getattr(self, key) for key in ("shape", "settings", "asked", "base_lrs")}
+        saved = state_dict.get("settings", {}).get("total_steps")
         same_class = "shape" in state_dict
+        if same_class:
+            state_dict = self._carried_on(state_dict)
+        theirs = _built_as(state_dict, unknown=f"a state with {', '.join(state_dict)}")
         if not same_class:
             state_dict = {key: state_dict[key] for key in ("last_epoch", "_step_count") if key in state_dict}
         own = _settle(self.optimizer, theirs, f"{self.shape} {self.settings}", same_class=same_class)
         super().load_state_dict(state_dict)
         if own:
             self.__dict__.update(configured)
-            for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+        if own or self.settings.get("total_steps") != saved:
+            self._write()
+
+    def follow(self, settings: Mapping[str, float]) -> None:
+        """Go on with other settings, from where the schedule is."""
+        if settings != self.settings:
+            self.settings = dict(settings)
+            self._write()
+
+    def _write(self) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(lr)
+            else:
                 group["lr"] = lr
-            self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _carried_on(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the state of a schedule of this shape with the steps of this run."""
+        saved, steps = state["settings"].get("total_steps"), self.settings.get("total_steps")
+        if state["shape"] != self.shape or saved is None or steps is None or saved == steps:
+            return state
+        carry_on("the learning-rate schedule", saved, steps, getattr(self.optimizer, "on_resume", "checkpoint"))
+        settings = self.settings if state.get("asked") == self.asked else {**state["settings"], "total_steps": steps}
+        return {**state, "settings": settings}
 
 
 class _Checked:
@@ -227,6 +262,8 @@ class ScheduleRequest:
             return None
         make = config["name"] if config["name"] in SHAPES else scheduler_class(config["name"])
         given = {key: config[key] for key in LIGHTNING_KEYS if config[key] is not None}
+        if given["strict"]:  # Lightning's default; under manual optimization it warns of the key
+            del given["strict"]
         return cls(make, config.settings, {**given, **lightning})
 
     def peak(self) -> Any:
@@ -240,8 +277,9 @@ class ScheduleRequest:
         """
         lightning = {"interval": "step", **self.lightning}
         if isinstance(self.make, str):
-            settings = _resolve_shape(self.make, self.keywords, budget, lightning)
-            return {"scheduler": LRSchedule(optimizer, self.make, settings), **lightning}
+            settings = self._settings(budget)
+            _warn_below_peak(self.make, settings, budget)
+            return {"scheduler": LRSchedule(optimizer, self.make, settings, self.keywords), **lightning}
         scheduler = self._make(optimizer, multipliers, budget)
         if isinstance(scheduler, ReduceLROnPlateau):
             lightning["interval"] = self.lightning.get("interval", "epoch")
@@ -252,6 +290,46 @@ class ScheduleRequest:
             for group in optimizer.param_groups:  # as other schedulers do: it tells that the group is scheduled
                 group.setdefault("initial_lr", group["lr"])
         return {"scheduler": scheduler, **lightning}
+
+    def follow(self, scheduler: Any, multipliers: list[float], budget: Budget, *, resumed: bool) -> None:
+        """Let a schedule that was given the steps of the run end where ``budget`` says now.
+
+        After a resume the other settings are the checkpoint's.
+
+        Raises:
+            ConfigError: ``OneCycleLR`` would end before the run does, and raise in the middle of it.
+        """
+        if isinstance(scheduler, LRSchedule):
+            settings = self._settings(budget)
+            if resumed and scheduler.asked != self.keywords:
+                settings = {**scheduler.settings, **{k: v for k, v in settings.items() if k == "total_steps"}}
+            if settings != scheduler.settings:
+                _warn_below_peak(scheduler.shape, settings, budget)
+            scheduler.follow(settings)
+        elif isinstance(scheduler, OneCycleLR):
+            if scheduler.last_epoch == 0 and self.make is OneCycleLR:
+                fresh = self._make(scheduler.optimizer, multipliers, budget)
+                scheduler.__class__, scheduler.__dict__ = type(fresh), vars(fresh)
+            self._check_end(scheduler, budget)
+
+    def _settings(self, budget: Budget) -> dict[str, float]:
+        """Return the settings of a shape of this package, in steps of the schedule."""
+        return _resolve_shape(str(self.make), self.keywords, budget, {"interval": "step", **self.lightning})
+
+    def _check_end(self, scheduler: OneCycleLR, budget: Budget) -> None:
+        if not budget.knows_total():
+            return
+        needed = _schedule_steps(budget, "lr_scheduler OneCycleLR", {"interval": "step", **self.lightning})
+        if needed > scheduler.total_steps:
+            done = scheduler.last_epoch
+            raise ConfigError(
+                f"OneCycleLR ends after {scheduler.total_steps} steps, before the run does.",
+                found=f"{done} steps done, {needed - done} more to come",
+                fix="resume with the max_epochs or max_steps that the run had, use a schedule of this package "
+                "(lr_scheduler=warmup_cosine), which is carried on, or start a new run from the weights"
+                if done
+                else f"leave out total_steps, or write lr_scheduler.total_steps={needed}",
+            )
 
     def _make(self, optimizer: torch.optim.Optimizer, multipliers: list[float], budget: Budget) -> Any:
         """Build a torch class, or call the user's callable."""
@@ -322,16 +400,21 @@ def _resolve_shape(
         else:
             resolved[key] = float(value)
     if "total_steps" in inspect.signature(getattr(schedules, shape)).parameters:
-        total = resolved["total_steps"] = _schedule_steps(budget, needed_by, lightning)
-        used = resolved["warmup_steps"] + resolved.get("decay_steps", 0)
-        if used > total:
-            warnings.warn(
-                f"{needed_by} warms up and decays for {used} steps, but the run has {total}: the peak learning rate "
-                "is never reached. Shorten lr_scheduler.warmup_steps, or write it as a fraction of the run.",
-                UserWarning,
-                stacklevel=2,
-            )
+        resolved["total_steps"] = _schedule_steps(budget, needed_by, lightning)
     return resolved
+
+
+def _warn_below_peak(shape: str, settings: Mapping[str, float], budget: Budget) -> None:
+    """Warn of a warm-up, with the decay at the end, that is longer than the run."""
+    total = settings.get("total_steps", budget.total_steps(shape) if budget.knows_total() else math.inf)
+    used = settings.get("warmup_steps", 0) + settings.get("decay_steps", 0)
+    if used > total:
+        warnings.warn(
+            f"lr_scheduler '{shape}' warms up and decays for {used} steps, but the run has {total}: the peak learning "
+            "rate is never reached. Shorten lr_scheduler.warmup_steps, or write it as a fraction of the run.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def scheduler_class(name: str) -> type[LRScheduler]:

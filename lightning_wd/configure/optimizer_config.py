@@ -166,6 +166,13 @@ class OptimizerConfig(CheckedMapping):
         own = {key: value for key, value in self.items() if key not in _OWN_KEYS}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
 
+    @property
+    def typical_amount(self) -> bool:
+        """Whether the amount of decay is the style's typical one, as for a user who sets none."""
+        family, decay = OPTIMIZERS[self["name"]].typical, self["decay"]
+        offered = ((decay.get("typical") or {}).get(family), TYPICAL.get(decay["style"], {}).get(family))
+        return self["weight_decay"] is not None and self["weight_decay"] in offered
+
 
 def _decay(weight_decay: Any, given: Mapping[str, Any], family: str) -> Decay:
     """Return the checked decay; where no amount is given, the style's typical one."""

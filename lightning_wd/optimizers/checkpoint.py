@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from lightning_wd.errors import CheckpointMismatchError, listed, warn
 from lightning_wd.optimizers.param_groups import group_label, peak_lr
 
-__all__ = ["ON_RESUME", "Difference", "fit_checkpoint", "settle"]
+__all__ = ["ON_RESUME", "Difference", "carry_on", "fit_checkpoint", "settle"]
 
 ON_RESUME = ("checkpoint", "config", "error")
 
@@ -75,6 +75,19 @@ def settle(what: str, differences: Sequence[Difference], on_resume: str) -> bool
     return configured
 
 
+def carry_on(what: str, saved: float, steps: float, on_resume: str) -> None:
+    """Say that a schedule of ``saved`` steps is carried on to the end of a run of ``steps``; ``error`` refuses that."""
+    line = f"total_steps is {saved} in the checkpoint, {steps} in this run"
+    if on_resume == "error":
+        settle(what, [Difference(line)], on_resume)
+    warn(
+        f"{what} is carried on: it ends where this run ends, not where the saved one did.",
+        found=line,
+        fix="train with the max_epochs or max_steps of the saved run if that is not meant",
+        stacklevel=4,
+    )
+
+
 class _Pair(NamedTuple):
     """A group of the optimizer beside the saved one at its position."""
 
@@ -103,6 +116,8 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
     for pair, switch in zip(pairs, switched, strict=True):
         _, mine, theirs = pair
         filled = {**mine, **theirs, "base_lr": peak_lr(theirs)}
+        if getattr(optimizer, "scheduled", None) is False and "initial_lr" not in theirs:
+            filled.pop("initial_lr", None)  # a learning-rate finder's
         if "weight_decay" in theirs:
             filled["base_weight_decay"] = theirs.get("base_weight_decay", theirs["weight_decay"])
         if switch:  # the saved number is in another unit, so it cannot replace the configured one
@@ -299,11 +314,11 @@ def _style_difference(optimizer: Any, pair: _Pair) -> Difference | None:
 def _schedule_difference(optimizer: Any, pair: _Pair) -> Difference | None:
     """Return a difference where one side alone has a learning-rate schedule: Lightning would drop or start it silently.
 
-    Schedulers leave ``initial_lr`` in a group. A schedule compares its own settings when it loads its state. Only an
-    optimizer made by :func:`lightning_wd.configure_optimizers` is known to have its schedule already.
+    Schedulers leave ``initial_lr`` in a saved group. A schedule compares its own settings when it loads its state. Only
+    :func:`lightning_wd.configure_optimizers` says whether its optimizer is ``scheduled``.
     """
-    here, there = "initial_lr" in pair.mine, "initial_lr" in pair.theirs
-    if here == there or "base_lr" not in pair.theirs or not hasattr(optimizer, "decay_config"):
+    here, there = getattr(optimizer, "scheduled", None), "initial_lr" in pair.theirs
+    if here in (None, there) or "base_lr" not in pair.theirs:
         return None
     ours, theirs = (("no lr_scheduler", "an lr_scheduler")[side] for side in (here, there))
     found = f"{theirs} in the checkpoint, {ours} in the configuration"

@@ -81,14 +81,16 @@ def test_a_big_plan_has_one_row_for_names_that_differ_in_numbers(
 @pytest.mark.parametrize(
     ("weight_decay", "words"),
     [
-        (1e-3, ["the timescale is 6.67e+03 times the run", "decay hardly acts"]),
-        (50.0, ["the timescale is 0.4 epochs, below half an epoch"]),
+        (1e-3, ["the timescale is 1e+03 times the run", "decay hardly acts"]),
+        (50.0, ["the timescale is 2 steps, 0.02 of the run: weights forget what came before"]),
     ],
 )
 def test_a_timescale_out_of_proportion_is_warned_of(
     weight_decay: float, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(Net({"name": "adamw", "lr": 0.01, "weight_decay": weight_decay}), tmp_path, wd.DecayPlanSummary())
+    fit(
+        Net({"name": "adamw", "lr": 0.01, "weight_decay": weight_decay}), tmp_path, wd.DecayPlanSummary(), max_epochs=20
+    )
     (caution,) = plan_of(tmp_path)["warnings"]
     assert caution.startswith("group 'decay': ")
     assert [word for word in words if word not in caution] == []

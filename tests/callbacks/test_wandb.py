@@ -52,7 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
     loggers = [WandbLogger(save_dir=run, offline=True), RunCSVLogger(run)]
-    config = {"name": "adamw", "lr": 0.1, "weight_decay": 5.0}  # a timescale of 0.4 epochs, which is warned of
+    config = {"name": "adamw", "lr": 0.1, "weight_decay": 1e-3}  # a timescale of 667 runs, which is warned of
     fit(Net(config), run, wd.DecayPlanSummary(), wd.DecayMonitor(5), logger=loggers, log_every_n_steps=5)
     close()
     history: dict[str, list[tuple[int | None, Any]]] = {}
@@ -65,7 +65,7 @@ def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
         if record.HasField("metric"):
             metrics.append(record.metric)
     assert [step for step, _ in history["wd/decay/d_t"]] == [0, 5, 10]
-    assert [value for _, value in history["wd/decay/d_t"]] == pytest.approx([0.5] * 3)
+    assert [value for _, value in history["wd/decay/d_t"]] == pytest.approx([1e-4] * 3)
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for key in [key for key in rows[0] if key not in ("step", "epoch")]:

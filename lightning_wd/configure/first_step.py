@@ -1,0 +1,165 @@
+"""What was read from the trainer when an optimizer was configured, read again where the first step is taken.
+
+Between the two, a finder sets another learning rate or batch size, weight averaging adds an epoch, a line of the user's
+sets something else. Groups and schedule then follow together.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_wd._private import attached_trainer, inner_schedulers, per_group_lists
+from lightning_wd.configure.budget import Budget, resumed
+from lightning_wd.configure.cautions import cautions
+from lightning_wd.optimizers.param_groups import as_float
+
+__all__ = ["FirstStep", "read_again"]
+
+_RAISED = 1.0 + 1e-6  # above a peak by more than rounding
+_RATE_KEYS = ("initial_lr", "max_lr", "min_lr")  # where schedulers keep a group's rates
+_RATE_LISTS = ("base_lrs", "max_lrs", "_last_lr")
+
+
+def read_again(optimizer: Optimizer) -> None:
+    """Let an optimizer and its schedule follow what the trainer says now; callbacks ask for it as training starts."""
+    reading = getattr(optimizer, "first_step", None)
+    if reading is not None:
+        reading.read_again()
+
+
+class FirstStep:
+    """A pre-hook of the optimizer's step that reads learning rate and steps again, at the first step of the run.
+
+    - A rate that a finder has set is the peak ``lr0``: each group has it times its own multiplier. A rate that was set
+      above a group's peak is that group's peak. A lower one is taken for the start of a warm-up.
+    - An amount given by the steps of the run or of an epoch is resolved again, at that peak.
+    - A schedule that was given the steps of the run ends where the run ends.
+
+    After a resume the rates and amounts are the checkpoint's, unless ``on_resume`` is ``config``.
+
+    Args:
+        module: its trainer is asked.
+        optimizer: built at the peak ``lr``.
+        lr: ``lr0``.
+        amount: ``lr0`` -> the coefficient of decay at that peak, with the steps of ``budget``.
+        groups: ``lr0``, coefficient -> the groups, as they would be built now.
+        budget: forgets what it has read.
+        schedule: the scheduler, if there is one.
+        reschedule: lets the schedule follow ``budget``; told whether the run was resumed.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        optimizer: Any,
+        lr: float,
+        amount: Callable[[float], float],
+        groups: Callable[[float, float], Sequence[dict[str, Any]]],
+        budget: Budget,
+        schedule: Any,
+        reschedule: Callable[..., None] | None,
+    ) -> None:
+        self._module, self._optimizer, self._amount, self._groups = module, optimizer, amount, groups
+        self._budget, self._schedule, self._reschedule = budget, schedule, reschedule
+        self._built = lr, amount(lr)
+        self._count = len(optimizer.param_groups)  # others join later
+        trainer = attached_trainer(module)
+        self._resumed = resumed(trainer)
+        self._finders = [callback for callback in trainer.callbacks if _is_finder(callback)]
+        self._started = False
+        self._next_step = -1
+        optimizer.register_step_pre_hook(self)
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Read again at the first step, and wherever a finder has put the trainer's count of steps back."""
+        trainer = attached_trainer(self._module)
+        if trainer is None:
+            return
+        step = trainer.global_step
+        if step == self._next_step or (self._started and not self._module.automatic_optimization):
+            self._next_step = step + 1
+        elif any(finder not in trainer.callbacks for finder in self._finders):
+            self._next_step = -1  # a finder takes the callbacks away while it searches; it will undo this step
+        else:
+            self.read_again()
+            if not self._started:
+                self._warn(trainer)
+            self._started, self._next_step = True, step + 1
+
+    def read_again(self) -> None:
+        """Follow what the trainer says now."""
+        trainer = attached_trainer(self._module)
+        self._budget.forget()
+        goes_on = self._resumed and self._optimizer.on_resume != "config"
+        if not goes_on:
+            self._follow_rates(trainer)
+        if self._reschedule is not None:
+            self._reschedule(resumed=goes_on)
+
+    def _warn(self, trainer: Any) -> None:
+        """Warn of amounts that can hardly be meant, unless a callback shows them."""
+        if not trainer.is_global_zero or any(getattr(c, "shows_cautions", False) for c in trainer.callbacks):
+            return
+        total = self._budget.total_steps("the timescale") if self._budget.knows_total() else None
+        schedule = next((c for c in trainer.callbacks if getattr(c, "schedules_decay", False)), None)
+        scheduled = None if schedule is None else schedule.largest(trainer, trainer.optimizers.index(self._optimizer))
+        for line in cautions(self._optimizer, total, scheduled):
+            warnings.warn(line, UserWarning, stacklevel=2)
+
+    def _follow_rates(self, trainer: Any) -> None:
+        """Give each group the peak that was set for it, and the amount of decay at that peak."""
+        groups = self._optimizer.param_groups[: self._count]
+        now = [as_float(group["lr"]) for group in groups]
+        peaks = [group["base_lr"] for group in groups]
+        last = self._schedule.get_last_lr() if self._schedule is not None else peaks
+        etas = [as_float(lr) / peak if peak else 1.0 for lr, peak in zip(last, peaks, strict=False)]
+        found = _found_rate(trainer, now)
+        lr = self._built[0] if found is None else found
+        built = lr, self._amount(lr)
+        if built != self._built:
+            self._built = built
+            self._optimizer.defaults.update(lr=lr, weight_decay=built[1])
+            for index, rebuilt in enumerate(self._groups(*built)):
+                self._set(index, rebuilt["base_lr"], rebuilt["weight_decay"], etas[index])
+        elif not self._started:
+            for index, base in enumerate(peaks):
+                if now[index] > base * max(1.0, etas[index]) * _RAISED:
+                    peak = lr * now[index] / base if base else now[index]
+                    weight_decay = self._groups(peak, self._amount(peak))[index]["weight_decay"]
+                    self._set(index, now[index], weight_decay, etas[index])
+
+    def _set(self, index: int, peak: float, weight_decay: float, eta: float) -> None:
+        """Write a group's new peak and amount, and what its schedule keeps of the old peak."""
+        group = self._optimizer.param_groups[index]
+        scale = peak / group["base_lr"] if group["base_lr"] else 1.0
+        group.update(base_lr=peak, weight_decay=weight_decay, base_weight_decay=weight_decay)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(peak * eta)
+        else:
+            group["lr"] = peak * eta
+        for key in _RATE_KEYS:
+            if key in group:
+                group[key] = group[key] * scale
+        for scheduler in (self._schedule, *inner_schedulers(self._schedule)):
+            for name, values in per_group_lists(scheduler):
+                if name in _RATE_LISTS:
+                    values[index] = values[index] * scale
+
+
+def _is_finder(callback: Any) -> bool:
+    return hasattr(callback, "optimal_lr") or hasattr(callback, "optimal_batch_size")
+
+
+def _found_rate(trainer: Any, now: list[float]) -> float | None:
+    """Return the rate that a LearningRateFinder has written into every group, or None."""
+    for callback in trainer.callbacks:
+        result = getattr(callback, "optimal_lr", None)
+        found = None if result is None else result.suggestion()
+        if found is not None and all(rate == found for rate in now):
+            return float(found)
+    return None
