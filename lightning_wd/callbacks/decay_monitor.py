@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_wd._private import logged_step
 from lightning_wd.callbacks.measures import Snapshot
 from lightning_wd.configure.budget import run_steps
+from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.errors import number
 from lightning_wd.optimizers.param_groups import fraction, group_names
 from lightning_wd.runs.curves import draw_monitor
@@ -105,6 +106,7 @@ class DecayMonitor(L.Callback):
         self._history = [dict(row) for row in state_dict["history"]]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        watch_all(trainer, pl_module)
         missing = len(trainer.optimizers) - len(self._steps)
         self._steps += [0] * missing
         self._shrink += [[] for _ in range(missing)]

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_wd.callbacks.restart_snapshot import restarts_of
 from lightning_wd.configure.budget import Budget, resumed, run_steps
 from lightning_wd.configure.first_step import read_again
+from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.errors import ConfigError, choice, number
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 from lightning_wd.optimizers.param_groups import as_float, group_names, peak_lr
@@ -177,6 +178,7 @@ class DecaySchedule(L.Callback):
             self._loaded = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        watch_all(trainer, pl_module)
         if self._bases:  # DecayPlanSummary has asked already
             return
         self._budget = Budget(

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_wd.configure.late_groups import unfreeze
+from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, listed, number
 from lightning_wd.mask import Rule, as_mask, plan_decay
 from lightning_wd.mask.dead_rules import unmatched
@@ -140,6 +141,7 @@ class MaskedFinetuning(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._waiting = None
+        watch_all(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Unfreeze what is due."""

@@ -30,7 +30,7 @@ def adamw_rms(lr: float, d: float, beta1: float) -> float:
     0.07068
     """
     a = 1.0 - d
-    square = lr * lr / (1.0 - a * a) * (1.0 - beta1) / (1.0 + beta1) * (1.0 + a * beta1) / (1.0 - a * beta1)
+    square = lr * lr / (d * (1.0 + a)) * (1.0 - beta1) / (1.0 + beta1) * (1.0 + a * beta1) / (1.0 - a * beta1)
     return math.sqrt(square)
 
 
@@ -143,7 +143,7 @@ def _products(p: Tensor, before: Tensor, grad: Tensor | None) -> Tensor:
     old = _widened(before)
     move = _widened(_sample(_local(p))) - old
     g = move.new_zeros(()) if grad is None else _square(_local(grad))
-    products = (_square(_local(p)), g, _square(old), _square(move), torch.vdot(old, move).real)
+    products = (_square(_local(p)), g, _square(old), _square(move), torch.dot(old, move))
     return torch.stack([product.float() for product in products])
 
 
@@ -155,7 +155,7 @@ def _angle(start: float, move: float, along: float) -> float:
 
 def _nonfinite(tensors: list[Tensor]) -> float:
     """Return how many elements are inf or nan, over all ranks where the tensors are sharded."""
-    counts = [(~torch.isfinite(_local(t))).sum().view(1) for t in tensors]
+    counts = [(~torch.isfinite(_widened(_local(t)))).sum().view(1) for t in tensors]
     return float(_over_ranks(counts, tensors).sum())
 
 
@@ -211,7 +211,7 @@ def _cautious(params: list[Tensor], old: list[Tensor]) -> dict[str, float]:
     for p, before in zip(params, old, strict=True):
         if p.grad is None:
             continue
-        after = _sample(_local(p))
+        before, after = _widened(before), _widened(_sample(_local(p)))
         moved = (before != after) | (before == 0)
         decayed += int((((before > after) == (before > 0)) | (before == 0))[moved].sum())
         seen += int(moved.sum())
@@ -222,11 +222,12 @@ def _rounded_away(old: list[Tensor], d: float) -> float:
     """Return the fraction of weights that ``w - d * w`` leaves unchanged in their own dtype."""
     lost, seen = 0, 0
     for w in old:
-        if d > torch.finfo(w.dtype).eps:  # larger than a rounding step everywhere
+        if not w.is_floating_point() or d > torch.finfo(w.dtype).eps:  # larger than a rounding step everywhere
             seen += w.numel()
         else:
-            lost += int(((w - d * w == w) & (w != 0)).sum())
-            seen += int((w != 0).sum())
+            wide = w.float() if w.dtype.itemsize == 1 else w  # float8 has no arithmetic
+            lost += int(((wide - d * wide).to(w.dtype).eq(w) & (wide != 0)).sum())
+            seen += int((wide != 0).sum())
     return lost / seen if seen else 0.0
 
 
@@ -239,11 +240,13 @@ def _is_sharded(tensor: Tensor) -> bool:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a sharded tensor, and any other tensor as it is; dense."""
+    """Return this rank's shard of a sharded tensor, and any other tensor as it is; dense, complex numbers as pairs."""
     tensor = tensor.detach()
     if tensor.is_sparse:
         tensor = tensor.to_dense()
-    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    if _is_sharded(tensor):
+        tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _share(tensor: Tensor) -> float:
@@ -268,8 +271,8 @@ def _sample(tensor: Tensor, limit: int = _WHOLE) -> Tensor:
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    """Return a tensor flat, a 16-bit one in float32."""
-    return tensor.flatten().float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.flatten()
+    """Return a tensor flat, in float32 unless it is in float64."""
+    return tensor.flatten() if tensor.dtype == torch.float64 else tensor.flatten().float()
 
 
 def _square(tensor: Tensor) -> Tensor:

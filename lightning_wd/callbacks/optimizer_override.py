@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,26 +11,32 @@ from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_warn 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.configure import OptimizerConfig, configure_optimizers
+from lightning_wd.configure import OptimizerConfig
+from lightning_wd.configure.budget import Budget
+from lightning_wd.configure.configure_optimizers import build
 from lightning_wd.configure.lr_scheduler import ScheduleRequest
 from lightning_wd.errors import ConfigError, explain, listed, number
+from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
 
 __all__ = ["OptimizerOverride"]
 
 
 class OptimizerOverride(L.Callback):
-    """Replace the optimizer and the learning-rate schedule that a module configures, and say so.
+    """Replace the optimizer and the learning-rate schedule that a module configures, and log both, old and new.
 
     The module's own ``configure_optimizers`` still runs, because it says which parameters are trained. The new
     optimizer gets the same ones, split by the mask, without those that are frozen; a warning follows where the module
-    unfreezes them later. The optimizer's own schedule is replaced by ``lr_scheduler``, or by none. Where the method
-    returns None, all parameters that are not frozen are trained. A module without the method is refused by Lightning
-    itself.
+    unfreezes them later. Learning rates and amounts of the module's own groups are replaced too, with a warning where
+    its rates differ and the new ones do not. The optimizer's own schedule is replaced by ``lr_scheduler``, or by none.
+    Where the method returns None, all parameters that are not frozen are trained. A module without the method is
+    refused by Lightning itself.
 
     Args:
         optimizer: what :func:`lightning_wd.configure_optimizers` takes.
         lr_scheduler: what that function takes as its schedule; None trains at a constant learning rate.
         index: which of the module's optimizers to replace; needed where it has several, or steps them itself.
+        total_steps, steps_per_epoch: optimizer steps of the run and of an epoch; read from the trainer where it knows
+            them.
 
     Raises:
         ConfigError: a setting is invalid; when training starts: ``index`` is missing although the module has several
@@ -48,12 +54,21 @@ class OptimizerOverride(L.Callback):
         [('decay', 0.1), ('no_decay', 0.0)]
     """
 
-    def __init__(self, optimizer: Any = None, lr_scheduler: Any = None, *, index: int | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        *,
+        index: int | None = None,
+        total_steps: int | None = None,
+        steps_per_epoch: float | None = None,
+    ) -> None:
         self.optimizer = OptimizerConfig.of(optimizer)
         ScheduleRequest.of(lr_scheduler)  # refuse invalid settings now
+        Budget(None, total_steps, steps_per_epoch)
         self.lr_scheduler = lr_scheduler
         self.index = None if index is None else int(number("index", index, whole=True))
-        self._frozen: dict[str, Tensor] = {}  # held by the replaced optimizer, not by ours
+        self.steps = total_steps, steps_per_epoch
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Stand in for the module's ``configure_optimizers`` until the strategy has called it, once."""
@@ -66,29 +81,8 @@ class OptimizerOverride(L.Callback):
         self._module, self._earlier, self._own = pl_module, earlier, pl_module.configure_optimizers
         pl_module.configure_optimizers = self._configure  # type: ignore[method-assign]
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Warn of parameters that the module has unfrozen but no optimizer trains."""
-        unfrozen = {name: p for name, p in self._frozen.items() if p.requires_grad}
-        if not unfrozen:
-            return
-        trained = {id(p) for optimizer in trainer.optimizers for p in _parameters(optimizer)}
-        lost = [name for name, p in unfrozen.items() if id(p) not in trained]
-        self._frozen = {} if lost else {name: p for name, p in self._frozen.items() if name not in unfrozen}
-        if lost:
-            rank_zero_warn(
-                explain(
-                    f"{type(pl_module).__name__} has unfrozen parameters that no optimizer trains: they were frozen "
-                    "when OptimizerOverride built its optimizer.",
-                    found=listed(lost, 3),
-                    fix="let MaskedFinetuning(freeze=[...], unfreeze={epoch: [...]}) freeze and unfreeze them",
-                )
-            )
-
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore(pl_module)
-        self._frozen = {}
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore(pl_module)
@@ -107,33 +101,58 @@ class OptimizerOverride(L.Callback):
         self._restore(module)
         configured = own()
         if configured is None and module.automatic_optimization:
-            built = configure_optimizers(module, self.optimizer, self.lr_scheduler)
-            self._tell("no optimizer", built)
+            built = self._build(module)
+            self._tell("none", built)
             return built
         optimizers, schedules = _read(configured)
         index = self._index(module, optimizers)
         replaced = optimizers[index]
-        held = {id(p) for p in _parameters(replaced)}
-        self._frozen = {name: p for name, p in module.named_parameters() if id(p) in held and not p.requires_grad}
         with _only(module, replaced) as hidden:
-            built = configure_optimizers(module, self.optimizer, self.lr_scheduler)
+            built = self._build(module)
         for row in built["optimizer"].decay_plan:
             if id(row.param) in hidden:
                 row.reason = f"not trained by the {type(replaced).__name__} that is replaced"
         # A schedule names the optimizer that it drives; SequentialLR and ChainedScheduler do too.
         dropped = [entry for entry in schedules if getattr(_scheduler(entry), "optimizer", None) is replaced]
         kept = [entry for entry in schedules if entry not in dropped]
-        self._tell(" and ".join(type(old).__name__ for old in (replaced, *map(_scheduler, dropped))), built)
+        self._tell(_described(replaced, map(_scheduler, dropped)), built)
+        self._warn_of_lost_rates(replaced, built["optimizer"])
         optimizers[index] = built["optimizer"]
         return optimizers, [*kept, *([built["lr_scheduler"]] if "lr_scheduler" in built else [])]
 
-    def _tell(self, replaced: str, built: dict[str, Any]) -> None:
-        schedule = built["lr_scheduler"]["scheduler"] if "lr_scheduler" in built else None
-        shown = "no lr_scheduler" if schedule is None else getattr(schedule, "shape", type(schedule).__name__)
+    def _build(self, module: L.LightningModule) -> dict[str, Any]:
+        where = "OptimizerOverride(..., total_steps=<optimizer steps of the run>, steps_per_epoch=<those of an epoch>)"
+        return build(module, self.optimizer, self.lr_scheduler, Budget(module, *self.steps, where_to_pass=where))
+
+    def _tell(self, old: str, built: dict[str, Any]) -> None:
+        schedules = [built["lr_scheduler"]["scheduler"]] if "lr_scheduler" in built else []
         rank_zero_info(
-            f"OptimizerOverride replaces the {replaced} of {type(self._module).__name__} with "
-            f"{type(built['optimizer']).__name__} (lr {self.optimizer['lr']:g}, "
-            f"decay {self.optimizer['decay']['style']}), {shown}."
+            f"OptimizerOverride replaces the optimizer of {type(self._module).__name__}:\n"
+            f"  old: {old}\n  new: {_described(built['optimizer'], schedules)}"
+        )
+
+    def _warn_of_lost_rates(self, old: Optimizer, new: Optimizer) -> None:
+        """Warn where the module gives its groups different learning rates and the new optimizer does not."""
+        old_rates = [peak_lr(group) for group in old.param_groups]
+        new_rates = {peak_lr(group) for group in new.param_groups}
+        if len(set(old_rates)) < 2 or len(new_rates) > 1:
+            return
+        names = {id(p): name for name, p in self._module.named_parameters()}
+        groups = [
+            f"{group_name(group, i)} (lr {rate:g}: {listed([names[id(p)] for p in group['params']], 2)})"
+            for i, (group, rate) in enumerate(zip(old.param_groups, old_rates, strict=True))
+        ]
+        slow = min(range(len(old_rates)), key=old_rates.__getitem__)
+        first = next((names[id(p)] for p in old.param_groups[slow]["params"]), "backbone")
+        factor = f"{old_rates[slow] / max(old_rates):g}"
+        rank_zero_warn(
+            explain(
+                f"OptimizerOverride gives all parameters of {type(self._module).__name__} one learning rate, "
+                f"{new_rates.pop():g}, where its own {type(old).__name__} has {len(set(old_rates))}.",
+                found=listed(groups, 4),
+                fix=f"give rates by rules, optimizer.mask.rules=[{{name: '{first.partition('.')[0]}.*', "
+                f"lr_mult: {factor}}}], or by depth with optimizer.mask.layer_decay=0.75",
+            )
         )
 
     def _index(self, module: L.LightningModule, optimizers: list[Optimizer]) -> int:
@@ -171,6 +190,17 @@ def _read(configured: Any) -> tuple[list[Optimizer], list[Any]]:
     entries = [entry if isinstance(entry, dict) else {"optimizer": entry} for entry in configured]
     schedules = [entry["lr_scheduler"] for entry in entries if "lr_scheduler" in entry]
     return [entry["optimizer"] for entry in entries], schedules
+
+
+def _described(optimizer: Optimizer, schedulers: Iterable[Any]) -> str:
+    """Return an optimizer in words: its class, its groups with peak rates and amounts, and its schedules."""
+    groups = []
+    for i, group in enumerate(optimizer.param_groups):
+        amount = f", weight_decay {as_float(group['weight_decay']):g}" if "weight_decay" in group else ""
+        style = group_style(optimizer, group)
+        groups.append(f"{group_name(group, i)} (lr {peak_lr(group):g}{amount}{f', {style}' if style else ''})")
+    named = [getattr(scheduler, "shape", type(scheduler).__name__) for scheduler in schedulers]
+    return f"{type(optimizer).__name__}, groups {listed(groups, 8)}, lr_scheduler {' and '.join(named) or 'none'}"
 
 
 def _scheduler(schedule: Any) -> Any:

@@ -16,6 +16,7 @@ from lightning_wd.callbacks.decay_schedule import DecaySchedule
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.cautions import cautions
 from lightning_wd.configure.first_step import read_again
+from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.decay import all_units
 from lightning_wd.mask.tables import SHOWN_UNITS, amounts_table, plan_table, totals_table
 from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
@@ -48,6 +49,7 @@ class DecayPlanSummary(L.Callback):
     shows_cautions = True  # so that the optimizer's first step does not
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        watch_all(trainer, pl_module)
         schedule = next((callback for callback in trainer.callbacks if isinstance(callback, DecaySchedule)), None)  # type: ignore[attr-defined]
         for optimizer in trainer.optimizers:
             read_again(optimizer)

@@ -49,9 +49,13 @@ class Budget:
         """Return the optimizer steps of the run, or raise a ConfigError that says why they are unknown."""
         if not self.knows_total():
             trainer = self._trainer(needed_by)
-            timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)
-            limit = "max_time" if timed else "no limit, or data whose length is unknown"
-            raise self._unknown(needed_by, f"the run is bounded by {limit}", "set trainer.max_steps, or ")
+            if any(isinstance(callback, Timer) for callback in trainer.callbacks):
+                raise self._unknown(needed_by, "the run is bounded by max_time", "set trainer.max_steps, or ")
+            if trainer.max_epochs == -1:
+                raise self._unknown(needed_by, "the run has no limit", "set trainer.max_steps, or ")
+            why = "the length of an epoch is unknown (iterable data)"
+            limit = "set trainer.max_steps, or trainer.limit_train_batches to a whole number, or "
+            raise self._unknown(needed_by, why, limit)
         return self._total  # type: ignore[return-value]  # it is known
 
     def knows_total(self) -> bool:
@@ -120,7 +124,7 @@ def _total(trainer: Any, before: int) -> int | None:
             steps = min(steps, (last + 1) * (_per_epoch(trainer) or math.inf))
     if steps > before:  # else this fit trains nothing
         steps -= before
-    return int(steps) if math.isfinite(steps) and steps > 0 else None
+    return max(1, int(steps)) if 0 <= steps < math.inf else None  # 0: nothing trains; -1: unknown
 
 
 def _per_epoch(trainer: Any) -> int | None:
@@ -130,13 +134,13 @@ def _per_epoch(trainer: Any) -> int | None:
         return float(trainer.num_training_batches)
 
     count = _count(trainer, batches)
-    return math.ceil(count / trainer.accumulate_grad_batches) if math.isfinite(count) and count > 0 else None
+    return max(1, math.ceil(count / trainer.accumulate_grad_batches)) if math.isfinite(count) else None
 
 
 def _count(trainer: Any, ask: Callable[[], float]) -> float:
     """Return what ``ask`` reads off the training data, which it may load."""
     early = trainer.train_dataloader is None
-    steps = ask()
+    steps = ask() if trainer.limit_train_batches else 0.0  # then the trainer does not count them
     if early and (trainer.ckpt_path or trainer.strategy.restore_checkpoint_after_setup):
         # Lightning restores a loader's position when it makes the loader, after it has read the checkpoint's loops.
         # This loader was made before that, only to be counted.

@@ -12,16 +12,15 @@ from lightning_wd._private import attached_trainer
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.checked_mapping import from_omegaconf
 from lightning_wd.configure.first_step import FirstStep
+from lightning_wd.configure.late_groups import LateGroups, give_matrices_to_muon
 from lightning_wd.configure.lr_scheduler import ScheduleRequest
+from lightning_wd.configure.neighbours import check_neighbours, watch
 from lightning_wd.configure.optimizer_config import OPTIMIZERS, OptimizerConfig
 from lightning_wd.decay import Decay
 from lightning_wd.errors import ConfigError, MaskError, number, warn
-from lightning_wd.mask import DecayPlan
-from lightning_wd.mask.layers import output_parameters
-from lightning_wd.mask.module_tree import walk
 from lightning_wd.mask.planner import plan_checked
 
-__all__ = ["configure_optimizers", "give_matrices_to_muon"]
+__all__ = ["build", "configure_optimizers"]
 
 
 def configure_optimizers(
@@ -47,10 +46,13 @@ def configure_optimizers(
 
     Returns:
         ``{"optimizer": ...}``, and ``"lr_scheduler"`` if one was asked for: what Lightning's ``configure_optimizers``
-        may return. ``optimizer.decay_plan`` keeps the plan, ``optimizer.decay_config`` the config.
+        may return. ``optimizer.decay_plan`` keeps the plan, ``optimizer.decay_config`` the config. Groups that anyone
+        adds to it later are named, split by the mask and scheduled. A warning names parameters that have gradients and
+        are in no optimizer.
 
     Raises:
-        ConfigError: a setting that cannot be honoured, or steps that are needed and not known.
+        ConfigError: a setting that cannot be honoured, steps that are needed and not known, or Lightning's
+            BackboneFinetuning beside it.
         MaskError: a mask that does not fit the module.
 
     Example:
@@ -59,10 +61,15 @@ def configure_optimizers(
         >>> [(g["name"], g["weight_decay"], len(g["params"])) for g in built["optimizer"].param_groups]
         [('decay', 0.1, 1), ('no_decay', 0.0, 3)]
     """
+    return build(module, optimizer, lr_scheduler, Budget(module, total_steps, steps_per_epoch))
+
+
+def build(module: torch.nn.Module, optimizer: Any, lr_scheduler: Any, budget: Budget) -> dict[str, Any]:
+    """Build what :func:`configure_optimizers` returns, with the steps of a budget."""
     _make_hyperparameters_plain(module, optimizer, lr_scheduler)
     config = OptimizerConfig.of(optimizer)
     request = ScheduleRequest.of(lr_scheduler)
-    budget = Budget(module, total_steps, steps_per_epoch)
+    check_neighbours(module, scheduled=request is not None)
     decay = config.decay
     if decay.normalized is not None and request is not None and request.make == "cosine_restarts":
         _warn_of_one_budget_for_all_cycles(module)
@@ -97,29 +104,13 @@ def configure_optimizers(
     returned = {"optimizer": built}
     if request is not None:
         returned["lr_scheduler"] = request.build(built, multipliers, budget)
+    schedule = returned.get("lr_scheduler", {}).get("scheduler")
     if attached_trainer(module) is not None:
-        schedule = returned.get("lr_scheduler", {}).get("scheduler")
         follow = None if request is None else partial(request.follow, schedule, multipliers, budget)
         built.first_step = FirstStep(module, built, lr, amount, groups_at_peak, budget, schedule, follow)
+    watch(built, module)
+    built.admit = LateGroups(module, [] if schedule is None else [schedule])
     return returned
-
-
-def give_matrices_to_muon(
-    groups: list[dict[str, Any]], module: torch.nn.Module, plan: DecayPlan
-) -> list[dict[str, Any]]:
-    """Split each group: hidden matrices go to Muon; the output layer, embeddings and the rest stay with AdamW."""
-    output = output_parameters(module, walk(module))
-    hidden = {
-        id(row.param) for row in plan if row.kind == "weight" and row.param.ndim == 2 and id(row.param) not in output
-    }
-    split = []
-    for group in groups:
-        for muon in (True, False):
-            members = [(name, p) for name, p in group["params"] if (id(p) in hidden) is muon]
-            if members:
-                name = f"{group['name']}_muon" if muon else group["name"]
-                split.append({**group, "params": members, "name": name, "use_muon": muon})
-    return split
 
 
 def _build(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, coefficient: float) -> Any:

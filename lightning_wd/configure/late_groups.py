@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_wd._private import inner_schedulers, per_group_lists
-from lightning_wd.configure.configure_optimizers import give_matrices_to_muon
+from lightning_wd._private import attached_trainer, inner_schedulers, per_group_lists
 from lightning_wd.configure.first_step import read_again
+from lightning_wd.errors import ConfigError
 from lightning_wd.mask import DecayPlan, Mask, plan_decay
+from lightning_wd.mask.layers import output_parameters
+from lightning_wd.mask.module_tree import walk
+from lightning_wd.mask.plan import Row
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.muon import MuonAdamW
 from lightning_wd.optimizers.param_groups import as_float, group_style, peak_lr
 
-__all__ = ["unfreeze"]
+__all__ = ["LateGroups", "give_matrices_to_muon", "unfreeze"]
 
 
 def unfreeze(
@@ -39,32 +42,140 @@ def unfreeze(
         epoch: ends the names of the groups: ``decay_epoch_3``.
     """
     read_again(optimizer)
-    plan, config = (getattr(optimizer, name, None) for name in ("decay_plan", "decay_config"))
-    first, ours = optimizer.param_groups[0], isinstance(optimizer, DecayGroups)
-    style = plan.style if plan is not None else group_style(optimizer, first) if ours else None
-    if mask is None and config is not None:
-        mask = config.mask
-    whole = plan_decay(module, mask, style, include_frozen=True)
-    wanted = set(names)
-    rows = tuple(row for row in whole if wanted.intersection(row.names))
-    lr, weight_decay = _reference(optimizer, plan)
-    groups = DecayPlan(rows, style).groups(lr=lr, weight_decay=weight_decay)
-    if isinstance(optimizer, MuonAdamW):
-        groups = give_matrices_to_muon(groups, module, whole)
+    whole, wanted, before = _whole_plan(optimizer, module, mask), set(names), len(optimizer.param_groups)
+    rows = [row for row in whole if wanted.intersection(row.names)]
     for row in rows:
         row.param.requires_grad_(True)
-        if plan is not None:  # bring the optimizer's plan up to date
-            mine = plan[row.name]
-            mine.wd_mult, mine.lr_mult, mine.style, mine.settings = row.wd_mult, row.lr_mult, row.style, row.settings
-            mine.reason, mine.group = f"{row.reason}; unfrozen at epoch {epoch}", f"{row.group}_epoch_{epoch}"
-    before = len(optimizer.param_groups)
+    groups = _split(optimizer, module, whole, rows, f"epoch_{epoch}", f"unfrozen at epoch {epoch}")
     for group in groups:
-        _fit(group, first, ours)
-        group["name"] = f"{group['name']}_epoch_{epoch}"
         optimizer.add_param_group(group)
     for scheduler in schedulers:
         _extend(scheduler, optimizer, before)
     return [group["name"] for group in groups]
+
+
+class LateGroups:
+    """Takes the groups that anyone adds to an optimizer of ``configure_optimizers``.
+
+    Parameters without names get theirs, a group without ``weight_decay`` is split by the mask, and the schedule goes
+    on in the new groups. An ``lr`` is the rate at this point of the schedule; the default is the run's.
+
+    Args:
+        module: holds the parameters.
+        schedulers: those of the optimizer.
+    """
+
+    def __init__(self, module: nn.Module, schedulers: Iterable[Any]) -> None:
+        self._module, self._schedulers = module, list(schedulers)
+
+    def __call__(self, optimizer: Any, group: dict[str, Any]) -> None:
+        """Add a group.
+
+        Raises:
+            ConfigError: a parameter that the module lacks, or that the optimizer holds already.
+        """
+        before = len(optimizer.param_groups)
+        for part in self._parts(optimizer, group):
+            optimizer.append_group(part)
+        for scheduler in self._schedulers:
+            _extend(scheduler, optimizer, before)
+
+    def _parts(self, optimizer: Any, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the groups to add; one that is complete, or that torch refuses, as it is."""
+        params = group.get("params", set())
+        if isinstance(params, set):
+            return [group]
+        given = [params] if isinstance(params, Tensor) else list(params)
+        group = {**group, "params": given}
+        if not given or ("weight_decay" in group and all(isinstance(p, tuple) for p in given)):
+            return [group]
+        tensors = [p[-1] if isinstance(p, tuple) else p for p in given]
+        whole = _whole_plan(optimizer, self._module, None)
+        rows = {id(row.param): row for row in whole}
+        held = {id(p) for present in optimizer.param_groups for p in present["params"]}
+        wrong = [p for p in tensors if id(p) in held or id(p) not in rows]
+        if wrong:
+            raise ConfigError(
+                f"a group that is added to {type(optimizer).__name__} must hold new parameters of "
+                f"{type(self._module).__name__}.",
+                found=f"{sum(id(p) in held for p in wrong)} that the optimizer has already, "
+                f"{sum(id(p) not in rows for p in wrong)} that the module lacks",
+                fix="add each parameter of the module once",
+            )
+        trainer = attached_trainer(self._module)
+        when = "late" if trainer is None else f"epoch_{trainer.current_epoch}"
+        if "weight_decay" in group:
+            return [{"name": when, **group, "params": [(rows[id(p)].name, p) for p in tensors]}]
+        names, tag, number = [str(present.get("name")) for present in optimizer.param_groups], when, 2
+        while any(name.endswith(tag) for name in names):
+            tag, number = f"{when}_{number}", number + 1
+        parts = _split(
+            optimizer,
+            self._module,
+            whole,
+            [rows[id(p)] for p in tensors],
+            tag,
+            f"added at {when.replace('_', ' ')}" if trainer else "added later",
+            lr=group.get("lr"),
+        )
+        own = {key: value for key, value in group.items() if key not in ("params", "name", "lr", "base_lr")}
+        label = f"{group['name']}_" if "name" in group else ""
+        return [{**part, **own, "name": label + part["name"]} for part in parts]
+
+
+def _whole_plan(optimizer: Optimizer, module: nn.Module, mask: Mask | None) -> DecayPlan:
+    """Return the plan of all parameters, frozen ones as if they were trained."""
+    plan, config = (getattr(optimizer, name, None) for name in ("decay_plan", "decay_config"))
+    ours = isinstance(optimizer, DecayGroups)
+    style = plan.style if plan is not None else group_style(optimizer, optimizer.param_groups[0]) if ours else None
+    if mask is None and config is not None:
+        mask = config.mask
+    return plan_decay(module, mask, style, include_frozen=True)
+
+
+def _split(
+    optimizer: Optimizer,
+    module: nn.Module,
+    whole: DecayPlan,
+    rows: Iterable[Row],
+    tag: str,
+    why: str,
+    lr: Any = None,
+) -> list[dict[str, Any]]:
+    """Return groups for some rows of a plan, which ``tag`` names, and bring the optimizer's own plan up to date.
+
+    They have the learning rate ``lr`` now, or by default the run's times the mask's multiplier.
+    """
+    rows = tuple(rows)
+    plan: DecayPlan | None = getattr(optimizer, "decay_plan", None)
+    rate, weight_decay = _reference(optimizer, plan)
+    groups = DecayPlan(rows, whole.style).groups(lr=rate, weight_decay=weight_decay)
+    if isinstance(optimizer, MuonAdamW):
+        groups = give_matrices_to_muon(groups, module, whole)
+    for row in rows if plan is not None else ():
+        mine = plan[row.name]  # type: ignore[index]
+        mine.wd_mult, mine.lr_mult, mine.style, mine.settings = row.wd_mult, row.lr_mult, row.style, row.settings
+        mine.reason, mine.group = f"{row.reason}; {why}", f"{row.group}_{tag}"
+    for group in groups:
+        _fit(group, optimizer.param_groups[0], isinstance(optimizer, DecayGroups), lr)
+        group["name"] = f"{group['name']}_{tag}"
+    return groups
+
+
+def give_matrices_to_muon(groups: list[dict[str, Any]], module: nn.Module, plan: DecayPlan) -> list[dict[str, Any]]:
+    """Split each group: hidden matrices go to Muon; the output layer, embeddings and the rest stay with AdamW."""
+    output = output_parameters(module, walk(module))
+    hidden = {
+        id(row.param) for row in plan if row.kind == "weight" and row.param.ndim == 2 and id(row.param) not in output
+    }
+    split = []
+    for group in groups:
+        for muon in (True, False):
+            members = [(name, p) for name, p in group["params"] if (id(p) in hidden) is muon]
+            if members:
+                name = f"{group['name']}_muon" if muon else group["name"]
+                split.append({**group, "params": members, "name": name, "use_muon": muon})
+    return split
 
 
 def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
@@ -88,12 +199,17 @@ def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, flo
     return as_float(lr), as_float(weight_decay)
 
 
-def _fit(group: dict[str, Any], first: dict[str, Any], ours: bool) -> None:
-    """Give a new group the first group's position in the schedule."""
+def _fit(group: dict[str, Any], first: dict[str, Any], ours: bool, lr: Any) -> None:
+    """Give a new group the first group's position in the schedule; ``lr`` is its rate there, None the mask's."""
     ratio = _ratio(group, first)
+    if lr is not None:
+        ratio = as_float(lr) / (as_float(first["lr"]) or peak_lr(first) or 1.0)
+        group["base_lr"] = (peak_lr(first) or 1.0) * ratio
     rates, others = ("lr", "initial_lr", "max_lr", "min_lr"), ("momentum", "betas", "base_momentum", "max_momentum")
     group |= {key: as_float(first[key]) * ratio for key in rates if key in first}
     group |= {key: first[key] for key in others if key in first}  # a schedule may drive these too
+    if lr is not None:
+        group["lr"] = lr
     if not ours:
         del group["base_lr"]
         group.pop("style", None)

@@ -34,6 +34,10 @@ SHAPES: dict[str, dict[str, float]] = {
 }
 _RENAMED = {"warmup": "warmup_steps"}
 _ALIASES = dict.fromkeys(("eta_min", "min_lr"), "write lr_scheduler.min_lr_factor, a factor of lr: lowest rate / lr")
+_ALIASES |= {
+    key: f"pass it to wd.configure_optimizers or OptimizerOverride: (..., {key}=...)"
+    for key in ("total_steps", "steps_per_epoch")
+}
 
 
 class LRSchedulerConfig(CheckedMapping):

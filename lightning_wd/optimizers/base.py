@@ -55,6 +55,8 @@ class DecayGroups(Optimizer):
     state_keys: ClassVar[frozenset[str] | None] = None  # names of its state tensors; None: unknown
     plain_style: ClassVar[str | None] = "l2"  # of the torch class's own states, which name no style; None: unknown
     _initialising = False
+    # Takes over groups that are added later, where the mask is known; set by configure_optimizers.
+    admit: Callable[[Any, dict[str, Any]], None] | None = None
 
     def __new__(cls, params: Any = None, *args: Any, style: str = "decoupled", **settings: Any) -> Any:
         known = inspect.signature(cls).parameters
@@ -92,9 +94,19 @@ class DecayGroups(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as torch does; its ``base_lr`` is its own ``lr`` unless given.
 
+        In an optimizer of :func:`lightning_wd.configure_optimizers`, parameters without names get theirs, and a group
+        without ``weight_decay`` is split by the mask.
+
         Raises:
             ConfigError: an unknown key, a value out of range, no parameters, or no amount where the style needs one.
         """
+        if self.admit is not None and isinstance(param_group, dict):
+            self.admit(self, param_group)
+        else:
+            self.append_group(param_group)
+
+    def append_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as it is."""
         if "_settings" in vars(self):  # Optimizer.__init__ has made `defaults` and adds its first group
             self.defaults.update(vars(self).pop("_settings"))
             self._check(self.defaults, self.defaults)

@@ -16,6 +16,7 @@ from lightning_wd.errors import ConfigError
 from lightning_wd.optimizers.adamw import AdamW
 from lightning_wd.optimizers.base import DecayGroups, check_decoupled
 from lightning_wd.optimizers.kernels import is_zero, masked, shrink
+from lightning_wd.optimizers.probe import decays_by_itself
 from lightning_wd.optimizers.sgdw import SGDW
 
 __all__ = ["decoupled"]
@@ -40,11 +41,36 @@ class _Decoupled(DecayGroups):
         if "decoupled_weight_decay" in accepted:
             check_decoupled(settings.pop("decoupled_weight_decay", None), style)
         bound = inspect.signature(self.base).bind(params, *args, **settings)
+        self._given = dict([*bound.arguments.items()][1:])  # without the parameters; to probe the class with
         amount = bound.arguments.get("weight_decay", amount)
         amount = self._begin(weight_decay=amount, compile=False, style=style, cautious_wd=cautious_wd)
         holder = self._settings if lacks_decay else bound.arguments
         holder["weight_decay"] = amount
         super().__init__(*bound.args, **bound.kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_given": self._given}
+
+    def _check_together(self, style: str, group: dict[str, Any], settings: dict[str, Any], label: str) -> None:
+        super()._check_together(style, group, settings, label)
+        if style == "l2" and self._decays_by_itself(group["params"][0]):
+            name = self.base.__name__
+            raise ConfigError(
+                f"{type(self).__name__} cannot do style 'l2' of {label}: the weight_decay of {name} is no L2 penalty.",
+                found=f"a step of {name} takes a fixed part of the weights, whatever the gradient: decoupled decay",
+                valid=[style for style in self.styles if style != "l2"],
+                fix="write style='decoupled', or add the penalty lam/2 * ||w||^2 to the loss",
+            )
+
+    def _decays_by_itself(self, param: Any) -> bool:
+        device = (param[-1] if isinstance(param, tuple) else param).device
+        return decays_by_itself(self.base, type(self).base_step, self._given, device)
+
+    @property
+    def plain_style(self) -> str:  # type: ignore[override]
+        """The style of states that the class itself has saved."""
+        own = issubclass(self.base, _OWN_RULE) or self._decays_by_itself(self.param_groups[0]["params"][0])
+        return "decoupled" if own else "l2"
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run the closure, once, on the weights as they are, then the decay, then the base optimizer's step.
@@ -126,6 +152,8 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     Args:
         optimizer_cls: a subclass of torch.optim.Optimizer.
 
+    Style ``l2`` is the class's own ``weight_decay``; a class whose own decay is found to be decoupled refuses it.
+
     Raises:
         ConfigError: not an optimizer class; one that evaluates the closure itself, like LBFGS and SAM; or one that
             trains other weights than the model's, like the schedule-free optimizers.
@@ -169,7 +197,6 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
             "base_step": _unhooked(optimizer_cls),
             "styles": STYLES if has_l2 else tuple(style for style in STYLES if style != "l2"),
             "default_weight_decay": own.default if own is not None else 0.0,
-            "plain_style": "decoupled" if issubclass(optimizer_cls, _OWN_RULE) else "l2",
         },
     )
 

@@ -15,7 +15,7 @@ from lightning.pytorch.demos import LightningTransformer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.demos.lstm import LightningLSTM, SequenceSampler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lightning_wd as wd
 
@@ -39,7 +39,10 @@ def test_the_boring_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert groups(trainer) == {"decay": (0.1, ["layer.weight"]), "no_decay": (0.0, ["layer.bias"])}
     assert [type(entry.scheduler).__name__ for entry in trainer.lr_scheduler_configs] == ["LRSchedule"]
     assert (
-        "OptimizerOverride replaces the SGD and StepLR of BoringModel with AdamW (lr 0.01, decay decoupled), constant."
+        "OptimizerOverride replaces the optimizer of BoringModel:\n"
+        "  old: SGD, groups group_0 (lr 0.1, weight_decay 0, l2), lr_scheduler StepLR\n"
+        "  new: AdamW, groups decay (lr 0.01, weight_decay 0.1, decoupled), no_decay (lr 0.01, weight_decay 0, "
+        "decoupled), lr_scheduler constant\n"
     ) in caplog.text
     assert "configure_optimizers" not in vars(module)  # the module is as it was
 
@@ -101,7 +104,8 @@ def test_only_parameters_that_the_module_trains_are_trained(tmp_path: Path) -> N
 
     module = HeadOnly()
     frozen = module.state_dict()["backbone.0.weight"].clone()
-    trainer = fit(module, tmp_path, wd.OptimizerOverride(ADAMW))
+    with pytest.warns(UserWarning, match=r"no optimizer trains.\n  found: backbone\.0\.weight"):
+        trainer = fit(module, tmp_path, wd.OptimizerOverride(ADAMW))
     assert groups(trainer) == {"decay": (0.1, ["head.weight"]), "no_decay": (0.0, ["head.bias"])}
     assert torch.equal(module.state_dict()["backbone.0.weight"], frozen)
     assert all(p.requires_grad for p in module.parameters())
@@ -123,13 +127,15 @@ def test_a_warning_names_parameters_that_the_module_unfreezes(added: bool, tmp_p
             if self.current_epoch == 1:
                 self.backbone.requires_grad_(True)
                 if added:
-                    self.trainer.optimizers[0].add_param_group({"params": [*self.backbone.named_parameters()]})
+                    self.trainer.optimizers[0].add_param_group({"params": self.backbone.parameters()})
 
     override = wd.OptimizerOverride({"name": "adamw", "fused": False})
     if added:
         fit(Unfreezes(), tmp_path, override)  # warnings are errors here
         return
-    words = r"no optimizer trains.*\n  found: backbone\.0\.weight, backbone\.0\.bias, .*, and 3 more\n  fix: let Masked"
+    words = (
+        r"no optimizer trains.*\n  found: backbone\.0\.weight, backbone\.0\.bias, .*, and 3 more\n  fix: to unfreeze"
+    )
     with pytest.warns(UserWarning, match=words) as caught:
         fit(Unfreezes(), tmp_path, override)
     assert len([one for one in caught if "no optimizer trains" in str(one.message)]) == 1
@@ -296,3 +302,93 @@ def test_from_a_hydra_config(tmp_path: Path) -> None:
     )
     trainer = run(BoringModel(), tmp_path, instantiate(node))
     assert trainer.optimizers[0].param_groups[0]["betas"] == (0.9, 0.95)
+
+
+class Layered(Net):
+    """A rate of its own for the backbone, like RF-DETR."""
+
+    rates = (1e-5, 1e-3)
+
+    def configure_optimizers(self) -> Any:
+        parts = zip((self.backbone, self.head), self.rates, strict=True)
+        return torch.optim.AdamW([{"params": net.parameters(), "lr": lr} for net, lr in parts])
+
+
+def test_a_warning_names_the_rates_that_are_lost(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="one learning rate") as caught:
+        fit(Layered(), tmp_path, wd.OptimizerOverride({**ADAMW, "fused": False}))
+    assert [str(one.message) for one in caught if "one learning rate" in str(one.message)] == [
+        "OptimizerOverride gives all parameters of Layered one learning rate, 0.01, where its own AdamW has 2.\n"
+        "  found: group_0 (lr 1e-05: backbone.0.weight, backbone.0.bias, and 4 more), group_1 (lr 0.001: head.weight, "
+        "head.bias)\n"
+        "  fix: give rates by rules, optimizer.mask.rules=[{name: 'backbone.*', lr_mult: 0.01}], or by depth with "
+        "optimizer.mask.layer_decay=0.75"
+    ]
+
+
+def test_the_rules_that_the_warning_names_keep_the_rates(tmp_path: Path) -> None:
+    mask = {"rules": [{"name": "backbone.*", "lr_mult": 0.01}]}
+    trainer = fit(Layered(), tmp_path, wd.OptimizerOverride({**ADAMW, "lr": 1e-3, "mask": mask}))  # no warning
+    rates = {name: g["lr"] for g in trainer.optimizers[0].param_groups for name in g["param_names"]}
+    assert rates == {name: pytest.approx(1e-5 if name.startswith("backbone") else 1e-3) for name in rates}
+    assert len(rates) == 8
+
+
+def test_groups_of_one_rate_are_no_cause_to_warn(tmp_path: Path) -> None:
+    module = Layered()
+    module.rates = (1e-3, 1e-3)
+    fit(module, tmp_path, wd.OptimizerOverride(ADAMW))
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([(torch.zeros(6), torch.zeros(3))] * 8)
+
+
+class ManualOne(BoringNet):
+    """Manual optimization, like the modules of scvi-tools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:The lr scheduler dict contains the key")  # under manual optimization
+def test_steps_that_the_trainer_cannot_know_are_passed(tmp_path: Path) -> None:
+    data = DataLoader(Stream(), 4)
+    with pytest.raises(wd.ConfigError) as caught:
+        make_trainer(tmp_path, wd.OptimizerOverride(ADAMW, "warmup_cosine"), max_epochs=2).fit(BoringNet(), data)
+    assert str(caught.value) == (
+        "lr_scheduler 'warmup_cosine' needs the number of optimizer steps, which is not known here.\n"
+        "  found: the length of an epoch is unknown (iterable data)\n"
+        "  fix: set trainer.max_steps, or trainer.limit_train_batches to a whole number, or pass them: "
+        "OptimizerOverride(..., total_steps=<optimizer steps of the run>, steps_per_epoch=<those of an epoch>)"
+    )
+    for module, index in ((BoringNet(), None), (ManualOne(), 0)):
+        override = wd.OptimizerOverride(
+            {**ADAMW, "weight_decay": None, "decay": {"timescale_epochs": 5}},
+            "warmup_cosine",
+            index=index,
+            total_steps=40,
+            steps_per_epoch=20,
+        )
+        trainer = make_trainer(tmp_path, override, max_epochs=1)
+        trainer.fit(module, data)
+        schedule: Any = trainer.lr_scheduler_configs[0].scheduler
+        assert (schedule.settings["warmup_steps"], schedule.settings["total_steps"]) == (2, 40)
+        assert trainer.optimizers[0].param_groups[0]["weight_decay"] == pytest.approx(1 / (0.01 * 5 * 20))
+
+
+def test_steps_are_checked_before_any_training() -> None:
+    with pytest.raises(wd.ConfigError, match="total_steps must be a whole number >= 1 but got 0"):
+        wd.OptimizerOverride("adamw", total_steps=0)
+    with pytest.raises(
+        wd.ConfigError, match=r"no key 'total_steps'.*\n.*\n  fix: pass it to wd.configure_optimizers or Op"
+    ):
+        wd.OptimizerOverride("adamw", {"name": "warmup_cosine", "total_steps": 8})
