@@ -1,7 +1,7 @@
 """Weight decay done right for PyTorch Lightning, configured through Hydra.
 
-Importing this package loads neither torch nor lightning, since Hydra imports it in every app of the environment. Each
-public name is imported on first use.
+Importing this package loads neither torch nor lightning, since Hydra imports it to read the pack. Each public name is
+imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks before Hydra writes anything: a writable output folder, and no secrets on the command line."""
+"""Checks before Hydra writes anything: a writable folder, no secrets in overrides, and globs that find all options."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_wd.errors import ConfigError, explain
 from lightning_wd.runs.secrets import refuse_secrets
@@ -25,6 +28,7 @@ class OutputFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         keep_secrets_out(config)
+        refuse_short_globs(config)
         refuse_unwritable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
 
 
@@ -39,6 +43,36 @@ def keep_secrets_out(config: DictConfig) -> None:
         refuse_secrets(config.hydra.overrides.hydra)
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
+
+
+def refuse_short_globs(config: DictConfig) -> None:
+    """Exit with a message if a glob of the sweep would miss options: Hydra 1.3 leaves ``hydra.searchpath`` out of it.
+
+    Args:
+        config: Hydra's config.
+    """
+    hydra: Any = OmegaConf.to_container(config.hydra, resolve=False)
+    swept = hydra.get("sweeper", {}).get("params") or {}
+    for text in [*hydra["overrides"]["task"], *(f"{key}={value}" for key, value in swept.items())]:
+        if "glob(" not in text:
+            continue
+        loader = GlobalHydra.instance().config_loader()
+        (override,) = OverridesParser.create(loader).parse_overrides([text])
+        glob, group = override.value(), override.key_or_group
+        if not isinstance(glob, Glob):
+            continue
+        asked = {"config_name": hydra["job"]["config_name"], "overrides": hydra["overrides"]["hydra"]}
+        options = glob.filter(loader.get_group_options(group, **asked))
+        found = glob.filter(loader.get_group_options(group))
+        if found != options:
+            sys.exit(
+                explain(
+                    f"{text} misses options of the pack: Hydra does not look for them on hydra.searchpath.",
+                    found=", ".join(found) or "no option",
+                    valid=", ".join(options),
+                    fix=f"name them: {override.get_key_element()}={','.join(options)}",
+                )
+            )
 
 
 def refuse_unwritable(key: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 # Programs that tests start in processes of their own, and shared code: doctests are collected everywhere else.
-collect_ignore_glob = ["stranger/*", "ddp_app/*", "helpers/*", "soak.py"]
+collect_ignore_glob = ["stranger/*", "bystander/*", "ddp_app/*", "helpers/*", "soak.py"]
 
 pytest.register_assert_rewrite("helpers")  # a failed assert in a helper shows its values, as one in a test does
 

@@ -25,8 +25,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "callbacks": BEFORE["callbacks"] | {"runs"},
     "runs": frozenset({"errors", "_private", "_hydra", "decay"}),
     "distributed": frozenset({"errors", "_private", "_hydra", "runs"}),
-    "_hydra": frozenset(),  # Hydra imports it in every app: whatever it needs, it imports inside a function
-    "_hydra_shim": frozenset({"_hydra"}),
+    "_hydra": frozenset(),  # imported when Hydra composes: whatever it needs, it imports inside a function
+    "conf": frozenset({"_hydra"}),
     "cli": frozenset({"errors", "decay"}),  # without torch, so that `--help` is quick; the rest inside functions
 }
 LAZILY_ANYTHING = {"_hydra", "cli"}

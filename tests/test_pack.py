@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import make_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.hydra_app import write_app
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import lightning_wd as wd
-from lightning_wd._hydra import conf_dir
 from lightning_wd.configure.optimizer_config import OPTIMIZERS, TYPICAL
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +36,7 @@ MASKS = sorted(path.stem for path in (CONF / "optimizer/mask").glob("*.yaml"))
 
 @pytest.fixture(scope="module", autouse=True)
 def _app() -> Iterator[None]:
-    """Somebody else's app, with the pack last on its search path."""
+    """Somebody else's app, which asks for the pack."""
     with initialize_config_dir(str(ROOT / "tests/stranger/conf"), version_base="1.3"):
         yield
 
@@ -44,7 +52,105 @@ def built(*overrides: str) -> torch.optim.Optimizer:
 
 
 def test_an_editable_install_serves_the_repository() -> None:
-    assert conf_dir() == CONF
+    """Through links, which a new group needs too; a ``conf/__init__.py`` would hide an app's own package ``conf``."""
+    pack = resources.files("lightning_wd.conf")
+    assert [path for path in FILES if not (Path(str(pack)) / path).samefile(CONF / path)] == []
+    assert not list(CONF.glob("**/*.py"))
+
+
+# --- asking for the pack ---
+
+ASKS = """
+defaults: [_self_, {optimizer: adamw}, {callbacks: default}, {hydra: default}]
+hydra: {searchpath: [pkg://lightning_wd.conf]}
+"""
+JOB = """
+import json
+import os
+from pathlib import Path
+import hydra
+
+
+@hydra.main(version_base="1.3", config_path=os.environ.get("CONFIG_PATH", "conf"), config_name="app")
+def main(cfg):
+    found = [cfg.optimizer.name, cfg.optimizer.lr, cfg.callbacks.checkpoint.dirpath]
+    Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir, "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "config_path", "launcher"),
+    [
+        ("mine/app.py", "conf", None),
+        ("-m mine.app", "conf", None),
+        ("-m mine.app", "pkg://mine.conf", "joblib"),
+        ("mine/app.py", "conf", "submitit_local"),
+    ],
+)
+def test_every_way_to_start_an_app(
+    program: str, config_path: str, launcher: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The groups and the resolver of their YAML are there, in a launcher's workers too; the app imports neither."""
+    if launcher is not None:
+        plugin = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
+        pytest.importorskip(plugin, reason=f"hydra's {launcher} is not installed")
+    files = {"mine/__init__.py": "", "mine/conf/__init__.py": "", "mine/app.py": JOB, "mine/conf/app.yaml": ASKS}
+    write_app(tmp_path, {**files, "mine/conf/hydra/default.yaml": "run: {dir: one}\nsweep: {dir: many}\n"})
+    monkeypatch.setenv("CONFIG_PATH", config_path)
+    jobs = ["optimizer=sgdw", "optimizer.lr=0.25"]
+    if launcher is not None:
+        jobs = ["-m", *jobs, f"hydra/launcher={launcher}"]
+    done = subprocess.run(
+        [sys.executable, *program.split(), *jobs], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / ("one" if launcher is None else "many/0")
+    assert json.loads((folder / "found.json").read_text()) == ["sgdw", 0.25, f"{folder}/checkpoints"]
+
+
+def test_a_config_store_option_of_the_same_name_is_refused_by_hydra() -> None:
+    """docs/hydra.md says so: the ConfigStore comes after ``hydra.searchpath``."""
+    repository = ConfigStore.instance().repo
+    before = copy.deepcopy(repository)
+    ConfigStore.instance().store(group="optimizer", name="adamw", node=make_dataclass("Own", [("lr", float, 5.0)]))
+    ConfigStore.instance().store(group="optimizer", name="own", node={"lr": 5.0})
+    try:
+        assert optimizer_of("optimizer=own") == {"lr": 5.0}
+        with (
+            pytest.raises(HydraException, match="Error merging 'optimizer/adamw' with schema"),
+            pytest.warns(UserWarning, match="validated against ConfigStore schema"),
+        ):
+            optimizer_of()
+    finally:
+        ConfigStore.instance().repo = before
+
+
+def test_a_saved_config_resolves_after_an_import_of_the_pack(tmp_path: Path) -> None:
+    """As docs/hydra.md says of a saved ``.hydra/config.yaml``; without the import OmegaConf refuses it by name."""
+    shutil.copy(CONF / "logger/tensorboard.yaml", tmp_path / "config.yaml")
+    read = "from omegaconf import OmegaConf; print(OmegaConf.load('config.yaml').tensorboard.save_dir)"
+    done = [
+        subprocess.run([sys.executable, "-c", first + read], cwd=tmp_path, capture_output=True, text=True)
+        for first in ("import lightning_wd.conf; ", "")
+    ]
+    assert (done[0].stdout, done[0].stderr) == (".\n", "")
+    assert "Unsupported interpolation type lightning_wd.run_dir" in done[1].stderr
+
+
+def test_the_docs_list_every_option() -> None:
+    """docs/hydra.md: the table, and the two lines that ask for the pack."""
+    page = (ROOT / "docs/hydra.md").read_text()
+    rows = dict(re.findall(r"^\| `(\S+)` \| (.+) \|$", page, re.M))
+    options: dict[str, list[str]] = {}
+    for path in FILES:
+        options.setdefault(str(path.parent), []).append(path.stem)
+    assert {group: re.findall(r"`(\w+)`", row) for group, row in rows.items()} == options
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    assert block in (ROOT / "tests/stranger/conf/app.yaml").read_text()
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -207,8 +313,12 @@ def test_nested_in_a_model() -> None:
 
 def test_an_app_with_its_own_option_wins(tmp_path: Path) -> None:
     (tmp_path / "optimizer").mkdir()
-    (tmp_path / "app.yaml").write_text("defaults: [{optimizer: sgdw}, _self_]\n")
+    asks = "hydra: {searchpath: [pkg://lightning_wd.conf]}\n"
+    (tmp_path / "app.yaml").write_text(f"defaults: [{{optimizer: sgdw}}, _self_]\n{asks}")
     (tmp_path / "optimizer/sgdw.yaml").write_text("mine: true\n")
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/default.yaml").write_text("own: {is: here}\n")
+    (tmp_path / "includes.yaml").write_text(f"defaults: [app, _self_]\n{asks}")
     from hydra.core.global_hydra import GlobalHydra
 
     before = GlobalHydra.instance().hydra
@@ -217,6 +327,10 @@ def test_an_app_with_its_own_option_wins(tmp_path: Path) -> None:
         with initialize_config_dir(str(tmp_path), version_base="1.3"):
             assert compose("app").optimizer == {"mine": True}
             assert compose("app", ["optimizer=adamw"]).optimizer.name == "adamw"
+            monitored = compose("app", ["+callbacks=decay_monitor"]).callbacks  # the pack's, on the app's own default
+            assert (set(monitored), monitored.own) == ({"own", "decay_monitor"}, {"is": "here"})
+            with pytest.raises(HydraException, match=r"hydra\.searchpath is only supported from the primary config"):
+                compose("includes")
     finally:
         GlobalHydra.instance().hydra = before
 

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.bystander import assert_left_alone
 
 ROOT = Path(__file__).parents[1]
 STRANGER = ROOT / "tests/stranger"
@@ -28,7 +30,7 @@ HEAVY = "sorted({'torch', 'lightning', 'wandb', 'matplotlib'} & {name.partition(
     ("statement", "loaded"),
     [
         ("import lightning_wd", []),
-        ("import lightning_wd._hydra", []),
+        ("import lightning_wd.conf", []),
         ("import lightning_wd as wd; wd.Decay; wd.convert; wd.ConfigError", []),
         ("import lightning_wd as wd; wd.AdamW; wd.plan_decay", ["torch"]),  # the proof can fail
     ],
@@ -83,10 +85,13 @@ def test_a_strangers_app(install: str, tmp_path: Path, request: pytest.FixtureRe
     own.mkdir()
     (own / "adam_l2.yaml").write_text("defaults: [adamw, _self_]\nlr: 0.5\n")
 
+    if wheel:  # tests/field/test_hydra_1880.py does it for the editable install
+        assert_left_alone(tmp_path / "bystander", python)
     plain, shadowed = stranger(python, app, "-m", "optimizer=sgdw,adam_l2")
     assert (plain["class"], plain["name"], plain["style"], plain["base"]) == ("SGDW", "decay", "decoupled", "standard")
     assert Path(plain["file"]).is_relative_to(ROOT / "lightning_wd") is not wheel
     assert (shadowed["class"], shadowed["lr"]) == ("AdamW", 0.5)
+    assert plain["folder"]  # by the pack's resolver
 
     (nested,) = stranger(
         python,
@@ -97,3 +102,18 @@ def test_a_strangers_app(install: str, tmp_path: Path, request: pytest.FixtureRe
         "model.optimizer.lr=0.125",
     )
     assert (nested["class"], nested["style"], nested["lr"]) == ("SGDW", "independent", 0.125)
+
+
+def test_the_wheel_holds_the_pack_whichever_way_it_is_built(tmp_path: Path) -> None:
+    """Built from the repository or from the sdist, which leaves out the links of lightning_wd/conf."""
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").glob("**/*.yaml")}
+    direct = ["-m", "build", "--no-isolation", "--wheel", "--outdir", "direct", str(ROOT)]
+    by_sdist = ["-m", "build", "--no-isolation", "--outdir", "by_sdist", str(ROOT)]
+    for arguments in (direct, by_sdist):
+        done = run(sys.executable, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for wheel in tmp_path.glob("*/*.whl"):
+        names = zipfile.ZipFile(wheel).namelist()
+        assert {name.removeprefix("lightning_wd/") for name in names if name.endswith(".yaml")} == files
+        assert "lightning_wd/conf/__init__.py" in names
+        assert [name for name in names if not name.startswith("lightning_wd")] == []

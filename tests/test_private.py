@@ -265,8 +265,7 @@ def probe(name):
     handler.emit = lambda record: heard.append(record.getMessage())
     logging.getLogger("lightning_wd").addHandler(handler)
     for found in pkgutil.walk_packages(lightning_wd.__path__, "lightning_wd."):
-        if not found.name.endswith("_hydra_shim"):
-            importlib.import_module(found.name)
+        importlib.import_module(found.name)
     import lightning_wd as wd
     from lightning_wd.distributed.launch import JobLauncher
     if name is not None:

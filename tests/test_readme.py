@@ -91,7 +91,12 @@ def test_the_module_of_the_readme_trains_from_the_groups_of_the_readme(
     app, model_yaml = (block for language, block in BLOCKS if language == "yaml")
     (tmp_path / "model").mkdir()
     (tmp_path / "app.yaml").write_text(app)
-    (tmp_path / "nested.yaml").write_text("defaults: [{model: mine}, _self_]\n")
+    (tmp_path / "hydra").mkdir()
+    asks = app.partition("hydra:")  # as lightning-hydra-template has it: Hydra's own settings in a group of the app
+    (tmp_path / "nested.yaml").write_text(
+        f"defaults: [_self_, {{model: mine}}, {{hydra: default}}]\n{''.join(asks[1:])}"
+    )
+    (tmp_path / "hydra/default.yaml").write_text("run: {dir: logs}\n")
     (tmp_path / "model/mine.yaml").write_text(model_yaml)
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
         cfg = hydra.compose("app", ["optimizer=sgdw"])
@@ -116,7 +121,7 @@ def test_the_module_of_the_readme_trains_from_the_groups_of_the_readme(
 def test_names_in_the_text_exist() -> None:
     import lightning_wd as wd
 
-    used = set(re.findall(r"wd\.(\w+)", README))
+    used = set(re.findall(r"\bwd\.(\w+)", README))
     assert used - set(wd.__all__) == set()
 
 

@@ -98,6 +98,7 @@ def _of_cell(config: dict[str, Any]) -> dict[str, Any]:
 
 def count_jobs(config: Any) -> int | None:
     """Return how many jobs a sweep will launch, by Hydra's config of it, or None if its sweeper does not tell."""
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     sweeper = config.hydra.sweeper
@@ -106,7 +107,9 @@ def count_jobs(config: Any) -> int | None:
     if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
         return None
     given = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()), *config.hydra.overrides.task]
-    overrides = OverridesParser.create().parse_overrides(given)
+    app = GlobalHydra.instance()
+    loader = app.config_loader() if app.is_initialized() else None  # which finds the options of a glob
+    overrides = OverridesParser.create(loader).parse_overrides(given)
     return math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in overrides if o.is_discrete_sweep())
 
 

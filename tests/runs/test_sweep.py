@@ -152,6 +152,12 @@ def test_jobs_are_counted(params: dict[str, str], task: list[str], target: str, 
     assert count_jobs(OmegaConf.create({"hydra": hydra})) == count
 
 
+def test_the_jobs_of_a_glob_are_counted() -> None:
+    hydra = {"sweeper": {"_target_": "BasicSweeper"}, "overrides": {"task": ["model=glob(*,exclude=[g*])", "seed=1,2"]}}
+    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+        assert count_jobs(OmegaConf.create({"hydra": hydra})) == 2 * len({"conv_net", "mlp", "resnet", "shake_shake"})
+
+
 def test_only_rank_zero_counts_a_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import warnings
 import hydra
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import lightning_wd as wd
@@ -40,7 +41,11 @@ def main(cfg: DictConfig) -> None:
     optimizer = trainer.optimizers[0]
     group = {key: optimizer.param_groups[0].get(key) for key in ("name", "style", "lr", "weight_decay", "own")}
     mask = {"base": node.mask.base, "rules": OmegaConf.to_container(node.mask.rules)}
-    print("RESULT " + json.dumps({"class": type(optimizer).__name__, **group, "file": wd.__file__, **mask}))
+    folder = OmegaConf.create({"is": "${lightning_wd.run_dir:}"})["is"] == HydraConfig.get().runtime.output_dir
+    print(
+        "RESULT "
+        + json.dumps({"class": type(optimizer).__name__, **group, "file": wd.__file__, **mask, "folder": folder})
+    )
 
 
 if __name__ == "__main__":
