@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_wd"
 
 # Each room may import the rooms before it.
-ORDER = ("errors", "_private", "decay", "schedules", "mask", "optimizers", "configure", "callbacks")
+ORDER = ("errors", "_lightning", "_private", "decay", "schedules", "mask", "optimizers", "configure", "callbacks")
 BEFORE = {room: frozenset(ORDER[:position]) for position, room in enumerate(ORDER)}
 MAY_IMPORT: dict[str, frozenset[str]] = {
     **BEFORE,
     "callbacks": BEFORE["callbacks"] | {"runs"},
-    "runs": frozenset({"errors", "_private", "_hydra", "decay"}),
-    "distributed": frozenset({"errors", "_private", "_hydra", "runs"}),
+    "runs": frozenset({"errors", "_lightning", "_private", "_hydra", "decay"}),
+    "distributed": frozenset({"errors", "_lightning", "_private", "_hydra", "runs"}),
     "_hydra": frozenset(),  # imported when Hydra composes: whatever it needs, it imports inside a function
     "conf": frozenset({"_hydra"}),
     "cli": frozenset({"errors", "decay"}),  # without torch, so that `--help` is quick; the rest inside functions
@@ -230,6 +230,53 @@ def test_private_names_of_libraries_stand_in_one_room() -> None:
 def test_a_private_name_is_seen(code: str) -> None:
     before = private_names(read_package())
     assert len(private_names({**read_package(), "lightning_wd.planted": ast.parse(code)})) == len(before) + 1
+
+
+# --- Lightning's two packages ---------------------------------------------------------------------------------------
+
+LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
+
+
+def asked_of_one_package(tree: ast.Module) -> list[str]:
+    """Return the classes of Lightning that a module names in an ``isinstance``, ``issubclass`` or ``except``.
+
+    ``lightning`` and ``pytorch_lightning`` have classes of their own, so each needs ``_lightning.either``.
+    """
+    homes: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            homes |= {alias.asname or alias.name.partition(".")[0]: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            homes |= {alias.asname or alias.name: str(node.module) for alias in node.names}
+    found = []
+    for node in ast.walk(tree):
+        asked: list[ast.expr] = []
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            asked = node.args[1:]
+        elif isinstance(node, ast.ExceptHandler) and node.type is not None:
+            asked = [node.type]
+        for name in (part for one in asked for part in ast.walk(one) if isinstance(part, ast.Name)):
+            if homes.get(name.id, "").partition(".")[0] in LIGHTNING:
+                found.append(f"line {node.lineno}: {name.id}")  # type: ignore[attr-defined]
+    return found
+
+
+def test_nothing_asks_for_a_class_of_one_of_lightnings_packages() -> None:
+    assert {module: found for module, tree in read_package().items() if (found := asked_of_one_package(tree))} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from lightning.pytorch.callbacks import Timer\nisinstance(x, (int, Timer))",
+        "import lightning as L\nissubclass(x, L.Callback)",
+        "import lightning.pytorch\nisinstance(x, lightning.pytorch.Trainer)",
+        "from pytorch_lightning import Trainer as T\nisinstance(x, T | None)",
+        "from lightning.fabric.utilities.exceptions import M\ntry: pass\nexcept (M, OSError): pass",
+    ],
+)
+def test_a_question_to_one_package_is_seen(code: str) -> None:
+    assert len(asked_of_one_package(ast.parse(code))) == 1
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

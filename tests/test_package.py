@@ -23,7 +23,8 @@ def run(python: str | Path, *args: str, cwd: Path, **env: str) -> subprocess.Com
     return subprocess.run([str(python), *args], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
 
 
-HEAVY = "sorted({'torch', 'lightning', 'wandb', 'matplotlib'} & {name.partition('.')[0] for name in sys.modules})"
+PACKAGES = {"torch", "lightning", "pytorch_lightning", "wandb", "matplotlib"}
+HEAVY = f"sorted({PACKAGES} & {{name.partition('.')[0] for name in sys.modules}})"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,7 @@ HEAVY = "sorted({'torch', 'lightning', 'wandb', 'matplotlib'} & {name.partition(
         ("import lightning_wd", []),
         ("import lightning_wd.conf", []),
         ("import lightning_wd as wd; wd.Decay; wd.convert; wd.ConfigError", []),
+        ("import lightning_wd as wd; wd.configure_optimizers", ["torch"]),
         ("import lightning_wd as wd; wd.AdamW; wd.plan_decay", ["torch"]),  # the proof can fail
     ],
 )

@@ -35,6 +35,8 @@ OVERRIDDEN = (
     ("lightning.pytorch.strategies", "DDPStrategy", "_configure_launcher"),
     ("lightning.pytorch.strategies", "ModelParallelStrategy", "_configure_launcher"),
     ("lightning.pytorch.strategies", "Strategy", "_launcher"),
+    ("pytorch_lightning.strategies", "DDPStrategy", "_configure_launcher"),
+    ("pytorch_lightning.strategies", "ModelParallelStrategy", "_configure_launcher"),
     ("lightning.pytorch.loggers.csv_logs", "ExperimentWriter", "_check_log_dir_exists"),
     ("lightning.pytorch.loggers.csv_logs", "ExperimentWriter", "_rewrite_with_new_header"),
     ("lightning.pytorch.loggers", "CSVLogger", "_experiment"),

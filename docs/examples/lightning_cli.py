@@ -5,6 +5,10 @@ python docs/examples/lightning_cli.py fit --config docs/examples/lightning_cli.y
 python docs/examples/lightning_cli.py fit --trainer.max_steps 4 \
     --trainer.callbacks+=lightning_wd.OptimizerOverride \
     --trainer.callbacks.optimizer='{name: sgdw, lr: 0.05, decay: {style: independent}, mask: all}'
+python docs/examples/lightning_cli.py fit --trainer.max_steps 4 \
+    --trainer.callbacks+=lightning_wd.OptimizerOverride \
+    --trainer.callbacks.optimizer.name=sgdw --trainer.callbacks.optimizer.decay.style=independent \
+    --trainer.callbacks.lr_scheduler=constant
 """
 
 from __future__ import annotations

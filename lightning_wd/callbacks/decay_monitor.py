@@ -9,11 +9,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import WandbLogger
 from torch.optim import Optimizer
 
+from lightning_wd._lightning import either, wandb_loggers
 from lightning_wd._private import logged_step
+from lightning_wd.callbacks.bases import Callback
 from lightning_wd.callbacks.measures import Snapshot
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.neighbours import watch_all
@@ -26,7 +26,7 @@ __all__ = ["DecayMonitor"]
 _LONGEST_HISTORY = 400  # measured steps kept for the picture; when there are more, every other one is dropped
 
 
-class DecayMonitor(L.Callback):
+class DecayMonitor(Callback):
     r"""Measure what weight decay does in each parameter group, as ``wd/<group>/<quantity>`` in every logger.
 
     ============================= =====================================================================================
@@ -116,9 +116,8 @@ class DecayMonitor(L.Callback):
             optimizer.register_step_post_hook(functools.partial(self._after_step, trainer, index))
             for index, optimizer in enumerate(trainer.optimizers)
         ]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                logger.experiment.define_metric("wd/*", step_metric="trainer/global_step", summary="min,last")
+        for logger in wandb_loggers(trainer) if trainer.is_global_zero else ():
+            logger.experiment.define_metric("wd/*", step_metric="trainer/global_step", summary="min,last")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         index = trainer.optimizers.index(optimizer)
@@ -146,15 +145,15 @@ class DecayMonitor(L.Callback):
         self._release()
         if not trainer.is_global_zero:
             return
-        averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        averaging = either("lightning.pytorch.callbacks.WeightAveraging")
+        averaged = any(isinstance(callback, averaging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         which = "weights in training, not their average" if averaged else "weights"
         names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers))
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         picture = draw_monitor(self._history, folder / "wd_monitor.png", f"{names}: {which}")
-        for logger in trainer.loggers:
-            if picture is not None and isinstance(logger, WandbLogger):
-                logger.log_image("wd_monitor", [str(picture)])
+        for logger in wandb_loggers(trainer) if picture is not None else ():
+            logger.log_image("wd_monitor", [str(picture)])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._release()

@@ -11,6 +11,7 @@ import lightning as L
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_wd.callbacks.bases import Callback
 from lightning_wd.callbacks.restart_snapshot import restarts_of
 from lightning_wd.configure.budget import Budget, resumed, run_steps
 from lightning_wd.configure.first_step import read_again
@@ -25,7 +26,7 @@ SHAPES = ("constant", "linear", "cosine", "step", "wsd", "follow_lr", "restarts"
 _SETTINGS = ("shape", "start", "end", "milestones", "decay")
 
 
-class DecaySchedule(L.Callback):
+class DecaySchedule(Callback):
     r"""Write ``weight_decay = base * f(t / T)`` into each group before each optimizer step.
 
     ``base`` is the group's configured weight decay, so a group at zero stays at zero. ``t`` counts the optimizer's

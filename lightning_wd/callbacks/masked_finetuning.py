@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
-from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_wd.callbacks.bases import Callback
 from lightning_wd.configure.late_groups import unfreeze
 from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, listed, number
@@ -21,7 +21,7 @@ from lightning_wd.mask.module_tree import Tree, walk
 __all__ = ["MaskedFinetuning"]
 
 
-class MaskedFinetuning(L.Callback):
+class MaskedFinetuning(Callback):
     """Freeze parameters before the optimizer is configured, and unfreeze them at the start of later epochs.
 
     Unfrozen parameters join the optimizer in new groups, named ``decay_epoch_3``, ``no_decay_epoch_3`` and so on. The
@@ -142,6 +142,13 @@ class MaskedFinetuning(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._waiting = None
         watch_all(trainer, pl_module)
+        strategy = trainer.strategy
+        if isinstance(strategy.model, DistributedDataParallel) and not hasattr(strategy, "configure_ddp"):
+            raise ConfigError(
+                "MaskedFinetuning cannot rebuild DDP when it unfreezes, so the ranks would drift apart.",
+                found=f"{type(strategy).__name__}, which has no configure_ddp",
+                fix="use strategy='ddp', or a subclass of Lightning's DDPStrategy",
+            )
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Unfreeze what is due."""
@@ -238,7 +245,7 @@ def _matches(rule: Rule, tree: Tree, what: str, wanted: set[str], problem: str, 
 
 def _rewrap(trainer: L.Trainer) -> None:
     """Wrap the module in DDP again: its reducer averages only what was trainable when it was made."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
+    strategy: Any = trainer.strategy
+    if isinstance(strategy.model, DistributedDataParallel):
         strategy.model = strategy.model.module
         strategy.configure_ddp()

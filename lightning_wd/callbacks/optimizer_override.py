@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_warn 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.configure import OptimizerConfig
+from lightning_wd.callbacks.bases import Callback
+from lightning_wd.configure import LRSchedulerConfig, OptimizerConfig
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.configure_optimizers import build
 from lightning_wd.configure.lr_scheduler import ScheduleRequest
@@ -21,7 +22,7 @@ from lightning_wd.optimizers.param_groups import as_float, group_name, group_sty
 __all__ = ["OptimizerOverride"]
 
 
-class OptimizerOverride(L.Callback):
+class OptimizerOverride(Callback):
     """Replace the optimizer and the learning-rate schedule that a module configures, and log both, old and new.
 
     The module's own ``configure_optimizers`` still runs, because it says which parameters are trained. The new
@@ -56,8 +57,8 @@ class OptimizerOverride(L.Callback):
 
     def __init__(
         self,
-        optimizer: Any = None,
-        lr_scheduler: Any = None,
+        optimizer: OptimizerConfig | Mapping[str, Any] | str | None = None,
+        lr_scheduler: LRSchedulerConfig | Mapping[str, Any] | str | Callable[..., Any] | None = None,
         *,
         index: int | None = None,
         total_steps: int | None = None,

@@ -9,9 +9,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
+from lightning_wd._lightning import wandb_loggers
+from lightning_wd.callbacks.bases import Callback
 from lightning_wd.callbacks.decay_schedule import DecaySchedule
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.cautions import cautions
@@ -27,7 +28,7 @@ _COLLAPSE_ABOVE = 80  # parameters; a longer table has one row for names that di
 _COLUMNS = ("name", "shape", "numel", "group", "wd_mult", "lr_mult", "style", "reason")
 
 
-class DecayPlanSummary(L.Callback):
+class DecayPlanSummary(Callback):
     """Show the decay plan when training starts: each parameter, the totals, and the amount in every unit.
 
     The amount is given at the peak learning rate, where ``d = lr0 * lam_decoupled = lam_independent
@@ -70,13 +71,12 @@ class DecayPlanSummary(L.Callback):
         (folder / "decay_plan.json").write_text(text + "\n", encoding="utf-8")
         for plan in plans:
             _print(plan)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                rows = [{**row, "shape": str(tuple(row["shape"]))} for plan in plans for row in plan["parameters"]]
-                data = [[row[column] for column in _COLUMNS] for row in rows]
-                logger.log_table("decay_plan", columns=list(_COLUMNS), data=data, step=trainer.global_step)
-                columns, data = _group_rows(plans)
-                logger.log_table("decay_groups", columns=columns, data=data, step=trainer.global_step)
+        for logger in wandb_loggers(trainer):
+            rows = [{**row, "shape": str(tuple(row["shape"]))} for plan in plans for row in plan["parameters"]]
+            data = [[row[column] for column in _COLUMNS] for row in rows]
+            logger.log_table("decay_plan", columns=list(_COLUMNS), data=data, step=trainer.global_step)
+            columns, data = _group_rows(plans)
+            logger.log_table("decay_groups", columns=columns, data=data, step=trainer.global_step)
 
 
 def _describe(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
 from torch.optim import Optimizer
 
+from lightning_wd.callbacks.bases import Checkpoint
 from lightning_wd.configure.lr_scheduler import LRSchedule
 from lightning_wd.errors import ConfigError
 

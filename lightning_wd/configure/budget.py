@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.callbacks import Timer
-
+from lightning_wd._lightning import either
 from lightning_wd._private import attached_trainer, forget_loader, is_finders
 from lightning_wd.errors import ConfigError, number
 
@@ -49,7 +48,8 @@ class Budget:
         """Return the optimizer steps of the run, or raise a ConfigError that says why they are unknown."""
         if not self.knows_total():
             trainer = self._trainer(needed_by)
-            if any(isinstance(callback, Timer) for callback in trainer.callbacks):
+            timers = either("lightning.pytorch.callbacks.Timer")
+            if any(isinstance(callback, timers) for callback in trainer.callbacks):
                 raise self._unknown(needed_by, "the run is bounded by max_time", "set trainer.max_steps, or ")
             if trainer.max_epochs == -1:
                 raise self._unknown(needed_by, "the run has no limit", "set trainer.max_steps, or ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ import yaml
 
 from lightning_wd.errors import ConfigError, keys
 
-__all__ = ["CheckedMapping", "as_keywords", "checked_mapping", "from_omegaconf"]
+__all__ = ["CheckedMapping", "as_keywords", "checked_mapping", "from_omegaconf", "show_keys"]
 
 
 class CheckedMapping(dict[str, Any]):
@@ -75,6 +76,25 @@ class CheckedMapping(dict[str, Any]):
             "`return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)`, "
             "give the settings by keyword or as a mapping, and remove a left-over `_partial_: true`",
         )
+
+
+def show_keys(cls: type[CheckedMapping], settings: Mapping[str, Any]) -> None:
+    """Give a config's constructor a signature with every key, so that LightningCLI has an option for each.
+
+    The keys are those of ``_fill`` and these settings, by their types; each is None unless it is given.
+    """
+    optional = inspect.Parameter.KEYWORD_ONLY
+    own = inspect.signature(cls._fill, eval_str=True).parameters.values()
+    shown = [p for p in own if p.kind is optional and p.name != "code"]
+    shown += [inspect.Parameter(key, optional, default=None, annotation=kind) for key, kind in settings.items()]
+
+    def __init__(self: Any, *args: Any, **settings: Any) -> None:  # noqa: N807
+        CheckedMapping.__init__(self, *args, **settings)
+
+    __init__.__signature__ = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *shown])  # type: ignore[attr-defined]
+    __init__.__annotations__ = {p.name: p.annotation for p in shown}
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    cls.__final__ = True  # type: ignore[attr-defined]  # as typing.final from Python 3.11 on: no class_path is asked for
 
 
 for _dumper in (yaml.Dumper, yaml.SafeDumper):

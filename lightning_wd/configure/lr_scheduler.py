@@ -15,12 +15,13 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 
 from lightning_wd import schedules
 from lightning_wd.configure.budget import Budget
-from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords
+from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, show_keys
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, choice, flag, keys, nearest, number
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 
 __all__ = ["LRSchedule", "LRSchedulerConfig", "ScheduleRequest"]
 
+_NOT_SETTINGS = ("optimizer", "last_epoch", "verbose")
 _NEED_CODE = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
 LIGHTNING_KEYS = ("interval", "frequency", "monitor", "strict")
 
@@ -49,7 +50,7 @@ class LRSchedulerConfig(CheckedMapping):
         interval: ``step`` (every optimizer step, the default) or ``epoch``.
         frequency: how many intervals lie between two steps of the schedule, >= 1.
         monitor: the metric that ``ReduceLROnPlateau`` watches.
-        **settings: the shape's own keys, or the keywords of the torch class.
+        **settings: the shape's own keys, or the keywords of the torch class; None is the default.
 
     Raises:
         ConfigError: an unknown name or key, or a value out of range.
@@ -72,6 +73,7 @@ class LRSchedulerConfig(CheckedMapping):
         lightning = {"interval": interval, "frequency": frequency, "monitor": monitor, "strict": strict}
         _check_lightning(lightning)
         ours = isinstance(name, str) and name in SHAPES
+        settings = {key: value for key, value in settings.items() if value is not None}
         checked = _check_shape(name, settings) if ours else _check_torch_scheduler(name, settings)
         dict.update(self, name=name, **lightning, **checked)
 
@@ -423,8 +425,7 @@ def _warn_below_peak(shape: str, settings: Mapping[str, float], budget: Budget) 
 
 def scheduler_class(name: str) -> type[LRScheduler]:
     """Return a class of ``torch.optim.lr_scheduler`` by name or dotted path; nothing else is ever imported."""
-    public = {key: value for key, value in vars(torch.optim.lr_scheduler).items() if not key.startswith("_")}
-    classes = {key: cls for key, cls in public.items() if isinstance(cls, type) and issubclass(cls, LRScheduler)}
+    classes = _torch_classes()
     leaf = str(name).removeprefix("torch.optim.lr_scheduler.")
     if leaf not in classes or leaf in _NEED_CODE:
         close = nearest(leaf, [*SHAPES, *classes])
@@ -436,6 +437,11 @@ def scheduler_class(name: str) -> type[LRScheduler]:
             "`optimizer -> scheduler`",
         )
     return classes[leaf]
+
+
+def _torch_classes() -> dict[str, type[LRScheduler]]:
+    public = {key: value for key, value in vars(torch.optim.lr_scheduler).items() if not key.startswith("_")}
+    return {key: cls for key, cls in public.items() if isinstance(cls, type) and issubclass(cls, LRScheduler)}
 
 
 def _check_shape(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -459,10 +465,21 @@ def _check_shape(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _check_torch_scheduler(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     cls = scheduler_class(name)
     parameters = inspect.signature(cls).parameters
-    known = [key for key in parameters if key not in ("optimizer", "last_epoch", "verbose")]
+    known = [key for key in parameters if key not in _NOT_SETTINGS]
     keys(f"lr_scheduler {cls.__name__}", settings, [*known, *LIGHTNING_KEYS], typed="lr_scheduler.{}")
     for key, value in settings.items():
         if key in known and parameters[key].annotation in (int, float, "int", "float"):
             # torch looks at these only when it first divides by them
             number(f"lr_scheduler.{key}", value, exclusive=key in ("step_size", "T_max", "T_0"))
     return dict(settings)
+
+
+def _setting_types() -> dict[str, Any]:
+    """Return every setting of a shape with its type, and every keyword of torch's classes."""
+    classes = [cls for key, cls in _torch_classes().items() if key not in _NEED_CODE]
+    torchs = dict.fromkeys((key for cls in classes for key in inspect.signature(cls).parameters), Any)
+    shapes = {key: float | None for settings in SHAPES.values() for key in settings}
+    return {key: kind for key, kind in {**shapes, **torchs}.items() if key not in _NOT_SETTINGS}
+
+
+show_keys(LRSchedulerConfig, _setting_types())

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping
+from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
 from lightning_wd.decay import ALIASES, AMOUNTS, STYLES, Decay
 from lightning_wd.errors import ConfigError, choice, flag, keys, nearest, number
 from lightning_wd.mask import Mask, as_mask
@@ -91,7 +91,7 @@ class OptimizerConfig(CheckedMapping):
         mask: ``base`` and ``rules`` (see :class:`lightning_wd.Mask`), the name of a preset, or a Mask.
         on_resume: whose settings are used when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
             ``error``. Another decay style is refused, except under ``config``, which continues in the configured one.
-        **hyperparameters: the optimizer's own keywords, such as ``betas`` or ``momentum``.
+        **hyperparameters: the optimizer's own keywords, such as ``betas`` or ``momentum``; None is its default.
 
     Raises:
         ConfigError: an unknown key or name, a value out of range, two amounts at once, a style that the optimizer
@@ -144,6 +144,7 @@ class OptimizerConfig(CheckedMapping):
         **hyperparameters: Any,
     ) -> None:
         family = OPTIMIZERS[choice("optimizer.name", name, OPTIMIZERS)]
+        hyperparameters = {key: value for key, value in hyperparameters.items() if value is not None}
         given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
         amounts = self.decay = _decay(weight_decay, given, family.typical)
@@ -269,3 +270,24 @@ def _check_hyperparameter(key: str, value: Any, default: Any) -> Any:
     minimum, below = -math.inf if (default or 0) < 0 else 0.0, 1.0 if key in _BELOW_ONE else math.inf
     checked = number(where, value, minimum=minimum, below=below)
     return int(checked) if isinstance(default, int) and checked.is_integer() else checked
+
+
+def _hyperparameter_types() -> dict[str, Any]:
+    """Return every keyword of an optimizer with its type; Any where the optimizers differ."""
+    types: dict[str, Any] = {}
+    for family in OPTIMIZERS.values():
+        for key, default in {**_hyperparameter_defaults(family.l2), **_hyperparameter_defaults(family.cls)}.items():
+            kind = _TYPES[type(default)]
+            types[key] = kind if types.get(key, kind) == kind else Any
+    return types
+
+
+_TYPES: dict[type, Any] = {
+    bool: bool | None,
+    type(None): bool | None,
+    int: float | None,
+    float: float | None,
+    str: str | None,
+    tuple: tuple[float, float] | None,
+}
+show_keys(OptimizerConfig, _hyperparameter_types())

@@ -11,38 +11,44 @@ import atexit
 import logging
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 
-from lightning_wd._private import SubprocessScriptLauncher, fill_mesh
+from lightning_wd._lightning import either
+from lightning_wd._private import NAMES, fill_mesh
 from lightning_wd.distributed.agree import check_ranks_agree
 from lightning_wd.distributed.launch import JobLauncher, leave_group_in_time, watch_rank_zero
 from lightning_wd.errors import ConfigError
 
-__all__ = ["HydraDDPStrategy", "HydraFSDP2Strategy"]
+__all__ = ["HydraDDPStrategy", "HydraFSDP2Strategy", "HydraLaunch", "HydraShards"]
 
 log = logging.getLogger(__name__)
 
 
-class _HydraLaunch(ParallelStrategy):
-    """What both strategies add to Lightning's: one Hydra job on every rank, torchrun's numbers, and the comparison."""
+if TYPE_CHECKING:
+    _Strategy = ParallelStrategy
+else:  # of whichever package the class below it has
+    _Strategy = object
+
+
+class HydraLaunch(_Strategy):
+    """What the strategies add to Lightning's: one Hydra job on every rank, torchrun's numbers, and the comparison."""
 
     _joined = False
 
     def set_world_ranks(self) -> None:
         """Take the number of processes from torchrun, then set the ranks as Lightning does."""
-        if isinstance(self.cluster_environment, TorchElasticEnvironment):
+        if self._under_torchrun():
             self._follow_torchrun()
         super().set_world_ranks()  # type: ignore[misc]
 
     def setup_environment(self) -> None:
         """Join the process group, to be left before the interpreter ends, then compare configs."""
         watch_rank_zero()
-        if isinstance(self.cluster_environment, TorchElasticEnvironment) and os.environ["WORLD_SIZE"] != "1":
+        if self._under_torchrun() and os.environ["WORLD_SIZE"] != "1":
             _refuse_sweep()
         super().setup_environment()
         atexit.unregister(leave_group_in_time)
@@ -55,9 +61,13 @@ class _HydraLaunch(ParallelStrategy):
 
     def _configure_launcher(self) -> None:
         super()._configure_launcher()
-        made = self._launcher
-        if isinstance(made, SubprocessScriptLauncher):
+        made: Any = self._launcher
+        if isinstance(made, either(NAMES["SubprocessScriptLauncher"].path)):
             self._launcher = JobLauncher(made.cluster_environment, made.num_processes, made.num_nodes)
+
+    def _under_torchrun(self) -> bool:
+        torchelastic = either("lightning.fabric.plugins.environments.TorchElasticEnvironment")
+        return isinstance(self.cluster_environment, torchelastic)
 
     def _follow_torchrun(self: Any) -> None:
         devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
@@ -85,7 +95,7 @@ def _refuse_sweep() -> None:
         )
 
 
-class HydraDDPStrategy(_HydraLaunch, DDPStrategy):
+class HydraDDPStrategy(HydraLaunch, DDPStrategy):
     r"""Lightning's DDPStrategy whose other ranks run this Hydra job only, and which stops when ranks' configs differ.
 
     Every rank computes the gradient of its own part of the batch, and all ranks step with the mean
@@ -117,7 +127,19 @@ class HydraDDPStrategy(_HydraLaunch, DDPStrategy):
     """
 
 
-class HydraFSDP2Strategy(_HydraLaunch, ModelParallelStrategy):
+class HydraShards(HydraLaunch):
+    """What the FSDP2 strategies add: defaults that fit one model on any number of processes, and the mesh's size."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"tensor_parallel_size": 1, "save_distributed_checkpoint": False, **kwargs})
+
+    def set_world_ranks(self) -> None:
+        """Set the ranks, then the size of the mesh from the number of processes."""
+        super().set_world_ranks()
+        fill_mesh(self)
+
+
+class HydraFSDP2Strategy(HydraShards, ModelParallelStrategy):
     """FSDP2 by Lightning's ModelParallelStrategy, launched as :class:`HydraDDPStrategy`.
 
     As DDP, but each rank keeps only its part of the weights, the gradients and the optimizer's state, and gathers a
@@ -135,11 +157,3 @@ class HydraFSDP2Strategy(_HydraLaunch, ModelParallelStrategy):
     References:
         Zhao et al., PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel, https://arxiv.org/abs/2304.11277
     """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"tensor_parallel_size": 1, "save_distributed_checkpoint": False, **kwargs})
-
-    def set_world_ranks(self) -> None:
-        """Set the ranks, then the size of the mesh from the number of processes."""
-        super().set_world_ranks()
-        fill_mesh(self)

@@ -278,4 +278,10 @@ class AdamW(AdamStep, torch.optim.AdamW):
         Cautious Weight Decay, https://arxiv.org/abs/2510.12402.
     """
 
+    # `--optimizer=AdamW` of a LightningCLI is torch's class: it looks among subclasses whose path is not private.
+    __qualname__ = "_AdamW"
+
     l2_form: ClassVar[Any] = AdamL2
+
+
+_AdamW = AdamW  # where pickle looks for a class is its __qualname__

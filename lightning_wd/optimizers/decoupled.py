@@ -191,6 +191,7 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
         (_Decoupled, optimizer_cls),
         {
             "__module__": optimizer_cls.__module__,
+            "__qualname__": f"decoupled.<locals>.{optimizer_cls.__name__}W",
             "__doc__": f"{optimizer_cls.__name__} with decoupled weight decay, made by lightning_wd.decoupled.",
             "__signature__": inspect.Signature(sorted([*parameters.values(), *added], key=lambda p: p.kind)),
             "base": optimizer_cls,

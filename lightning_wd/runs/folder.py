@@ -11,6 +11,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 
+from lightning_wd._lightning import both
 from lightning_wd.runs.secrets import redact
 
 __all__ = ["RunCSVLogger", "run_dir", "save_config"]
@@ -93,3 +94,7 @@ class RunCSVLogger(CSVLogger):
             writer.writeheader()
             writer.writerows(rows)
         whole.replace(path)
+
+
+for _logger in both("lightning.pytorch.loggers.Logger"):  # LightningCLI of either package takes it as its own
+    _logger.register(RunCSVLogger)

@@ -13,7 +13,9 @@ import pytest
 import torch
 from helpers.recipe import ROOT
 from helpers.small_run import CrashAfter, CrashError, DecaysUsed, Net, fit
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import lightning_wd as wd
 
@@ -347,6 +349,24 @@ def test_refusals(tmp_path: Path) -> None:
         wd.MaskedFinetuning(["*"], ["a"])  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match="unfreezes at epoch 2, counted from 0: a run of 2 epochs does not reach it"):
         fit(Net(ADAMW), tmp_path, finetuning(), max_epochs=2)
+
+
+class OwnDDP(SingleDeviceStrategy):
+    """A strategy that wraps the module by itself."""
+
+    def setup(self, trainer: L.Trainer) -> None:
+        super().setup(trainer)
+        assert self.model is not None
+        self.model = DistributedDataParallel(self.model)
+
+
+def test_a_ddp_that_cannot_be_rebuilt_is_refused(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(wd.ConfigError, match=r"cannot rebuild DDP .*\n  found: OwnDDP, which has no configure_ddp"):
+            fit(Net(ADAMW), tmp_path, finetuning(), strategy=OwnDDP("cpu"), max_epochs=3)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 DDP_SCRIPT = """

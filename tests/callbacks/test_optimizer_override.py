@@ -265,7 +265,7 @@ def test_settings_are_checked_before_any_training() -> None:
     with pytest.raises(wd.ConfigError, match="nearest: 'weight_decay'"):
         wd.OptimizerOverride({"name": "adamw", "weight_decy": 0.1})
     with pytest.raises(wd.ConfigError, match="OptimizerConfig is a description of what to build; it cannot be called"):
-        wd.OptimizerOverride(functools.partial(wd.OptimizerConfig, name="adamw"))
+        wd.OptimizerOverride(functools.partial(wd.OptimizerConfig, name="adamw"))  # type: ignore[arg-type]
     with pytest.raises(wd.ConfigError, match="nearest: 'constant'"):
         wd.OptimizerOverride("adamw", "constnt")
     with pytest.raises(wd.ConfigError, match="index must be a whole number >= 0 but got -1"):

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import lightning as L
 import pytest
 import torch
-from helpers.recipe import ROOT
+from helpers.examples import EXAMPLES, QUIET, example, fit_commands
 from torch import nn
 
 import lightning_wd as wd
 
-EXAMPLES = ROOT / "docs/examples"
-
-
-def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def groups(optimizer: torch.optim.Optimizer) -> dict[str, tuple[str, float, float, list[str]]]:
     return {g["name"]: (g["style"], g["weight_decay"], g["base_lr"], g["param_names"]) for g in optimizer.param_groups}
-
-
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.logger=false"]
-QUIET += ["--trainer.enable_checkpointing=false", "--trainer.limit_val_batches=0"]
 
 
 @pytest.fixture
@@ -54,9 +38,7 @@ def test_lightning_cli_from_a_file(cli: ModuleType) -> None:
 
 def test_lightning_cli_from_the_command_line(cli: ModuleType) -> None:
     """The command in the example's docstring."""
-    optimizer = str(cli.__doc__).partition("optimizer='")[2].partition("'\n")[0]
-    override = ["--trainer.callbacks+=lightning_wd.OptimizerOverride", f"--trainer.callbacks.optimizer={optimizer}"]
-    done = cli.main(["fit", "--trainer.max_steps=1", "--trainer.accelerator=cpu", *override, *QUIET])
+    done = cli.main(["fit", *fit_commands(cli)[1], *QUIET])
     assert groups(done.trainer.optimizers[0]) == {
         "decay": ("independent", 2.5e-4, 0.05, ["layer.weight", "layer.bias"])
     }

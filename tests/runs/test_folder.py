@@ -16,6 +16,25 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_it_is_a_logger_of_pytorch_lightning_too(tmp_path: Path) -> None:
+    pl = pytest.importorskip("pytorch_lightning")
+    from pytorch_lightning.demos.boring_classes import BoringModel
+    from pytorch_lightning.loggers import Logger
+
+    class Logs(BoringModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("step", float(batch_idx))
+            return super().training_step(batch, batch_idx)
+
+    assert issubclass(RunCSVLogger, Logger)
+    quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(
+        max_steps=2, logger=RunCSVLogger(tmp_path), accelerator="cpu", log_every_n_steps=1, limit_val_batches=0, **quiet
+    )
+    trainer.fit(Logs())
+    assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == ["0", "1"]
+
+
 def test_a_second_logger_in_the_same_folder_appends(tmp_path: Path) -> None:
     first = RunCSVLogger(tmp_path)
     first.log_metrics({"loss": 1.0}, step=1)
