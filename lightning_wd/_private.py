@@ -215,6 +215,22 @@ def fill_mesh(strategy: Any) -> None:
         strategy._data_parallel_size = strategy.world_size // tensor_parallel
 
 
+def instantiated_key(target: type) -> str | None:
+    """Return the key of the node that Hydra's ``instantiate`` is building a ``target`` for; None where it is not.
+
+    Hydra tells a target no key: only the frame of that call knows.
+    """
+    instantiate = sys.modules.get("hydra._internal.instantiate._instantiate2")
+    call: Any = getattr(instantiate, "_call_target", None)
+    if instantiate is not None and call is None:
+        _warn_missing("hydra._internal.instantiate._instantiate2._call_target", "errors do not name a nested group")
+    frame = sys._getframe() if call is not None else None
+    while frame is not None and frame.f_code is not call.__code__:
+        frame = frame.f_back
+    made = {} if frame is None else frame.f_locals
+    return made.get("full_key") or None if made.get("_target_") is target else None
+
+
 def current_job() -> Mapping[str, Any] | None:
     """Return the local variables of the Hydra ``run_job`` that is running us, or None outside a Hydra job.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_wd.decay import UNITS
-from lightning_wd.errors import ConfigError, MaskError, choice, nearest, number
+from lightning_wd.errors import ConfigError, MaskError, as_typed, choice, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     try:
-        return int(options.run(options))
+        with as_typed(options.typed):
+            return int(options.run(options))
     except (ConfigError, MaskError) as error:
         print(f"lightning-wd {options.command}: {error}", file=sys.stderr)
     except Exception:  # from the user's own code: the traceback helps, and Python's status 1 would mean a finding
@@ -57,8 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         name = run.__name__.removeprefix("_")
         example = f"Example: lightning-wd {name} {example}"
         made = commands.add_parser(name, help=about, description=about, epilog=example)
-        made.set_defaults(run=run)
-        return made.add_argument
+        # How messages spell a setting: from_ as --from. They call a mask a mask.
+        typed = {"mask": "mask", "mask.base": "--mask", "value": "the amount"}
+        made.set_defaults(run=run, typed=typed)
+
+        def add(*names: str, **settings: Any) -> None:
+            action = made.add_argument(*names, **settings)
+            if action.option_strings:
+                typed.setdefault(action.dest, action.option_strings[0])
+
+        return add
 
     add = command(
         _audit,
@@ -284,42 +293,33 @@ def _import_target(target: str) -> Any:
         raise ConfigError(f"{path!r} has no {error.name!r}.", nearest=close, fix=fix) from error
 
 
-# setting -> its range, and the units that need it
-_SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "lr": ({}, ()),
-    "momentum": ({"below": 1.0}, ("sgd_l2",)),
-    "total_steps": ({"exclusive": True}, ("normalized", "timescale_runs")),
-    "steps_per_epoch": ({"exclusive": True}, ("timescale_epochs",)),
+# option -> the units that need it
+_NEEDS = {
+    "momentum": ("sgd_l2",),
+    "total_steps": ("normalized", "timescale_runs"),
+    "steps_per_epoch": ("timescale_epochs",),
 }
 
 
 def _convert(options: argparse.Namespace) -> int:
     from lightning_wd.decay import convert
 
-    for option, unit in (("--from", options.from_), ("--to", options.to)):
-        if unit is not None:
-            choice(option, unit, UNITS)
-    timescale = options.from_.startswith("timescale")
-    number("the amount", options.value, infinite=timescale, exclusive=timescale)
-    known: dict[str, Any] = {}
-    missing: dict[str, str] = {}  # unit -> the option that it needs
-    for name, (limits, units) in _SETTINGS.items():
-        option, value = f"--{name.replace('_', '-')}", getattr(options, name)
-        if value is None:
-            missing.update(dict.fromkeys(units, option))
-        else:
-            known[name] = number(option, value, **limits)
+    known = {name: getattr(options, name) for name in ("lr", *_NEEDS)}
+    missing = {unit: name for name, units in _NEEDS.items() if known[name] is None for unit in units}
     for unit in (options.from_, options.to):
         if unit in missing:
-            raise ConfigError(f"unit '{unit}' needs {missing[unit]}.", fix=f"add {missing[unit]} <number>")
+            option = options.typed[missing[unit]]
+            raise ConfigError(f"unit '{unit}' needs {option}.", fix=f"add {option} <number>")
     if options.to is not None:
         print(convert(options.value, from_=options.from_, to=options.to, **known))
         return 0
-    for unit in UNITS:
-        if unit in missing:
-            print(f"{unit:<16} needs {missing[unit]}")
-        else:
-            print(f"{unit:<16} {convert(options.value, from_=options.from_, to=unit, **known):.6g}")
+    lines = [
+        f"{unit:<16} needs {options.typed[missing[unit]]}"
+        if unit in missing
+        else f"{unit:<16} {convert(options.value, from_=options.from_, to=unit, **known):.6g}"
+        for unit in UNITS
+    ]
+    print(*lines, sep="\n")
     return 0
 
 

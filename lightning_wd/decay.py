@@ -28,14 +28,16 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, fields
 from typing import Any
 
-from lightning_wd.errors import ConfigError, choice, flag, number
+from lightning_wd.errors import ConfigError, ExplainedError, checked_keywords, choice, flag, number
 
 __all__ = [
     "ALIASES",
     "AMOUNTS",
+    "RENAMED",
     "STYLES",
     "Decay",
     "all_units",
+    "check_style",
     "convert",
     "kernel_coefficient",
     "peak_equal",
@@ -58,8 +60,31 @@ ALIASES = {
     "coupled": "decay that goes through the gradient is style 'l2'",
     "adamw": "AdamW's own decay is style 'decoupled'",
     "adamc": "AdamC's decay is style 'corrected'",
+    "corrected_weight_decay": "timm's corrected_weight_decay=True is style 'corrected'",
     "hanson_pratt": "Hanson & Pratt's decay is style 'constant'",
 }
+
+_NORMALIZED = "normalized is an amount of style 'independent': write optimizer/decay=normalized, or in Python {}"
+_TIMESCALE = "a timescale is an amount of style 'decoupled': write optimizer/decay=timescale, or in Python {}"
+_AMOUNTS_AS_STYLES = {"normalized": _NORMALIZED.format("Decay('independent', normalized=0.05)")} | dict.fromkeys(
+    ("timescale", *_TIMESCALES), _TIMESCALE.format("Decay('decoupled', timescale_epochs=30)")
+)
+# The same for a unit; a style's lam is that of the unit with the same d_t at the peak.
+_UNIT_ALIASES = {
+    "palm": "PaLM's lam is lam * lr in unit 'decoupled'",
+    "l2": "SGD's penalty is unit 'sgd_l2'; Adam with L2 has none, since no fixed fraction decays",
+    **dict.fromkeys(("adamw", "weight_decouple"), "that lam is unit 'decoupled'"),
+    **dict.fromkeys(("corrected", "adamc", "corrected_weight_decay"), "at the peak that lam is unit 'decoupled'"),
+    **dict.fromkeys(("decouple_lr", "fully_decoupled"), "that lam is unit 'independent'"),
+    **dict.fromkeys(("constant", "fixed_decay", "hanson_pratt"), "at the peak that lam is unit 'independent'"),
+}
+# Names of other libraries for a setting -> the name here.
+RENAMED = {"wd": "weight_decay", "learning_rate": "lr", "beta1": "betas", "beta2": "betas"}
+
+
+def check_style(name: str, style: object, error: type[ExplainedError] = ConfigError) -> str:
+    """Return ``style`` if it is one, or raise an error that says what to write; ``name`` is how the user knows it."""
+    return choice(name, style, STYLES, aliases=ALIASES | _AMOUNTS_AS_STYLES, error=error)
 
 
 def step_fraction(style: str, *, weight_decay: Any, lr: Any, base_lr: float) -> Any:
@@ -100,13 +125,14 @@ def kernel_coefficient(style: str, *, weight_decay: Any, lr: Any, base_lr: float
         return weight_decay * (lr / base_lr) if base_lr else 0.0
     if style in ("l2", "none"):
         return 0.0
-    choice("style", style, STYLES, aliases=ALIASES)
+    check_style("style", style)
     raise ConfigError(
         "style 'constant' has no coefficient that a learning rate multiplies.",
         fix="use step_fraction, which is lam itself for this style",
     )
 
 
+@checked_keywords()
 @dataclass(frozen=True)
 class Decay:
     r"""A decay style and its amount, given in exactly one of four ways.
@@ -158,7 +184,7 @@ class Decay:
 
     def __post_init__(self, typed: Mapping[str, str] | None) -> None:
         where = {field.name: field.name for field in fields(self)} | dict(typed or {})
-        choice(where["style"], self.style, STYLES, aliases=ALIASES)
+        check_style(where["style"], self.style)
         given = {name: value for name in AMOUNTS if (value := getattr(self, name)) is not None}
         relative = [name for name in given if name != "weight_decay"]
         if self.style == "l2" and relative:
@@ -216,6 +242,7 @@ class Decay:
         return _convert(amount, unit, to, lr, 0.0, total_steps, steps_per_epoch)
 
 
+@checked_keywords()
 def convert(
     value: float,
     *,
@@ -255,13 +282,16 @@ def convert(
         >>> convert(0.05, from_="normalized", to="independent", lr=1e-3, total_steps=10_000)
         0.0005
     """
-    choice("from_", from_, UNITS)
-    choice("to", to, UNITS)
+    choice("from_", from_, UNITS, aliases=_UNIT_ALIASES)
+    choice("to", to, UNITS, aliases=_UNIT_ALIASES)
     timescale = from_ in _TIMESCALES
     value = number("value", value, infinite=timescale, exclusive=timescale)
     lr = number("lr", lr)
     if momentum is not None:
         momentum = number("momentum", momentum, below=1)
+    for name, steps in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
+        if steps is not None:
+            number(name, steps, exclusive=True)
     return value if from_ == to else _convert(value, from_, to, lr, momentum, total_steps, steps_per_epoch)
 
 

@@ -1,22 +1,31 @@
 """The errors of the package, how their messages are built, and the four checks that every door calls.
 
 A door is where a setting enters: the config, a constructor, the command line. There it is checked, once, by
-:func:`number`, :func:`choice`, :func:`flag` or :func:`keys`; inside, it is trusted.
+:func:`number`, :func:`choice`, :func:`flag` or :func:`keys`; inside, it is trusted. A door that knows how its user
+spells a setting says so with :func:`as_typed`.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
+import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 __all__ = [
     "CheckpointMismatchError",
     "ConfigError",
     "ExplainedError",
     "MaskError",
+    "as_typed",
+    "checked_keywords",
     "choice",
     "explain",
     "flag",
@@ -26,6 +35,11 @@ __all__ = [
     "number",
     "warn",
 ]
+
+
+_T = TypeVar("_T", bound=Callable[..., Any])
+# Name in our messages -> as the user typed it.
+_TYPED: ContextVar[Mapping[str, str]] = ContextVar("typed", default=MappingProxyType({}))
 
 
 class ExplainedError(Exception):
@@ -54,15 +68,18 @@ class CheckpointMismatchError(ExplainedError, RuntimeError):
 
 
 def nearest(name: object, valid: Iterable[str]) -> str | None:
-    """Return the valid name closest to ``name``, or None when nothing is close.
+    """Return the valid name closest to ``name``, else the first that it begins with, or None when nothing is close.
 
     >>> nearest("weight_decy", ["lr", "weight_decay", "betas"])
     'weight_decay'
+    >>> nearest("end_value", ["start", "end"])
+    'end'
     >>> nearest("zzz", ["lr", "betas"]) is None
     True
     """
-    found = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.6)
-    return found[0] if found else None
+    names = list(valid)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    return next(iter(close or (each for each in names if str(name).startswith(f"{each}_"))), None)
 
 
 def explain(
@@ -86,11 +103,46 @@ def explain(
     names = valid if valid is None or isinstance(valid, str) else ", ".join(valid)
     quoted = nearest if nearest is None or nearest.startswith("'") else f"'{nearest}'"
     parts = {"found": found, "valid": names, "nearest": quoted, "fix": fix}
-    return "\n  ".join([problem, *(f"{part}: {text}" for part, text in parts.items() if text is not None)])
+    lines = [problem, *(f"{part}: {text}" for part, text in parts.items() if text is not None)]
+    return "\n  ".join(map(_spell, lines))
 
 
-def warn(problem: str, *, stacklevel: int = 2, **parts: Any) -> None:
-    """Warn with a message that :func:`explain` builds; ``stacklevel`` counts from the caller, as in ``warnings``."""
+@contextmanager
+def as_typed(names: Mapping[str, str]) -> Iterator[None]:
+    """Within, messages spell the names of settings as the user typed them: name in our messages -> spelling.
+
+    A name stands at the start of a line, or before ``.`` or ``=``. One that ends with a sign is replaced as it is.
+
+    >>> with as_typed({"optimizer": "model.optimizer", "optimizer=": "optimizer@model.optimizer="}):
+    ...     print(explain("optimizer.lr is negative.", fix="write optimizer.lr=0.1, or optimizer=sgdw"))
+    model.optimizer.lr is negative.
+      fix: write model.optimizer.lr=0.1, or optimizer@model.optimizer=sgdw
+    """
+    token = _TYPED.set({**_TYPED.get(), **names})
+    try:
+        yield
+    finally:
+        _TYPED.reset(token)
+
+
+def _spell(line: str) -> str:
+    names = _TYPED.get()
+    if not names:
+        return line
+    forms = [(re.escape(name), name[-1].isidentifier()) for name in sorted(names, key=len, reverse=True)]
+    either = "|".join(rf"{name}(?=\.\S|=)|\A{name}(?= )" if word else name for name, word in forms)
+    return re.sub(rf"(?<![\w.@/+-])(?:{either})", lambda match: names[match[0]], line)
+
+
+def warn(problem: str, *, stacklevel: int | None = None, **parts: Any) -> None:
+    """Warn with a message that :func:`explain` builds, at the caller outside of this package.
+
+    A ``stacklevel`` counts from the caller instead, as in ``warnings``.
+    """
+    if stacklevel is None:
+        stacklevel, frame = 0, inspect.currentframe()
+        while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "lightning_wd":
+            stacklevel, frame = stacklevel + 1, frame.f_back
     warnings.warn(explain(problem, **parts), UserWarning, stacklevel=stacklevel + 1)
 
 
@@ -150,7 +202,7 @@ def number(
         fix = f"write {name}={-given:g}, without the sign"
     elif whole and math.isfinite(given) and fits(round(given)):
         fix = f"write {name}={round(given)}"
-    elif isinstance(value, str):
+    elif isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
         fix += "; in YAML read without OmegaConf 1e-4 is text: write 1.0e-4"
     problem = f"{name} must be a {kind} {bound}".rstrip()
     raise error(f"{problem} but got {value!r}.", found=type(value).__name__, valid=valid, fix=fix)
@@ -227,4 +279,36 @@ def keys(
             alias, wrong = (aliases or {}).get(str(key)), typed.format(key)
             close = None if alias else (renamed or {}).get(str(key)) or nearest(key, valid)
             fix = alias or (f"write {typed.format(close)}, or remove {wrong}" if close else f"remove {wrong}")
-            raise error(f"{what} has no key {key!r}.", valid=valid, nearest=close, fix=fix)
+            raise error(f"{what} has no key {key!r}.", valid=valid or "none", nearest=close, fix=fix)
+
+
+def checked_keywords(error: type[ExplainedError] = ConfigError) -> Callable[[_T], _T]:
+    """Decorate a class or function: an unknown keyword is refused by :func:`keys`, not by a bare TypeError.
+
+    >>> @checked_keywords()
+    ... def convert(value, lr): ...
+    >>> convert(0.1, lrr=0.1)
+    Traceback (most recent call last):
+    ...
+    lightning_wd.errors.ConfigError: convert has no key 'lrr'.
+      valid: value, lr
+      nearest: 'lr'
+      fix: write lr, or remove lrr
+    """
+
+    def decorate(made: Any) -> Any:
+        is_class = isinstance(made, type)
+        call: Callable[..., Any] = made.__init__ if is_class else made
+        own = [] if call is object.__init__ else list(inspect.signature(call).parameters)[is_class:]
+
+        @functools.wraps(call)
+        def checked(*args: Any, **settings: Any) -> Any:
+            keys(made.__name__, settings, own, error=error)
+            return call(*args, **settings)
+
+        if not is_class:
+            return checked
+        made.__init__ = checked
+        return made
+
+    return decorate

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_wd.distributed import HydraDDPStrategy, HydraFSDP2Strategy
 from lightning_wd.errors import ConfigError, number
 
-# The whole numbers of a config: the least value of each (-1 means "no limit"), and whether it may be null.
+# The whole numbers of a config: the least value of each (-1 means "no limit", and is offered to nobody), and whether it
+# may be null.
 WHOLE_NUMBERS = {
     "seed": (0, True),
     "data.seed": (0, False),
@@ -30,9 +31,9 @@ def check_numbers(cfg: DictConfig) -> None:
     """Refuse what seeds, loaders, dropout and the trainer's loops would fail on later. A whole float becomes an int."""
     for key, (least, optional) in WHOLE_NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=least)
-        if value is None and optional:
+        if (value is None and optional) or value == least == -1:
             continue
-        whole = number(key, value, minimum=least, whole=True)
+        whole = number(key, value, minimum=max(0, least), whole=True)
         if isinstance(value, float):
             OmegaConf.update(cfg, key, whole)
     number("model.dropout", OmegaConf.select(cfg, "model.dropout", default=0.0), at_most=1.0)

@@ -51,6 +51,7 @@ TARGETS = frozenset(
         "lightning_wd.DecaySchedule",
         "lightning_wd.MaskedFinetuning",
         "lightning_wd.OptimizerOverride",
+        "lightning_wd.callbacks.RateMonitor",
         "lightning_wd.callbacks.RestartSnapshot",
         "lightning_wd.distributed.HydraDDPStrategy",
         "lightning_wd.distributed.HydraFSDP2Strategy",

@@ -243,7 +243,7 @@ def test_masks_come_from_a_mapping_or_a_file(package: Path, capsys: pytest.Captu
         (
             ["audited:Model", "--fail-on", "decayed:nrom"],
             "--fail-on 'decayed:nrom' is not STATE:KIND: 'nrom' is unknown.\n"
-            "  valid: bias, norm, magnitude, state, vector, table, embedding, weight\n"
+            "  valid: bias, norm, magnitude, state, scale, vector, table, embedding, weight\n"
             "  nearest: 'norm'\n  fix: write decayed:norm",
         ),
         (
@@ -386,8 +386,25 @@ def test_one_unit_is_a_plain_number(capsys: pytest.CaptureFixture[str]) -> None:
             "1 --from timescale_epochs --lr 1 --steps-per-epoch 0",
             "--steps-per-epoch must be a number > 0 but got 0.0.\n",
         ),
+        ("1 --from decoupled --lr 1 --total-steps -5", "--total-steps must be a number > 0 but got -5.\n"),
+        ("1 --from palm --lr 1", "--from 'palm' is unknown.\n"),
+        ("1 --from independent --to decoupled --lr 0", "--lr is 0, so no 'decoupled' coefficient gives"),
     ],
 )
 def test_errors_name_what_was_typed(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", *arguments.split()]) == 2
     assert capsys.readouterr().err.startswith(f"lightning-wd convert: {message}")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--mask standrd", ["--mask 'standrd' is unknown.", "fix: write --mask=standard\n"]),
+        ("--style corected", ["--style 'corected' is unknown.", "fix: write --style=corrected\n"]),
+        ("--against tim", ["--against 'tim' is unknown.", "fix: write --against=timm\n"]),
+    ],
+)
+def test_an_audit_names_the_option(option: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "lightning.pytorch.demos.boring_classes:BoringModel", *option.split()]) == 2
+    printed = capsys.readouterr().err
+    assert [word for word in words if word not in printed] == []

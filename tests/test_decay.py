@@ -198,6 +198,27 @@ def test_decay_refuses(keywords: dict[str, object], words: list[str]) -> None:
             lambda: convert(1, from_="sgd_l2", to="decoupled", lr=1),
             ["'sgd_l2' needs momentum", "fix: pass momentum=<the optimizer's momentum, 0 for plain SGD>"],
         ),
+        *(
+            (lambda unit=unit: convert(0.1, from_=unit, to="decoupled", lr=1), [f"from_ {unit!r} is unknown", fix])
+            for unit, fix in {
+                "palm": "fix: PaLM's lam is lam * lr in unit 'decoupled'",
+                "constant": "fix: at the peak that lam is unit 'independent'",
+                "corrected": "fix: at the peak that lam is unit 'decoupled'",
+                "l2": "fix: SGD's penalty is unit 'sgd_l2'",
+            }.items()
+        ),
+        (lambda: convert(0.1, from_="decoupled", to="independent", lr=1, total_steps=-1), ["total_steps must be"]),
+        *(
+            (
+                lambda style=style: Decay(style, weight_decay=1),
+                [f"style {style!r} is unknown", f"optimizer/decay={way}"],
+            )
+            for style, way in {
+                "normalized": "normalized",
+                "timescale": "timescale",
+                "timescale_runs": "timescale",
+            }.items()
+        ),
         (lambda: Decay(timescale_runs=1).coefficient(1e-3), ["'timescale_runs' needs total_steps"]),
         (lambda: Decay(normalized=0.05).coefficient(1e-3), ["'normalized' needs total_steps", "fix: pass total_steps"]),
     ],
@@ -245,3 +266,13 @@ def test_check_number_returns_floats() -> None:
     assert isinstance(number("x", 3), float)
     with pytest.raises(ConfigError, match="x must be a number > 0 but got 0"):
         number("x", 0, exclusive=True)
+
+
+@pytest.mark.parametrize("style", ["constant", "corrected"])
+def test_the_unit_that_an_error_names_for_a_style_decays_as_much_at_the_peak(style: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert(0.1, from_=style, to="normalized", lr=0.01)
+    (unit,) = re.findall(r"unit '(\w+)'", str(caught.value))
+    assert convert(0.1, from_=unit, to="independent", lr=0.01) == step_fraction(
+        style, weight_decay=0.1, lr=0.01, base_lr=0.01
+    )

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
 from typing import Any
 
 import pytest
+import torch
 
+import lightning_wd as wd
 from lightning_wd.errors import (
     CheckpointMismatchError,
     ConfigError,
     ExplainedError,
     MaskError,
+    as_typed,
     choice,
     explain,
     flag,
     keys,
     listed,
     number,
+    warn,
 )
 
 
@@ -58,6 +63,7 @@ def test_a_number_in_range_is_returned(value: Any, bounds: dict[str, Any], expec
         (True, {}, "x must be a number >= 0 but got True.", "write x=<a finite number >= 0>"),
         (None, {}, "x must be a number >= 0 but got None.", "write x=<a finite number >= 0>"),
         ("1e-4", {}, "x must be a number >= 0 but got '1e-4'.", None),
+        ("ten", {}, "x must be a number >= 0 but got 'ten'.", "write x=<a finite number >= 0>"),
     ],
 )
 def test_another_number_is_refused(value: Any, bounds: dict[str, Any], problem: str, fix: str | None) -> None:
@@ -67,8 +73,7 @@ def test_another_number_is_refused(value: Any, bounds: dict[str, Any], problem: 
     assert first == problem
     if fix is not None:
         assert last == f"fix: {fix}"
-    if isinstance(value, str):
-        assert last.endswith("1e-4 is text: write 1.0e-4")
+    assert last.endswith("1e-4 is text: write 1.0e-4") is (value == "1e-4")
 
 
 @pytest.mark.parametrize("error", [ConfigError, MaskError, CheckpointMismatchError])
@@ -146,3 +151,70 @@ def test_an_error_takes_the_parts_of_its_message_and_pickles(error: Any) -> None
 def test_a_long_list_says_how_many_more_there_are() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed("abcd", 2) == "a, b, and 2 more"
+
+
+NESTED = {"optimizer": "optimizer.gen", "optimizer=": "optimizer@optimizer.gen=", "to": "--to"}
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("optimizer.lr must be a number.", "optimizer.gen.lr must be a number."),
+        ("optimizer adamw has no key 'x'.", "optimizer.gen adamw has no key 'x'."),
+        ("optimizer=sgdw is none.", "optimizer@optimizer.gen=sgdw is none."),
+        ("use the optimizer. Then step.", "use the optimizer. Then step."),
+        ("write self.hparams.optimizer.lr", "write self.hparams.optimizer.lr"),
+        ("write wd.configure_optimizers, or /optimizer: x", "write wd.configure_optimizers, or /optimizer: x"),
+        ("go to to=x, or --to=x", "go to --to=x, or --to=x"),
+        ("to 'x' is unknown.", "--to 'x' is unknown."),
+    ],
+)
+def test_a_message_spells_names_as_the_user_typed_them(text: str, spelled: str) -> None:
+    with as_typed(NESTED):
+        assert explain(text, fix="x") == f"{spelled}\n  fix: x"
+    assert explain(text, fix="x") == f"{text}\n  fix: x"
+
+
+def test_spellings_nest_and_end() -> None:
+    with as_typed({"lr": "--lr"}):
+        with as_typed({"to": "--to"}):
+            assert explain("x.", fix="write lr=1 to=2") == "x.\n  fix: write --lr=1 --to=2"
+        assert explain("x.", fix="write lr=1 to=2") == "x.\n  fix: write --lr=1 to=2"
+
+
+def test_an_unknown_keyword_of_anything_public_is_refused_in_words() -> None:
+    """Classes whose settings are those of another class or of a mapping check them with what they belong to."""
+    bare = []
+    for name in wd.__all__:
+        made = getattr(wd, name)
+        if not callable(made) or (isinstance(made, type) and issubclass(made, Exception)) or name == "DecayPlan":
+            continue
+        try:
+            made(no_such_keyword=1)
+        except (ConfigError, MaskError) as error:
+            if "no key 'no_such_keyword'" not in str(error):
+                bare.append(name)
+        except TypeError:
+            bare.append(name)
+    assert bare == []
+
+
+def test_a_constructor_keeps_its_signature_and_its_positions() -> None:
+    assert list(inspect.signature(wd.DecaySchedule).parameters)[:3] == ["shape", "start", "end"]
+    assert wd.DecaySchedule("linear", 1.0, 0.5).end == 0.5
+    with pytest.raises(ConfigError) as caught:
+        wd.DecayMonitor(every_n_step=1)  # type: ignore[call-arg]
+    assert str(caught.value) == (
+        "DecayMonitor has no key 'every_n_step'.\n  valid: every_n_steps\n  nearest: 'every_n_steps'\n"
+        "  fix: write every_n_steps, or remove every_n_step"
+    )
+
+
+def test_a_warning_points_at_the_code_that_called_the_package() -> None:
+    model = torch.nn.Linear(1, 1)
+    with pytest.warns(UserWarning, match="peak learning rate of 1, more than 100 times") as caught:
+        wd.configure_optimizers(model, {"lr": 1e-3, "mask": {"rules": [{"name": "weight", "lr": 1.0}]}})
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match="fix: y") as caught:
+        warn("x.", fix="y")
+    assert caught[0].filename == __file__

@@ -215,6 +215,18 @@ def test_without_run_job_the_ranks_say_that_they_compare_nothing(
     assert "has no hydra.core.utils.run_job: ranks compare no configs" in record.getMessage()
 
 
+def test_without_hydras_call_errors_do_not_name_a_nested_group(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from hydra._internal.instantiate import _instantiate2
+
+    _private._warn_missing.cache_clear()
+    monkeypatch.delattr(_instantiate2, "_call_target")
+    assert _private.instantiated_key(wd.OptimizerConfig) is None
+    (record,) = caplog.records
+    assert "has no hydra._internal.instantiate._instantiate2._call_target: errors do not name" in record.getMessage()
+
+
 def test_without_fsdps_shapes_every_parameter_counts_as_flattened(caplog: pytest.LogCaptureFixture) -> None:
     _private._warn_missing.cache_clear()
     wrapper = nn.Linear(2, 2)

@@ -5,6 +5,7 @@ from lightning_wd.callbacks.decay_schedule import DecaySchedule
 from lightning_wd.callbacks.masked_finetuning import MaskedFinetuning
 from lightning_wd.callbacks.optimizer_override import OptimizerOverride
 from lightning_wd.callbacks.plan_summary import DecayPlanSummary
+from lightning_wd.callbacks.rate_monitor import RateMonitor
 from lightning_wd.callbacks.restart_snapshot import RestartSnapshot
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "DecaySchedule",
     "MaskedFinetuning",
     "OptimizerOverride",
+    "RateMonitor",
     "RestartSnapshot",
 ]

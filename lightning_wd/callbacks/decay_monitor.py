@@ -17,7 +17,7 @@ from lightning_wd.callbacks.bases import Callback
 from lightning_wd.callbacks.measures import Snapshot
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.neighbours import watch_all
-from lightning_wd.errors import number
+from lightning_wd.errors import checked_keywords, number
 from lightning_wd.optimizers.param_groups import fraction, group_names
 from lightning_wd.runs.curves import draw_monitor
 
@@ -26,6 +26,7 @@ __all__ = ["DecayMonitor"]
 _LONGEST_HISTORY = 400  # measured steps kept for the picture; when there are more, every other one is dropped
 
 
+@checked_keywords()
 class DecayMonitor(Callback):
     r"""Measure what weight decay does in each parameter group, as ``wd/<group>/<quantity>`` in every logger.
 

@@ -16,7 +16,7 @@ from lightning_wd.callbacks.restart_snapshot import restarts_of
 from lightning_wd.configure.budget import Budget, resumed, run_steps
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import watch_all
-from lightning_wd.errors import ConfigError, choice, number
+from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 from lightning_wd.optimizers.param_groups import as_float, group_names, peak_lr
 
@@ -26,6 +26,7 @@ SHAPES = ("constant", "linear", "cosine", "step", "wsd", "follow_lr", "restarts"
 _SETTINGS = ("shape", "start", "end", "milestones", "decay")
 
 
+@checked_keywords()
 class DecaySchedule(Callback):
     r"""Write ``weight_decay = base * f(t / T)`` into each group before each optimizer step.
 
@@ -268,9 +269,12 @@ class DecaySchedule(Callback):
             for key in differ
         ]
         rule = next((rule for rule in ("error", "config") if rule in rules), "checkpoint")
-        if state["total_steps"] != self._total and saved["shape"] == configured["shape"]:
-            carry_on("DecaySchedule", state["total_steps"], self._total, rule)
-        if not settle("DecaySchedule", differences, rule) and differ:
+        ours = [optimizer for optimizer in trainer.optimizers if hasattr(optimizer, "on_resume")]
+        with as_typed(getattr(ours[0], "typed", {}) if ours else {}):
+            if state["total_steps"] != self._total and saved["shape"] == configured["shape"]:
+                carry_on("DecaySchedule", state["total_steps"], self._total, rule)
+            configured_holds = settle("DecaySchedule", differences, rule, choosable=bool(ours))
+        if differ and not configured_holds:
             self._in_force = DecaySchedule(**{key: saved[key] for key in _SETTINGS})
 
     def _write(self, trainer: L.Trainer, index: int) -> None:
@@ -302,11 +306,12 @@ def _resolved_steps(optimizer: Optimizer) -> int:
     """Return the optimizer steps that the normalized amount was resolved for; the module may have set them."""
     config = getattr(optimizer, "decay_config", None)
     if config is None or config.decay.normalized is None:
-        raise ConfigError(
-            "DecaySchedule shape 'restarts' needs a normalized amount, which it computes for each cycle.",
-            found=f"{type(optimizer).__name__}, groups {', '.join(group_names([optimizer])[0])}",
-            fix="write optimizer/decay=normalized (optimizer.decay.normalized=0.05)",
-        )
+        with as_typed(getattr(optimizer, "typed", {})):
+            raise ConfigError(
+                "DecaySchedule shape 'restarts' needs a normalized amount, which it computes for each cycle.",
+                found=f"{type(optimizer).__name__}, groups {', '.join(group_names([optimizer])[0])}",
+                fix="write optimizer/decay=normalized (optimizer.decay.normalized=0.05)",
+            )
     resolved = as_float(optimizer.defaults["weight_decay"])
     return round((config.decay.coefficient(as_float(optimizer.defaults["lr"]), 1) / resolved) ** 2) if resolved else 1
 

@@ -13,14 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_wd.callbacks.bases import Callback
 from lightning_wd.configure.late_groups import unfreeze
 from lightning_wd.configure.neighbours import watch_all
-from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, listed, number
+from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, checked_keywords, listed, number
 from lightning_wd.mask import Rule, as_mask, plan_decay
 from lightning_wd.mask.dead_rules import unmatched
 from lightning_wd.mask.module_tree import Tree, walk
 
 __all__ = ["MaskedFinetuning"]
 
+_OWN_FREEZE = "leave them at requires_grad=True: MaskedFinetuning unfreezes only what it froze"
 
+
+@checked_keywords()
 class MaskedFinetuning(Callback):
     """Freeze parameters before the optimizer is configured, and unfreeze them at the start of later epochs.
 
@@ -79,14 +82,26 @@ class MaskedFinetuning(Callback):
         mine = {name for name, p in names.items() if p.requires_grad or name in self._frozen}
         self._frozen = set()
         for rule in self.freeze:
-            problem = "matches only already frozen parameters"
-            fix = "leave them at requires_grad=True: MaskedFinetuning unfreezes only what it froze"
-            self._frozen |= mine.intersection(_matches(rule, tree, "freeze", mine, problem, fix))
+            hits = _matches(rule, tree, "freeze")
+            if not mine.intersection(hits):
+                raise MaskError(
+                    f"MaskedFinetuning freeze pattern {rule.name!r} matches only already frozen parameters.",
+                    found=listed(hits),
+                    fix=_OWN_FREEZE,
+                )
+            self._frozen |= mine.intersection(hits)
         left = set(self._frozen)
         self._hits = {}
         for epoch, rules in sorted(self.unfreeze.items()):
-            problem, fix = "matches no parameter that is still frozen", "add it to freeze, or remove the pattern"
-            matched = [_matches(rule, tree, f"unfreeze[{epoch}]", left, problem, fix) for rule in rules]
+            matched = [_matches(rule, tree, f"unfreeze[{epoch}]") for rule in rules]
+            for rule, hits in zip(rules, matched, strict=True):
+                if not left.intersection(hits):
+                    raise MaskError(
+                        f"MaskedFinetuning unfreeze[{epoch}] pattern {rule.name!r} matches no parameter that is still "
+                        "frozen.",
+                        found=listed(hits),
+                        fix=self._fix_of_unfreeze(hits, epoch, mine),
+                    )
             self._hits[epoch] = set().union(*matched)
             left -= self._hits[epoch]
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch:
@@ -98,6 +113,15 @@ class MaskedFinetuning(Callback):
                 )
         for name in self._frozen:
             names[name].requires_grad_(False)
+
+    def _fix_of_unfreeze(self, hits: list[str], epoch: int, mine: set[str]) -> str:
+        """Return what to write where a pattern of ``unfreeze`` matches nothing that is still frozen."""
+        earlier = [when for when in sorted(self._hits) if self._hits[when].intersection(hits)]
+        if earlier:
+            return f"remove it: unfreeze[{earlier[0]}] has unfrozen these"
+        if mine.isdisjoint(hits):
+            return _OWN_FREEZE
+        return f"add {hits[0]!r} or a pattern for it to freeze, or remove it from unfreeze[{epoch}]"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the names that each epoch unfroze, as plain data."""
@@ -233,13 +257,11 @@ def _events(unfreeze: Any) -> dict[int, list[Rule]]:
     return events
 
 
-def _matches(rule: Rule, tree: Tree, what: str, wanted: set[str], problem: str, fix: str) -> list[str]:
-    """Return the first name of each tensor that a pattern matches; raise a MaskError where none of them is wanted."""
+def _matches(rule: Rule, tree: Tree, what: str) -> list[str]:
+    """Return the first name of each tensor that a pattern matches; raise a MaskError where there is none."""
     hits = [tied[0].name for tied in tree.by_tensor() if any(rule.matches(*found[:3]) for found in tied)]
     if not hits:
         raise unmatched(rule, tree, f"MaskedFinetuning {what}")
-    if not wanted.intersection(hits):
-        raise MaskError(f"MaskedFinetuning {what} pattern {rule.name!r} {problem}.", found=listed(hits), fix=fix)
     return hits
 
 

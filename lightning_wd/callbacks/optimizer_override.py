@@ -16,12 +16,13 @@ from lightning_wd.configure import LRSchedulerConfig, OptimizerConfig
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.configure_optimizers import build
 from lightning_wd.configure.lr_scheduler import ScheduleRequest
-from lightning_wd.errors import ConfigError, explain, listed, number
+from lightning_wd.errors import ConfigError, checked_keywords, explain, listed, number
 from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
 
 __all__ = ["OptimizerOverride"]
 
 
+@checked_keywords()
 class OptimizerOverride(Callback):
     """Replace the optimizer and the learning-rate schedule that a module configures, and log both, old and new.
 

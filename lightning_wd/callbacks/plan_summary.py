@@ -19,15 +19,17 @@ from lightning_wd.configure.cautions import cautions
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.decay import all_units
+from lightning_wd.errors import checked_keywords
 from lightning_wd.mask.tables import SHOWN_UNITS, amounts_table, plan_table, totals_table
 from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
 
 __all__ = ["DecayPlanSummary"]
 
 _COLLAPSE_ABOVE = 80  # parameters; a longer table has one row for names that differ only in numbers
-_COLUMNS = ("name", "shape", "numel", "group", "wd_mult", "lr_mult", "style", "reason")
+_COLUMNS = ("name", "shape", "numel", "group", "wd_mult", "weight_decay", "lr_mult", "lr", "style", "reason")
 
 
+@checked_keywords()
 class DecayPlanSummary(Callback):
     """Show the decay plan when training starts: each parameter, the totals, and the amount in every unit.
 
@@ -72,8 +74,10 @@ class DecayPlanSummary(Callback):
         for plan in plans:
             _print(plan)
         for logger in wandb_loggers(trainer):
-            rows = [{**row, "shape": str(tuple(row["shape"]))} for plan in plans for row in plan["parameters"]]
-            data = [[row[column] for column in _COLUMNS] for row in rows]
+            rows = [row | row.get("settings", {}) for plan in plans for row in plan["parameters"]]
+            data = [[row.get(column) for column in _COLUMNS] for row in rows]
+            for cells in data:
+                cells[1] = str(tuple(cells[1]))
             logger.log_table("decay_plan", columns=list(_COLUMNS), data=data, step=trainer.global_step)
             columns, data = _group_rows(plans)
             logger.log_table("decay_groups", columns=columns, data=data, step=trainer.global_step)

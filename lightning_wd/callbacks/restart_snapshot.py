@@ -10,11 +10,12 @@ from torch.optim import Optimizer
 
 from lightning_wd.callbacks.bases import Checkpoint
 from lightning_wd.configure.lr_scheduler import LRSchedule
-from lightning_wd.errors import ConfigError
+from lightning_wd.errors import ConfigError, checked_keywords
 
 __all__ = ["RestartSnapshot", "restarts_of"]
 
 
+@checked_keywords()
 class RestartSnapshot(Checkpoint):
     """Save ``cycle_<i>.ckpt`` as cycle i of ``lr_scheduler=cosine_restarts`` ends, before the restart.
 

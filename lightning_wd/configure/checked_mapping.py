@@ -7,11 +7,12 @@ import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
-from lightning_wd.errors import ConfigError, keys
+from lightning_wd._private import instantiated_key
+from lightning_wd.errors import ConfigError, as_typed, keys
 
 __all__ = ["CheckedMapping", "as_keywords", "checked_mapping", "from_omegaconf", "show_keys"]
 
@@ -23,13 +24,20 @@ class CheckedMapping(dict[str, Any]):
     shows a plain mapping.
     """
 
+    group: ClassVar[str]  # the Hydra group, and what messages call the config
+    typed: Mapping[str, str] = {}  # how messages spell the group where the user has it, as `as_typed` takes it
+
     def __init__(self, *args: Any, **settings: Any) -> None:
-        if not args and not {"params", "optimizer"} & settings.keys():
-            self._fill(**settings)
-        elif len(args) == 1 and isinstance(args[0], Mapping):  # as dict does; Lightning rebuilds mappings so
-            self._fill(**{**args[0], **settings})
-        else:
-            self.refuse_call(f"a call with {', '.join(settings.keys() & {'params', 'optimizer'}) or repr(args)[:80]}")
+        if (key := instantiated_key(type(self))) is not None:
+            self.typed = _spelling(self.group, key)
+        with as_typed(self.typed):
+            if not args and not {"params", "optimizer"} & settings.keys():
+                self._fill(**settings)
+            elif len(args) == 1 and isinstance(args[0], Mapping):  # as dict does; Lightning rebuilds mappings so
+                self._fill(**{**args[0], **settings})
+            else:
+                what = ", ".join(settings.keys() & {"params", "optimizer"}) or repr(args)[:80]
+                self.refuse_call(f"a call with {what}")
 
     def _fill(self, **settings: Any) -> None:
         """Check the settings and keep them."""
@@ -95,6 +103,15 @@ def show_keys(cls: type[CheckedMapping], settings: Mapping[str, Any]) -> None:
     __init__.__annotations__ = {p.name: p.annotation for p in shown}
     cls.__init__ = __init__  # type: ignore[method-assign]
     cls.__final__ = True  # type: ignore[attr-defined]  # as typing.final from Python 3.11 on: no class_path is asked for
+
+
+def _spelling(group: str, key: str) -> dict[str, str]:
+    """Return how messages spell a Hydra group that is composed at ``key``, as in ``optimizer@model.optimizer=sgdw``."""
+    if key == group:
+        return {group: key}
+    options = {f"{group}=": f"{group}@{key}=", f"/{group}:": f"/{group}@{key}:"}
+    options |= {f"{group}/{part}=": f"{group}/{part}@{key}.{part}=" for part in ("decay", "mask")}
+    return {group: key, **options}
 
 
 for _dumper in (yaml.Dumper, yaml.SafeDumper):

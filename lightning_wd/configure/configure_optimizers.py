@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,19 +10,20 @@ import torch
 
 from lightning_wd._private import attached_trainer
 from lightning_wd.configure.budget import Budget
-from lightning_wd.configure.checked_mapping import from_omegaconf
+from lightning_wd.configure.checked_mapping import CheckedMapping, from_omegaconf
 from lightning_wd.configure.first_step import FirstStep
 from lightning_wd.configure.late_groups import LateGroups, give_matrices_to_muon
 from lightning_wd.configure.lr_scheduler import ScheduleRequest
 from lightning_wd.configure.neighbours import check_neighbours, watch
 from lightning_wd.configure.optimizer_config import OPTIMIZERS, OptimizerConfig
 from lightning_wd.decay import Decay
-from lightning_wd.errors import ConfigError, MaskError, number, warn
+from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywords, number, warn
 from lightning_wd.mask.planner import plan_checked
 
 __all__ = ["build", "configure_optimizers"]
 
 
+@checked_keywords()
 def configure_optimizers(
     module: torch.nn.Module,
     optimizer: Any = None,
@@ -66,10 +67,21 @@ def configure_optimizers(
 
 def build(module: torch.nn.Module, optimizer: Any, lr_scheduler: Any, budget: Budget) -> dict[str, Any]:
     """Build what :func:`configure_optimizers` returns, with the steps of a budget."""
-    _make_hyperparameters_plain(module, optimizer, lr_scheduler)
-    config = OptimizerConfig.of(optimizer)
-    request = ScheduleRequest.of(lr_scheduler)
-    check_neighbours(module, scheduled=request is not None)
+    typed = {**_typed(module, optimizer, "optimizer"), **_typed(module, lr_scheduler, "lr_scheduler")}
+    with as_typed(typed):
+        _make_hyperparameters_plain(module, optimizer, lr_scheduler)
+        config = OptimizerConfig.of(optimizer)
+        request = ScheduleRequest.of(lr_scheduler)
+        check_neighbours(module, scheduled=request is not None)
+        built = _configure(module, config, request, budget)
+    built["optimizer"].typed = {**typed, "on_resume": f"{typed.get('optimizer', 'optimizer')}.on_resume"}
+    return built
+
+
+def _configure(
+    module: torch.nn.Module, config: OptimizerConfig, request: ScheduleRequest | None, budget: Budget
+) -> dict[str, Any]:
+    """Build for settings that were checked."""
     decay = config.decay
     if decay.normalized is not None and request is not None and request.make == "cosine_restarts":
         _warn_of_one_budget_for_all_cycles(module)
@@ -139,6 +151,22 @@ def _steps_needed(decay: Decay, budget: Budget) -> tuple[int | None, float | Non
     )
 
 
+def _typed(module: torch.nn.Module, given: Any, name: str) -> Mapping[str, str]:
+    """Return how messages spell a config: as Hydra has it, else as the module's hyperparameters do."""
+    if isinstance(given, CheckedMapping) and given.typed:
+        return given.typed
+    path = next(_paths(getattr(module, "hparams", None), given), "")
+    return {name: path} if path else {}
+
+
+def _paths(kept: Any, given: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted names under which hyperparameters hold a config."""
+    for key, value in kept.items() if isinstance(kept, Mapping) and isinstance(given, Mapping) else ():
+        if value is given:
+            yield f"{path}{key}"
+        yield from _paths(value, given, f"{path}{key}.")
+
+
 def _make_hyperparameters_plain(module: torch.nn.Module, *given: Any) -> None:
     """Make OmegaConf containers plain, where a module's hyperparameters hold the ones given to us.
 
@@ -157,7 +185,6 @@ def _warn_of_one_budget_for_all_cycles(module: torch.nn.Module) -> None:
             "optimizer.decay.normalized is computed for the whole run, but cosine_restarts needs it per cycle.",
             valid="lam_norm / sqrt(steps of the current cycle), restarting with each cycle (1711.05101, App. B.2)",
             fix="add callbacks=decay_restarts (DecaySchedule(shape='restarts'))",
-            stacklevel=3,
         )
 
 

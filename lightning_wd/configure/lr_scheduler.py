@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 from lightning_wd import schedules
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, show_keys
-from lightning_wd.errors import CheckpointMismatchError, ConfigError, choice, flag, keys, nearest, number
+from lightning_wd.errors import CheckpointMismatchError, ConfigError, as_typed, choice, flag, keys, nearest, number
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 
 __all__ = ["LRSchedule", "LRSchedulerConfig", "ScheduleRequest"]
@@ -59,6 +59,8 @@ class LRSchedulerConfig(CheckedMapping):
         >>> LRSchedulerConfig(name="warmup_cosine", warmup_steps=100)["min_lr_factor"]
         0.0
     """
+
+    group = "lr_scheduler"
 
     def _fill(
         self,
@@ -204,12 +206,13 @@ class _Checked:
             if theirs != self.described:
                 found = f"{theirs} in the checkpoint, {self.described} configured"
             if found:
-                raise CheckpointMismatchError(
-                    "on_resume=config cannot replace the learning rates that this schedule restores.",
-                    found=found,
-                    valid="the checkpoint's learning rates and schedule",
-                    fix="use a schedule of the pack (lr_scheduler=warmup_cosine, ...), or on_resume=checkpoint",
-                )
+                with as_typed(getattr(self.optimizer, "typed", {})):
+                    raise CheckpointMismatchError(
+                        "on_resume=config cannot replace the learning rates that this schedule restores.",
+                        found=found,
+                        valid="the checkpoint's learning rates and schedule",
+                        fix="use a schedule of the pack (lr_scheduler=warmup_cosine, ...), or on_resume=checkpoint",
+                    )
         same_class = theirs.partition("(")[0] == self.described.partition("(")[0]
         _settle(self.optimizer, theirs, self.described, same_class=same_class)
         super().load_state_dict(saved)  # type: ignore[misc]
@@ -224,7 +227,8 @@ def _settle(optimizer: torch.optim.Optimizer, theirs: str, ours: str, *, same_cl
     """Return whether the configured schedule is used, as ``on_resume`` says where it is not the checkpoint's."""
     lost = ("", "") if same_class else ("the checkpoint's is of another class", "write lr_scheduler as it was")
     differences = [Difference(f"{theirs} in the checkpoint, {ours} configured", *lost)] if theirs != ours else []
-    return settle("the learning-rate schedule", differences, getattr(optimizer, "on_resume", "checkpoint"))
+    with as_typed(getattr(optimizer, "typed", {})):
+        return settle("the learning-rate schedule", differences, getattr(optimizer, "on_resume", "checkpoint"))
 
 
 def _check_on_load(scheduler: LRScheduler, keywords: Mapping[str, Any]) -> None:

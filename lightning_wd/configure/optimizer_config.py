@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
-from lightning_wd.decay import ALIASES, AMOUNTS, STYLES, Decay
+from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
 from lightning_wd.errors import ConfigError, choice, flag, keys, nearest, number
 from lightning_wd.mask import Mask, as_mask
 from lightning_wd.optimizers import SGDL2, SGDW, AdamL2, AdamW, MuonAdamW, decoupled
@@ -57,8 +57,7 @@ _NOT_HYPERPARAMETERS = ("self", "params", "lr", "weight_decay", "style", "cautio
 _TYPED = {name: f"optimizer.decay.{name}" for name in ("style", *AMOUNTS, "cautious")}
 _TYPED["weight_decay"] = "optimizer.weight_decay"
 # Names of other libraries, and of keys that belong elsewhere.
-_RENAMED = {"wd": "weight_decay", "learning_rate": "lr", "beta1": "betas", "beta2": "betas"}
-_RENAMED |= {name: f"decay.{name}" for name in _DECAY_KEYS} | {"cautious_wd": "decay.cautious"}
+_RENAMED = {**RENAMED, **{name: f"decay.{name}" for name in _DECAY_KEYS}, "cautious_wd": "decay.cautious"}
 _ALIASES = {**ALIASES, "decoupled": "write optimizer/decay=decoupled, or optimizer.decay.style=decoupled"}
 _AMOUNT = "write optimizer.weight_decay: the amount, in the unit of the style"
 _DECAY_NAMES = {"renamed": {"cautious_wd": "cautious"}, "aliases": {"weight_decay": _AMOUNT, "wd": _AMOUNT}}
@@ -106,6 +105,7 @@ class OptimizerConfig(CheckedMapping):
         0.1
     """
 
+    group = "optimizer"
     decay: Decay
     mask: Mask
 
@@ -145,6 +145,13 @@ class OptimizerConfig(CheckedMapping):
     ) -> None:
         family = OPTIMIZERS[choice("optimizer.name", name, OPTIMIZERS)]
         hyperparameters = {key: value for key, value in hyperparameters.items() if value is not None}
+        if isinstance(decay, str):
+            close = nearest(decay, (*STYLES, "normalized", "timescale")) or "decoupled"
+            raise ConfigError(
+                f"optimizer.decay must be a mapping but got {decay!r}.",
+                valid=_DECAY_KEYS,
+                fix=f"write optimizer/decay={close}, or in Python decay={{'style': {close!r}}}",
+            )
         given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
         amounts = self.decay = _decay(weight_decay, given, family.typical)
@@ -243,8 +250,8 @@ def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> d
             found=", ".join(f"{key}={given[key]!r}" for key in unknown),
             valid=[*_OWN_KEYS, *known],
             fix=f"'{unknown[0]}' belongs to {', '.join(others)}: remove it. If a merge left it over, replace the group "
-            f"instead, with `optimizer={name}` on the command line or `override /optimizer: {name}` in the defaults "
-            f"list (nested: `override /optimizer@model.optimizer: {name}`), not `+optimizer@...`",
+            f"instead: `optimizer={name}` without `+` on the command line, or `override /optimizer: {name}` in the "
+            "defaults list. A block written inline goes out of the YAML, and the group into its defaults list",
         )
     keys(f"optimizer {name}", given, [*_OWN_KEYS, *known], typed="optimizer.{}", renamed=_RENAMED, aliases=_ALIASES)
     return {key: _check_hyperparameter(key, value, known[key]) for key, value in given.items()}

@@ -8,10 +8,11 @@ bias        its own name has the word ``bias`` (``bias_ih_l0``, ``q_bias``; not 
 norm        a norm layer owns it directly: one of torch.nn, or by class name and shape (LlamaRMSNorm, GRN)
 magnitude   weight_norm's length of each row: ``original0``, ``weight_g``
 state       a state-space model's own ``A_log`` and ``D``, or RWKV's ``time_decay``, of any shape
-vector      at most one dimension is larger than 1, and it is not the weight of a Linear, Conv, RNN or attention;
-            or a free parameter of any shape named a scale (``gamma`` and the ``beta`` beside it, ``temperature``)
+scale       of any shape, named a scale, threshold, logarithm or parameter of a distribution: ``logit_scale``,
+            ``log_std``, ``px_r``; or a free ``alpha``, ``gamma`` and the ``beta`` beside it
+embedding   an Embedding owns it, of any shape; or a free parameter is named one
+vector      at most one dimension is larger than 1, and it is not the weight of a Linear, Conv, RNN or attention
 table       a free parameter named a position table or a token
-embedding   an Embedding owns it, or a free parameter is named one
 weight      everything else
 =========== =========================================================================================================
 
@@ -31,7 +32,7 @@ from lightning_wd.mask.module_tree import Found, whole_shape
 
 __all__ = ["EXEMPT", "KINDS", "classify"]
 
-KINDS = ("bias", "norm", "magnitude", "state", "vector", "table", "embedding", "weight")
+KINDS = ("bias", "norm", "magnitude", "state", "scale", "vector", "table", "embedding", "weight")
 
 # What each preset leaves out, once hooks and marks have spoken.
 EXEMPT: dict[str, frozenset[str]] = {
@@ -54,7 +55,15 @@ _NOT_BEFORE = frozenset("conv linear weight spectral embed embedding encoder dec
 _AFTER = frozenset("d nd act gated no bias fp f exp relu silu".split())
 _NORM_LEAVES = frozenset("weight bias gamma beta scale shift gain offset g b w alpha a_2 b_2".split())
 _STATE_LEAVES = frozenset("A_log A_logs D Ds time_decay time_first time_faaaa".split())
-_SCALE_LEAVES = frozenset("gamma beta alpha layer_scale logit_scale temperature".split())
+_SCALE_LEAVES = frozenset("gamma beta alpha".split())
+# What a scale's name has. None of these names ends with the name of a weight.
+_SCALE = frozenset("scale scales temperature temperatures threshold thresholds log logs logit logits prior".split())
+# What the name of a distribution's parameter ends with, or begins with: px_r is of p(x).
+_SPREAD = frozenset(
+    "sigma sigmas std stds stdev variance variances logvar logvars logstd logsigma mu loc locs rho concentration "
+    "dispersion dispersions precision precisions alpha".split()
+)
+_DISTRIBUTION = frozenset("px py pz qx qy qz".split())
 _BIAS = frozenset(("bias", "biases"))
 _POSITION = frozenset("pos position positions positional posemb pe relpos".split())
 _EMBED = frozenset("embed embedding embeddings emb wte".split())
@@ -107,9 +116,15 @@ def _classify(cls: type, leaf: str, attribute: str, vector: bool) -> str:
         return "norm"
     if leaf in _STATE_LEAVES:
         return "state"
+    if not embeds and _is_scale(words):
+        return "scale"
+    if leaf == "weight" and issubclass(cls, _EMBEDDING_CLASSES):
+        return "embedding"
     multiplies = "weight" in words and is_weighted(cls)
     free = not embeds and not multiplies and not issubclass(cls, _WEIGHTED_CLASSES)
-    if (vector and not multiplies) or (free and leaf in _SCALE_LEAVES):
+    if free and leaf in _SCALE_LEAVES:
+        return "scale"
+    if vector and not multiplies:
         return "vector"
     named = (_has_position(words) or words[-1] in ("token", "tokens")) and _NO_TABLE.isdisjoint(words)
     held = words[0] in _CONTENT and _has_position(of_what) and _LAYER.isdisjoint(of_what)
@@ -127,6 +142,14 @@ def leaf_words(leaf: str) -> tuple[str, ...]:
     (('bias', 'ih', 'l', '0'), ('in', 'proj', 'bias'), ('debias',))
     """
     return tuple(word.lower() for word in _WORD.findall(leaf)) or (leaf,)
+
+
+def _is_scale(words: tuple[str, ...]) -> bool:
+    """Whether a tensor is by its name a scale, a threshold, a logarithm or a parameter of a distribution."""
+    names = [word for word in words if not word.isdigit()] or [""]
+    if names[-1] in _CONTENT | _LAYER | _NO_TABLE:
+        return False
+    return names[-1] in _SPREAD or names[0] in _DISTRIBUTION or not _SCALE.isdisjoint(names)
 
 
 def _has_position(words: tuple[str, ...]) -> bool:
@@ -160,8 +183,8 @@ def _named_norm(name: str) -> bool:
 @lru_cache(maxsize=4096)
 def is_weighted(cls: type) -> bool:
     """Whether a class multiplies its inputs by its weight, so that even a weight of shape (1, n) is a matrix."""
-    named = any(re.search(r"(?:Linear|Conv)(?:\d[dD])?$", base.__name__) for base in cls.__mro__)
-    return named or issubclass(cls, _WEIGHTED_CLASSES)
+    ends = re.compile(r"(?:(?:Linear|Conv)(?:\d[dD])?(?:Layer)?|TensorProduct)$")  # e3nn's product of tensors, too
+    return issubclass(cls, _WEIGHTED_CLASSES) or any(ends.search(base.__name__) for base in cls.__mro__)
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import warnings
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from lightning_wd.decay import peak_equal
-from lightning_wd.errors import MaskError, nearest, number
+from lightning_wd.errors import MaskError, nearest, number, warn
 from lightning_wd.mask.module_tree import whole_shape
 
 if TYPE_CHECKING:
@@ -172,11 +171,10 @@ class DecayPlan:
                     **({} if first.style is None else {"style": first.style}),
                 }
                 if 0 < _FAR * peak < first.settings.get("lr", 0.0):
-                    warnings.warn(
+                    warn(
                         f"group {name!r} runs at a peak learning rate of {group['base_lr']:g}, more than {_FAR} times "
-                        f"the configured {peak:g}. In a rule, lr is the rate itself; lr_mult multiplies.",
-                        UserWarning,
-                        stacklevel=4,
+                        f"the configured {peak:g}.",
+                        fix="in a rule, lr is the rate itself; write lr_mult to multiply",
                     )
                 groups.append(group)
         if not groups:
@@ -195,12 +193,10 @@ class DecayPlan:
         if row.style not in _NO_FRACTION and self.style not in _NO_FRACTION:
             return peak_equal(amount, from_=self.style, to=row.style, lr=peak) * row.wd_mult
         if "l2" in (row.style, self.style):
-            warnings.warn(
+            warn(
                 f"group {row.group!r} has style {row.style!r}, and weight_decay was given for {self.style!r}. An L2 "
-                f"penalty has no equivalent in another unit, so the number {amount:g} is used unchanged. Give the "
-                "group its own amount with the rule's weight_decay.",
-                UserWarning,
-                stacklevel=4,
+                f"penalty has no equivalent in another unit, so the number {amount:g} is used unchanged.",
+                fix="give the group its own amount with the rule's weight_decay",
             )
         return amount * row.wd_mult
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,8 +11,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_wd._private import fsdp1_pieces
-from lightning_wd.decay import ALIASES, STYLES
-from lightning_wd.errors import MaskError, choice, listed
+from lightning_wd.decay import check_style
+from lightning_wd.errors import MaskError, checked_keywords, listed, warn
 from lightning_wd.mask.dead_rules import RuleUse, check_uses
 from lightning_wd.mask.evidence import EXEMPT, classify
 from lightning_wd.mask.hooks import hooked_names, marks
@@ -27,11 +26,13 @@ __all__ = ["plan_checked", "plan_decay"]
 _REASONS = {
     "magnitude": "weight_norm magnitude",
     "state": "state-space parameter",
+    "scale": "scale or distribution parameter",
     "vector": "vector or scalar",
     "table": "table of positions or tokens",
 }
 
 
+@checked_keywords()
 def plan_decay(
     module: nn.Module,
     mask: Mask | str | Mapping[str, Any] | None = None,
@@ -43,8 +44,8 @@ def plan_decay(
 
     Each property (weight decay, learning rate, style) comes from the first evidence that sets it: the mask's rules;
     hooks and marks of the model's author; then what the tensor is: a bias, norm, weight_norm magnitude, state-space
-    parameter, vector or scalar, table of positions or tokens, or embedding. The mask's base says which of these decay;
-    all other tensors are weights and decay.
+    parameter, scale or distribution parameter, vector or scalar, table of positions or tokens, or embedding. The mask's
+    base says which of these decay; all other tensors are weights and decay.
 
     A tied tensor is judged under each of its names. Where they disagree, exclusion wins, then the earlier evidence, and
     a warning names them. Another warning names biases and norms that a rule decays together with other parameters, as
@@ -70,7 +71,7 @@ def plan_decay(
         [('0.weight', 1.0, 2.0), ('0.bias', 0.0, 2.0), ('1.weight', 0.0, 1.0), ('1.bias', 0.0, 1.0)]
     """
     if style is not None:
-        choice("style", style, STYLES, aliases=ALIASES)
+        check_style("style", style)
     return plan_checked(module, as_mask(mask), style, include_frozen=include_frozen)
 
 
@@ -79,9 +80,7 @@ def plan_checked(module: nn.Module, mask: Mask, style: str | None, *, include_fr
     tree = walk(module)
     _check_shapes(tree)
     planner = _Planner(module, mask, style, tree)
-    rows = []
-    for found in tree.by_tensor():  # a loop, as warnings count the frames to the caller
-        rows.append(planner.row(found, include_frozen))
+    rows = [planner.row(found, include_frozen) for found in tree.by_tensor()]
     check_uses(planner.uses, mask.base, tree)
     _refuse_tensors(
         planner.unplaced,
@@ -236,12 +235,10 @@ def _reconcile(names: tuple[str, ...], verdicts: list[_Verdict]) -> _Verdict:
     merged = of_decay._replace(lr_mult=of_lr.lr_mult, style=of_style.style, settings=settings)
     if any(verdict[:4] != first[:4] for verdict in verdicts):
         said = "; ".join(f"{name}: {verdict} ({verdict.reason})" for name, verdict in zip(names, verdicts, strict=True))
-        warnings.warn(
-            f"the mask disagrees about one tied tensor: {said}. "
-            f"Exclusion wins, then the earlier evidence: {merged}. "
-            "To decide it yourself, write a rule that matches each of its names.",
-            UserWarning,
-            stacklevel=5,
+        warn(
+            f"the mask disagrees about one tied tensor: {said}.",
+            found=f"exclusion wins, then the earlier evidence: {merged}",
+            fix="to decide it yourself, write a rule that matches each of its names",
         )
     return merged
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_wd.decay import ALIASES, STYLES
-from lightning_wd.errors import MaskError, choice, keys, number
+from lightning_wd.decay import RENAMED, check_style
+from lightning_wd.errors import MaskError, checked_keywords, choice, keys, number
 from lightning_wd.mask.evidence import EXEMPT
 from lightning_wd.mask.module_tree import whole_shape
 
@@ -29,6 +29,13 @@ PROPERTIES = {
     "lr": "learning rate",
     "style": "style",
 }
+# Names of other libraries for a rule's settings.
+_RENAMED = {**RENAMED, "decay": "wd_mult"}
+_RENAMED |= dict.fromkeys(("pattern", "params", "param", "names", "parameters", "match", "regex"), "name")
+_RENAMED |= dict.fromkeys(("type", "types", "module_type", "modules", "cls", "classes", "layer_types"), "module_types")
+_RENAMED |= dict.fromkeys(("lr_scale", "lr_multiplier", "lr_factor"), "lr_mult")
+_RENAMED |= dict.fromkeys(("wd_scale", "decay_mult", "weight_decay_mult", "weight_decay_multiplier"), "wd_mult")
+_ALIASES = dict.fromkeys(("exclude", "no_decay", "no_weight_decay"), "write wd_mult: 0 to exclude")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +74,7 @@ class Rule:
         ...
         lightning_wd.errors.MaskError: mask rule has no key 'decay'.
           valid: name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, reason
-          nearest: 'wd_mult'
-          fix: write wd_mult, or remove decay
+          fix: write wd_mult: 0.1, which multiplies the configured weight decay
     """
 
     name: str | None = None
@@ -90,7 +96,10 @@ class Rule:
                 found=", ".join(map(repr, positional)),
                 fix="write Rule(name='*.head.weight', wd_mult=0.1)",
             )
-        keys("mask rule", settings, [f.name for f in fields(cls)], renamed={"decay": "wd_mult"}, error=MaskError)
+        valid, aliases = [f.name for f in fields(cls)], {**_ALIASES}
+        if isinstance(decays := settings.get("decay"), (bool, int, float)):
+            aliases["decay"] = f"write wd_mult: {float(decays):g}, which multiplies the configured weight decay"
+        keys("mask rule", settings, valid, renamed=_RENAMED, aliases=aliases, error=MaskError)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -109,7 +118,7 @@ class Rule:
                     fix=f"keep {multiplier} to multiply the configured value, or {absolute} to replace it",
                 )
         if self.style is not None:
-            choice("rule.style", self.style, STYLES, aliases=ALIASES, error=MaskError)
+            check_style("rule.style", self.style, MaskError)
         for key, valid, expected in (
             ("name", isinstance(self.name, str) and self.name, "a glob such as '*.head.*'"),
             ("module_types", all(isinstance(t, (type, str)) and t for t in types), "classes or class names"),
@@ -192,6 +201,7 @@ def is_a(cls: type, kind: type | str) -> bool:
     return any(c is alias or f"{c.__module__}.{c.__qualname__}" == kind for c in cls.__mro__)
 
 
+@checked_keywords(MaskError)
 @dataclass(frozen=True)
 class Mask:
     """Which parameters decay: the user's rules first, then the base's; per property the first match wins.
@@ -200,7 +210,7 @@ class Mask:
     base           what decays
     ============== ================================================================================================
     standard       all but: what hooks and marks exempt, biases, norm layers, weight_norm magnitudes, vectors and
-                   scalars, state-space parameters, position tables, tokens
+                   scalars, scales and parameters of distributions, state-space parameters, position tables, tokens
     no_embeddings  as standard, without embeddings
     matrices       as standard, but position tables and tokens decay too: only the shape counts
     all            everything
@@ -248,7 +258,7 @@ class Mask:
 
     @classmethod
     def standard(cls) -> Mask:
-        """Biases, norm layers, vectors, and what the model's own hooks name do not decay; the rest does."""
+        """Biases, norm layers, vectors, scales, and what the model's own hooks name do not decay; the rest does."""
         return cls()
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +17,8 @@ from lightning_wd._private import (
     tells_scaler_when_fused,
     use_grad_for_differentiable,
 )
-from lightning_wd.decay import ALIASES, STYLES, step_fraction
-from lightning_wd.errors import ConfigError, choice, flag, keys, number, warn
+from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, step_fraction
+from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint
 from lightning_wd.optimizers.compiled import check_compiler
 from lightning_wd.optimizers.kernels import Part, Work
@@ -26,7 +26,7 @@ from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fra
 
 __all__ = ["DecayGroups", "KernelStep", "OnlyL2", "check_decoupled", "without_style"]
 
-_RENAMED = {"cautious": "cautious_wd", "muon": "use_muon"}  # old keywords and group keys -> their names
+_RENAMED = {**RENAMED, "cautious": "cautious_wd", "muon": "use_muon"}  # old keywords and group keys -> their names
 _NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
 _NUMBERS = ("lr", "eps", "momentum", "weight_decay", "base_lr")
 _FLAGS = ("cautious_wd", "kahan", "use_muon", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
@@ -54,6 +54,7 @@ class DecayGroups(Optimizer):
     l2_form: ClassVar[Any] = None  # the class to build when every group is l2
     state_keys: ClassVar[frozenset[str] | None] = None  # names of its state tensors; None: unknown
     plain_style: ClassVar[str | None] = "l2"  # of the torch class's own states, which name no style; None: unknown
+    typed: Mapping[str, str] = {}  # how messages spell its settings, as `as_typed` takes it
     _initialising = False
     # Takes over groups that are added later, where the mask is known; set by configure_optimizers.
     admit: Callable[[Any, dict[str, Any]], None] | None = None
@@ -122,7 +123,7 @@ class DecayGroups(Optimizer):
             if key in _FLAGS:
                 flag(key + of, value)
             elif key == "style":
-                choice(key + of, value, STYLES, aliases=ALIASES)
+                check_style(key + of, value)
             elif isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
                 settings[key] = tuple(value)  # a ListConfig would make the checkpoint unsafe to load
             elif key in _NUMBERS and not isinstance(value, (Tensor, tuple)):  # Adafactor has two eps
@@ -243,7 +244,8 @@ class DecayGroups(Optimizer):
         # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
         handle = self.register_load_state_dict_pre_hook(lambda _, adapted: fit_checkpoint(self, adapted))
         try:
-            super().load_state_dict(state_dict)
+            with as_typed(self.typed):
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
 

@@ -42,11 +42,12 @@ class Difference(NamedTuple):
     fix: str = ""  # how to have the checkpoint's side again, where ``on_resume`` does not choose it
 
 
-def settle(what: str, differences: Sequence[Difference], on_resume: str) -> bool:
+def settle(what: str, differences: Sequence[Difference], on_resume: str, *, choosable: bool = True) -> bool:
     """Decide whether the checkpoint or the configuration wins where they differ; return True for the configuration.
 
     ``checkpoint`` warns and uses the checkpoint's settings, or raises where one is lost; ``config`` warns and uses the
-    configured ones; ``error`` raises. Without a difference nothing is said.
+    configured ones; ``error`` raises. Without a difference nothing is said. An optimizer of another library has no
+    ``on_resume`` to choose by: it is not ``choosable``, and the checkpoint wins.
 
     >>> settle("the schedule", [], "config")
     True
@@ -64,6 +65,8 @@ def settle(what: str, differences: Sequence[Difference], on_resume: str) -> bool
     found = "; ".join(difference.line for difference in differences)
     lost = next((difference.lost for difference in differences if difference.lost), "")
     use_config = "write on_resume=config to use the configured values"
+    if not choosable:
+        use_config = "configure what the run had; or start a new run from its weights, to use the configured values"
     fixes = [difference.fix for difference in differences]
     choose = [] if all(fixes) else ["write on_resume=checkpoint to use the checkpoint's"]
     use_checkpoint = " and ".join([*dict.fromkeys(filter(None, fixes)), *choose])
@@ -169,14 +172,23 @@ def _check_family(optimizer: Any, state_dict: dict[str, Any]) -> None:
         missing, extra = sorted(expected - set(group)), sorted(foreign & set(group))
         if missing or extra:
             problem = f"{group_label(group, index)} is of another optimizer."
-            found = ", ".join([*(f"no {key}" for key in missing), *extra])
-            _refuse(optimizer, problem, found=found, valid=", ".join(sorted(expected)), fix=fix)
+            found = ", ".join([*(f"no {key}" for key in missing), *extra]) + _of_whom(group, classes)
+            valid = f"{', '.join(sorted(expected))}, of {type(optimizer).__name__}"
+            _refuse(optimizer, problem, found=found, valid=valid, fix=fix)
     known = optimizer.state_keys
     for key, held in state_dict["state"].items():
         if known is not None and isinstance(held, dict) and not known.issuperset(held):
             problem = f"the state of parameter {key!r} is of another optimizer."
             found = ", ".join(sorted(map(str, set(held) - known)))
             _refuse(optimizer, problem, found=found, valid=", ".join(sorted(known)), fix=fix)
+
+
+def _of_whom(group: dict[str, Any], classes: list[type[Optimizer]]) -> str:
+    """Return which of torch's optimizers have the most settings of a saved group, all of theirs in it."""
+    own = {cls.__name__: inspect.signature(cls).parameters.keys() - _VERSIONED - _OURS - {"params"} for cls in classes}
+    fitting = {name: len(settings) for name, settings in own.items() if settings <= group.keys()}
+    most = [name for name, count in fitting.items() if count == max(fitting.values()) > 1]  # all have an lr
+    return f", as of {' or '.join(sorted(most))}" if most else ""
 
 
 def _paired(optimizer: Any, saved: list[dict[str, Any]]) -> list[_Pair]:

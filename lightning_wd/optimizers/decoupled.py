@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_wd.decay import STYLES, kernel_coefficient
-from lightning_wd.errors import ConfigError
+from lightning_wd.errors import ConfigError, checked_keywords
 from lightning_wd.optimizers.adamw import AdamW
 from lightning_wd.optimizers.base import DecayGroups, check_decoupled
 from lightning_wd.optimizers.kernels import is_zero, masked, shrink
@@ -133,6 +133,7 @@ def _once(loss: Any, owner: str) -> Callable[[], Any]:
     return closure
 
 
+@checked_keywords()
 @functools.cache
 def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     r"""Return ``optimizer_cls`` with decoupled weight decay in every style, named with a ``W`` at the end.

@@ -563,6 +563,7 @@ def test_no_callback_has_an_attribute_that_lightning_overwrites() -> None:
     """Lightning puts `log` and `log_dict` on every callback."""
     override, finetuning = wd.OptimizerOverride("adamw"), wd.MaskedFinetuning(["*"])
     plain = [wd.DecayMonitor(), wd.DecaySchedule(), wd.DecayPlanSummary(), RestartSnapshot(), override, finetuning]
+    plain.append(callbacks.RateMonitor())
     assert {type(callback).__name__ for callback in plain} == {*callbacks.__all__}
     for callback in plain:
         assert {"log", "log_dict"}.isdisjoint([*vars(callback), *vars(type(callback))])

@@ -235,6 +235,21 @@ def test_the_checkpoints_schedule_wins_with_a_warning(at_seven: Path, tmp_path: 
     assert [decay for decay, _ in seen] == pytest.approx([0.04 * (1 - t / 15) for t in range(7, 15)])
 
 
+def test_an_optimizer_without_on_resume_is_not_told_to_set_it(tmp_path: Path) -> None:
+    class Own(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.04)
+
+    crash = tmp_path / "crash.ckpt"
+    with pytest.raises(CrashError):
+        fit(Own(), tmp_path, wd.DecaySchedule("linear", end=0.0), CrashAfter(7, crash))
+    with pytest.warns(UserWarning, match="end is 0.0 in the checkpoint, 0.5 configured") as caught:
+        fit(Own(), tmp_path, wd.DecaySchedule("linear", end=0.5), ckpt_path=crash)
+    (message,) = [str(warning.message) for warning in caught if "DecaySchedule" in str(warning.message)]
+    assert "on_resume" not in message
+    assert "fix: configure what the run had; or start a new run from its weights, to use the configured" in message
+
+
 @pytest.mark.filterwarnings("ignore:the settings of AdamW")
 @pytest.mark.parametrize("end", [0.0, 0.5])
 def test_the_checkpoints_base_wins_over_a_changed_decay(end: float, at_seven: Path, tmp_path: Path) -> None:

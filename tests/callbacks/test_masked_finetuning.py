@@ -306,18 +306,26 @@ def test_parameters_frozen_by_the_module_stay_frozen(tmp_path: Path) -> None:
         (
             ["backbone.*"],
             {1: ["head.*"]},
-            r"unfreeze\[1\] pattern 'head\.\*' matches no parameter that is still frozen",
+            r"unfreeze\[1\] pattern 'head\.\*' matches no parameter that is still frozen.*"
+            r"fix: add 'head\.weight' or a pattern for it to freeze",
         ),
         (
             ["backbone.*"],
             {1: ["*"], 2: ["backbone.0.*"]},
-            r"unfreeze\[2\] pattern 'backbone\.0\.\*' matches no parameter that",
+            r"unfreeze\[2\] pattern 'backbone\.0\.\*' matches no parameter that.*fix: remove it: unfreeze\[1\] has unf",
         ),
     ],
 )
 def test_dead_patterns_are_errors(freeze: Any, unfreeze: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(wd.MaskError, match=f"(?s){words}"):
         fit(Net(ADAMW), tmp_path, wd.MaskedFinetuning(freeze, unfreeze))
+
+
+def test_what_the_module_froze_itself_is_not_said_to_belong_in_freeze(tmp_path: Path) -> None:
+    module = Net(ADAMW)
+    module.head.requires_grad_(False)
+    with pytest.raises(wd.MaskError, match=r"unfreeze\[1\] pattern 'head\.\*'(?s:.*)fix: leave them at requires_grad"):
+        fit(module, tmp_path, wd.MaskedFinetuning(["backbone.*"], {1: ["head.*"]}))
 
 
 def test_a_dead_rule_of_its_mask_is_an_error_before_anything_trains(tmp_path: Path) -> None:

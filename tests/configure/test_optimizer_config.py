@@ -147,7 +147,15 @@ def test_a_left_over_partial_is_refused(misuse: Any) -> None:
         ),
         ({"decay": {"normalised": 0.05}}, ["optimizer.decay has no key 'normalised'", "nearest: 'normalized'"]),
         ({"decay": {"style": "decopled"}}, ["optimizer.decay.style 'decopled'", "nearest: 'decoupled'"]),
-        ({"decay": "independent"}, ["optimizer.decay must be a mapping but got 'independent'"]),
+        (
+            {"decay": "independnt"},
+            [
+                "optimizer.decay must be a mapping but got 'independnt'",
+                "fix: write optimizer/decay=independent, or in Python decay={'style': 'independent'}",
+            ],
+        ),
+        ({"corrected_weight_decay": True}, ["fix: timm's corrected_weight_decay=True is style 'corrected'"]),
+        ({"decay": {"style": "normalized"}}, ["optimizer.decay.style 'normalized'", "optimizer/decay=normalized"]),
         (
             {"name": "adam_l2", "decay": {"style": "independent"}},
             ["optimizer=adam_l2 is the L2 form", "fix: write optimizer=adamw optimizer/decay=independent"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.masks import Holder, decayed, named
@@ -75,6 +77,14 @@ def test_norm_in_a_class_name_is_not_enough(name: str) -> None:
     assert kinds(named(name, weight=(8, 4))) == {"weight": "weight"}
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"), [("ScalarLinearLayer", (4, 1)), ("TensorProduct", (64,)), ("Conv1d", (1, 3))]
+)
+def test_a_class_that_multiplies_by_its_weight_has_weights_of_any_shape(name: str, shape: tuple[int, ...]) -> None:
+    """nequip's readout and e3nn's product of tensors, whose weight is flat."""
+    assert kinds(named(name, weight=shape)) == {"weight": "weight"}
+
+
 def test_a_linear_or_conv_named_norm_is_none() -> None:
     class NormLinear(nn.Linear):
         pass
@@ -103,15 +113,15 @@ def test_a_linear_inside_an_adaptive_norm_decays() -> None:
         ({"A_log": (8, 16)}, "state"),
         ({"D": (2, 8)}, "state"),
         ({"dt_bias": (8,)}, "bias"),
-        ({"gamma": (8, 1, 1)}, "vector"),
+        ({"gamma": (8, 1, 1)}, "scale"),
         ({"gain": (8, 1, 1, 1)}, "vector"),
-        ({"logit_scale": (3, 1, 1)}, "vector"),
+        ({"logit_scale": (3, 1, 1)}, "scale"),
         ({"time_mix_key": (1, 1, 8)}, "vector"),
-        ({"alpha": (1, 8, 1)}, "vector"),
-        ({"alpha": (4, 128)}, "vector"),
-        ({"gamma": (4, 128), "beta": (4, 128)}, "vector"),
+        ({"alpha": (1, 8, 1)}, "scale"),
+        ({"alpha": (4, 128)}, "scale"),
+        ({"gamma": (4, 128), "beta": (4, 128)}, "scale"),
         ({"beta": (50, 2000)}, "weight"),  # topics by words
-        ({"scale": ()}, "vector"),
+        ({"scale": ()}, "scale"),
         ({"cls_token": (1, 1, 8)}, "vector"),
         ({"register_tokens": (1, 0, 384)}, "vector"),
         ({"register_tokens": (1, 4, 384)}, "table"),
@@ -133,6 +143,46 @@ def test_a_linear_inside_an_adaptive_norm_decays() -> None:
 )
 def test_free_parameters(shapes: dict[str, tuple[int, ...]], kind: str) -> None:
     assert kinds(Holder(**shapes)) == dict.fromkeys(shapes, kind)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (7, 1), (7, 5)])
+@pytest.mark.parametrize(
+    "name",
+    ["px_r", "py_r", "log_theta", "background_pro_log_beta", "log_per_batch_std", "sigmas", "prior_logits", "scales",
+     "temperatures", "feature_thresholds", "mixture_logits", "weight_log_sigma", "weight_sigma", "scale_shift_table"],
+)  # fmt: skip
+def test_a_quantity_is_the_same_whatever_its_shape(name: str, shape: tuple[int, ...]) -> None:
+    """scvi's ``px_r`` has one dimension, or with dispersion by batch two."""
+    net = Holder(**{name: shape})
+    assert kinds(net) == {name: "scale"}
+    (row,) = plan_decay(net)
+    assert (row.wd_mult, row.reason) == (0.0, "scale or distribution parameter")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["scale_weight", "log_proj", "temperature_embed_proj", "catalog", "scaled", "prior_kernel", "mu_proj",
+     "rescale_mlp", "probabilities", "px_weight"],
+)  # fmt: skip
+def test_a_word_of_a_quantity_does_not_make_a_matrix_one(name: str) -> None:
+    assert kinds(Holder(**{name: (7, 5)})) == {name: "weight"}
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(9, 1), (1, 9), (1, 1)])
+@pytest.mark.parametrize("cls", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_of_one_row_or_column_is_an_embedding(cls: Any, rows: int, columns: int) -> None:
+    net = cls(rows, columns)
+    assert kinds(net) == {"weight": "embedding"}
+    assert [plan_decay(net, mask)["weight"].wd_mult for mask in ("standard", "no_embeddings")] == [1.0, 0.0]
+
+
+def test_a_vector_beside_an_embeddings_table_is_a_vector() -> None:
+    class Scaled(nn.Embedding):
+        def __init__(self) -> None:
+            super().__init__(9, 4)
+            self.eoi_embedding = nn.Parameter(torch.ones(4))
+
+    assert kinds(Scaled()) == {"weight": "embedding", "eoi_embedding": "vector"}
 
 
 def test_a_linear_map_of_positions_is_a_matrix_whatever_its_class() -> None:

@@ -417,7 +417,7 @@ def test_the_warning_of_a_tie_says_what_is_absolute() -> None:
         plan_decay(tied(), Mask((Rule(name="head.*", weight_decay=0.05, lr=0.5),)))
     assert str(caught[0].message) == (
         "the mask disagrees about one tied tensor: wte.weight: wd_mult 1.0, lr_mult 1 (embedding); "
-        "head.weight: weight_decay 0.05, lr 0.5 (rule name 'head.*'; lr 0.5 by rule name 'head.*'). "
-        "Exclusion wins, then the earlier evidence: weight_decay 0.05, lr 0.5. "
-        "To decide it yourself, write a rule that matches each of its names."
+        "head.weight: weight_decay 0.05, lr 0.5 (rule name 'head.*'; lr 0.5 by rule name 'head.*').\n"
+        "  found: exclusion wins, then the earlier evidence: weight_decay 0.05, lr 0.5\n"
+        "  fix: to decide it yourself, write a rule that matches each of its names"
     )

@@ -189,14 +189,17 @@ def test_two_rules_with_equal_conditions_that_set_one_property_are_refused(keys:
     assert Mask((first, Rule(name="c.*", wd_mult=1))).rules[0] is first
 
 
-OLD = f"mask rule has no key 'decay'.\n  valid: {KEYS}\n  nearest: 'wd_mult'\n  fix: write wd_mult, or remove decay"
+OLD = (
+    f"mask rule has no key 'decay'.\n  valid: {KEYS}\n"
+    "  fix: write wd_mult: {}, which multiplies the configured weight decay"
+)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: cast(Any, Rule)(name="b.*", decay=0.1), OLD),
-        (lambda: as_mask({"rules": [{"name": "b.*", "decay": 0.1}]}), OLD),
+        (lambda: cast(Any, Rule)(name="b.*", decay=0.1), OLD.format("0.1")),
+        (lambda: as_mask({"rules": [{"name": "b.*", "decay": False}]}), OLD.format("0")),
         (
             lambda: cast(Any, Rule)("b.*", 0),
             "mask rule takes its settings by keyword only.\n  found: 'b.*', 0\n"
@@ -212,3 +215,25 @@ def test_old_names_and_positions_are_refused_in_these_words(make: Any, message: 
     with pytest.raises(MaskError) as error:
         make()
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("decay", "write wd_mult, or remove decay"),  # of a text
+        ("wd", "write weight_decay, or remove wd"),
+        ("lr_scale", "write lr_mult, or remove lr_scale"),
+        ("lr_multiplier", "write lr_mult, or remove lr_multiplier"),
+        ("decay_mult", "write wd_mult, or remove decay_mult"),
+        ("weight_decay_mult", "write wd_mult, or remove weight_decay_mult"),
+        ("pattern", "write name, or remove pattern"),
+        ("params", "write name, or remove params"),
+        ("types", "write module_types, or remove types"),
+        ("no_decay", "write wd_mult: 0 to exclude"),
+    ],
+)
+def test_names_of_other_libraries_are_told_the_name_here(key: str, fix: str) -> None:
+    with pytest.raises(MaskError) as caught:
+        as_mask({"rules": [{key: "x"}]})
+    assert str(caught.value).startswith(f"mask rule has no key {key!r}.")
+    assert str(caught.value).endswith(f"\n  fix: {fix}")

@@ -139,8 +139,8 @@ def test_another_style_or_optimizer_is_refused() -> None:
     refused(adamw(style="independent"), torch_adamw, another, "style 'independent' in the configuration")
     refused(adamw(style="independent"), adamw().state_dict(), another, "write style='decoupled'")
     refused(sgdw, stepped(SGDL2(params(), lr=0.1, weight_decay=0.1)).state_dict(), another)
-    refused(adamw(), sgdw.state_dict(), "group 0 is of another optimizer.", "no betas", "momentum")
-    refused(sgdw, adamw().state_dict(), "group 0 is of another optimizer.", "no momentum", "betas")
+    refused(adamw(), sgdw.state_dict(), "group 0 is of another optimizer.", "no betas", "momentum", "as of SGD")
+    refused(sgdw, adamw().state_dict(), "group 0 is of another optimizer.", "as of Adam or AdamW\n", "of SGDW\n")
     for cls in (torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, torch.optim.RMSprop):
         refused(adamw(), stepped(cls(params(), lr=0.1)).state_dict(), "of another optimizer.")
     nadam = stepped(wd.decoupled(torch.optim.NAdam)(params(), lr=0.1))

@@ -192,6 +192,8 @@ def configure(*overrides: str) -> Any:
                 "fix: write optimizer.lr=1, ",
             ],
         ),
+        (["optimizer.decay=independent"], ["optimizer.decay must be a mapping", "write optimizer/decay=independent,"]),
+        (["optimizer=muon", "optimizer/decay=l2"], ["optimizer=muon does not do optimizer.decay.style 'l2'"]),
         (["optimizer.weight_decay=nan"], ["optimizer.weight_decay must be a number >= 0 but got nan"]),
         (
             ["optimizer.decay.normalized=0.05"],
@@ -304,6 +306,13 @@ def test_bad_input_ends_with_an_error_code_and_leaves_earlier_runs_alone(
             "+callbacks.mine.every=2",
             "callbacks.mine is not a Callback.\n  found: {'every': 2}\n"
             "  fix: write callbacks.mine._target_=<its class>, or choose from the group: callbacks=...",
+        ),
+        (
+            "trainer.max_epochs=ten",  # -1 would be endless
+            "trainer.max_epochs must be a whole number >= 0 but got 'ten'.\n"
+            "  found: str\n"
+            "  valid: a whole number >= 0\n"
+            "  fix: write trainer.max_epochs=<a whole number >= 0>",
         ),
         ("++trainer.val_check_interval=0", "trainer.val_check_interval must not be 0."),
     ],
