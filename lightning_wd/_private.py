@@ -144,16 +144,19 @@ own_parameters = _own("_parameters", lambda m: dict(m.named_parameters(recurse=F
 own_modules = _own("_modules", lambda m: dict(m.named_children()))
 
 
-def fsdp1_pieces(wrapper: nn.Module) -> tuple[Tensor, dict[int, torch.Size]] | None:
-    """Return an FSDP1 wrapper's flat parameter and the original shape of each piece by its id; None without one."""
+def fsdp1_shapes(wrapper: nn.Module) -> list[tuple[Tensor, torch.Size]]:
+    """Return the parameters that an FSDP1 wrapper has cut into pieces, each with its original shape."""
     handle: Any = getattr(wrapper, "_handle", None)
     if handle is None:  # it wraps nothing that has parameters
-        return None
+        return []
     flat, off = handle.flat_param, "all parameters under FSDP1 are refused as flattened"
-    infos, shapes = _attribute(flat, "_param_infos", off), _attribute(flat, "_shapes", off)
-    if infos is None or shapes is None:
-        return flat, {id(p): torch.Size([-1]) for p in wrapper.parameters()}
-    return flat, {id(getattr(i.module, i.param_name)): shape for i, shape in zip(infos, shapes, strict=True)}
+    infos, shapes = _attribute(flat, "_param_infos", off, ()), _attribute(flat, "_shapes", off, ())
+    return [(getattr(info.module, info.param_name), shape) for info, shape in zip(infos, shapes, strict=False)]
+
+
+def is_fsdp1_piece(param: Tensor) -> bool:
+    """Whether a parameter is a piece of FSDP1's flat parameter, or is that itself."""
+    return hasattr(param, "_fsdp_flattened")
 
 
 # torch's check that a step under CUDA graph capture can be captured, of an optimizer; torch 2.9 renamed it.

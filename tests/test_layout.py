@@ -287,6 +287,7 @@ OF_SEVERAL = {
     "callbacks/test_routes.py": "LightningCLI and Fabric, as docs/examples shows them",
     "callbacks/test_wandb.py": "what W&B is told by the callbacks, the logger and the recipe together",
     "distributed/test_equality.py": "training on two processes equals training on one",
+    "distributed/test_fsdp1.py": "plans and checkpoints under torch's FSDP1",
     "distributed/test_fsdp2.py": "FSDP2 through the recipe",
     "optimizers/test_conformance.py": "our optimizers against torch's, over one table of settings",
     "optimizers/test_numerics.py": "our optimizers against the float64 reference, over one table of settings",

@@ -231,13 +231,13 @@ def test_without_fsdps_shapes_every_parameter_counts_as_flattened(caplog: pytest
     _private._warn_missing.cache_clear()
     wrapper = nn.Linear(2, 2)
     vars(wrapper)["_handle"] = Bare(flat_param=torch.ones(6))
-    known = _private.fsdp1_pieces(wrapper)
-    assert known is not None
-    assert known[1] == {id(p): torch.Size([-1]) for p in wrapper.parameters()}
+    assert _private.fsdp1_shapes(wrapper) == []
     assert [record.getMessage().partition(" has no ")[2] for record in caplog.records] == [
         f"torch.Tensor.{name}: all parameters under FSDP1 are refused as flattened"
         for name in ("_param_infos", "_shapes")
     ]
+    vars(wrapper.weight)["_fsdp_flattened"] = True
+    assert [_private.is_fsdp1_piece(p) for p in wrapper.parameters()] == [True, False]
 
 
 # --- the package without a name ---------------------------------------------------------------------------------------

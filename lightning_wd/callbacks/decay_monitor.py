@@ -53,9 +53,10 @@ class DecayMonitor(Callback):
     The first optimizer step is measured, and every ``every_n_steps``-th after it, by the trainer's count. A step that
     GradScaler skips decays nothing; the next one is measured instead. Groups without weights are left out. The update
     of a tensor with more than 65,536 elements is measured on evenly spaced rows; norms are of the whole tensor. For
-    sharded parameters (FSDP2) norms and counts are global; fractions and quantiles are of rank zero's shard. With
-    weight averaging the numbers are of the weights in training, not of their average. At the end of the fit
-    ``wd_monitor.png`` is drawn into the trainer's ``default_root_dir`` and logged to W&B.
+    sharded parameters (FSDP2) norms and counts are global; fractions and quantiles are of rank zero's shard. Under
+    FSDP1 all numbers are of the pieces of rank zero. With weight averaging they are of the weights in training, not of
+    their average. At the end of the fit ``wd_monitor.png`` is drawn into the trainer's ``default_root_dir`` and logged
+    to W&B.
 
     Args:
         every_n_steps: optimizer steps between two measurements, >= 1.

@@ -93,16 +93,17 @@ def _describe(
     """Return the plan of an optimizer as plain data; ``scheduled`` is what ``DecaySchedule.largest`` returns."""
     own = [as_float(group.get("base_weight_decay", group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
     shape, lams, largest = scheduled or (None, own, 1.0)
+    plan = getattr(optimizer, "decay_plan", None)
+    whole = {id(row.param): row.numel for row in plan or ()}  # a process may hold a piece only
     groups = []
     for index, (group, lam) in enumerate(zip(optimizer.param_groups, lams, strict=True)):
         style, peak = group_style(optimizer, group), peak_lr(group)
         entry: dict[str, Any] = {"name": group_name(group, index), "style": style, "weight_decay": lam, "lr": peak}
         entry["cautious_wd"] = bool(group.get("cautious_wd", False))
-        entry.update(tensors=len(group["params"]), numel=sum(p.numel() for p in group["params"]))
+        entry.update(tensors=len(group["params"]), numel=sum(whole.get(id(p), p.numel()) for p in group["params"]))
         if lam and style not in (None, "none"):
             entry["units"] = all_units(style, lam, lr=peak, total_steps=total, steps_per_epoch=per_epoch)
         groups.append(entry)
-    plan = getattr(optimizer, "decay_plan", None)
     return {
         "optimizer": type(optimizer).__name__,
         "total_steps": total,

@@ -14,7 +14,7 @@ import yaml
 from lightning_wd._private import instantiated_key
 from lightning_wd.errors import ConfigError, as_typed, keys
 
-__all__ = ["CheckedMapping", "as_keywords", "checked_mapping", "from_omegaconf", "show_keys"]
+__all__ = ["CheckedMapping", "as_keywords", "checked_mapping", "from_omegaconf", "is_omegaconf", "show_keys"]
 
 
 class CheckedMapping(dict[str, Any]):
@@ -118,9 +118,14 @@ for _dumper in (yaml.Dumper, yaml.SafeDumper):
     yaml.add_multi_representer(CheckedMapping, lambda dumper, config: dumper.represent_dict({**config}), Dumper=_dumper)
 
 
+def is_omegaconf(value: Any) -> bool:
+    """Whether a value is an OmegaConf container, told without importing OmegaConf."""
+    return type(value).__module__.partition(".")[0] == "omegaconf"
+
+
 def from_omegaconf(value: Any) -> Any:
     """Return an OmegaConf container as a dict or list, and anything else as it is."""
-    if type(value).__module__.partition(".")[0] != "omegaconf":
+    if not is_omegaconf(value):
         return value
     from omegaconf import OmegaConf
 

@@ -10,7 +10,8 @@ import torch
 
 from lightning_wd._private import attached_trainer
 from lightning_wd.configure.budget import Budget
-from lightning_wd.configure.checked_mapping import CheckedMapping, from_omegaconf
+from lightning_wd.configure.checked_mapping import CheckedMapping
+from lightning_wd.configure.checkpoint_content import keep_checkpoints_plain
 from lightning_wd.configure.first_step import FirstStep
 from lightning_wd.configure.late_groups import LateGroups, give_matrices_to_muon
 from lightning_wd.configure.lr_scheduler import ScheduleRequest
@@ -69,7 +70,7 @@ def build(module: torch.nn.Module, optimizer: Any, lr_scheduler: Any, budget: Bu
     """Build what :func:`configure_optimizers` returns, with the steps of a budget."""
     typed = {**_typed(module, optimizer, "optimizer"), **_typed(module, lr_scheduler, "lr_scheduler")}
     with as_typed(typed):
-        _make_hyperparameters_plain(module, optimizer, lr_scheduler)
+        keep_checkpoints_plain(module, optimizer, lr_scheduler)
         config = OptimizerConfig.of(optimizer)
         request = ScheduleRequest.of(lr_scheduler)
         check_neighbours(module, scheduled=request is not None)
@@ -165,17 +166,6 @@ def _paths(kept: Any, given: Any, path: str = "") -> Iterator[str]:
         if value is given:
             yield f"{path}{key}"
         yield from _paths(value, given, f"{path}{key}.")
-
-
-def _make_hyperparameters_plain(module: torch.nn.Module, *given: Any) -> None:
-    """Make OmegaConf containers plain, where a module's hyperparameters hold the ones given to us.
-
-    Hydra passes them on wherever it merges keywords, and a checkpoint that holds one cannot be resumed.
-    """
-    kept: Any = getattr(module, "hparams", None)
-    for key, value in list(kept.items()) if isinstance(kept, dict) else []:
-        if any(value is one for one in given):
-            kept[key] = from_omegaconf(value)
 
 
 def _warn_of_one_budget_for_all_cycles(module: torch.nn.Module) -> None:

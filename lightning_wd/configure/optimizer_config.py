@@ -13,11 +13,11 @@ import torch
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
 from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
 from lightning_wd.errors import ConfigError, choice, flag, keys, nearest, number
-from lightning_wd.mask import Mask, as_mask
+from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import SGDL2, SGDW, AdamL2, AdamW, MuonAdamW, decoupled
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 
-__all__ = ["OPTIMIZERS", "OptimizerConfig"]
+__all__ = ["OPTIMIZERS", "OptimizerConfig", "plain_mask", "plain_rule"]
 
 
 class Family(NamedTuple):
@@ -163,7 +163,7 @@ class OptimizerConfig(CheckedMapping):
             lr=number("optimizer.lr", family.lr if lr is None else lr),
             weight_decay=amounts.weight_decay,
             decay={key: getattr(amounts, key, value) for key, value in given.items()},
-            mask=_plain_mask(self.mask, code=code),
+            mask=_without_code(self.mask, code=code),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
             **{**family.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
@@ -212,25 +212,32 @@ def _check_style_of(name: str, style: str) -> None:
         )
 
 
-def _plain_mask(mask: Mask, *, code: bool) -> Any:
-    """Return the mask as plain data, its classes as names; with functions, itself where ``code``, else an error."""
-    if any(rule.predicate is not None for rule in mask.rules):
-        if code:
-            return mask
-        raise ConfigError(
-            "optimizer.mask has a rule with a predicate, and a checkpoint cannot keep a function.",
-            fix="build it in configure_optimizers: "
-            "wd.configure_optimizers(self, {**self.hparams.optimizer, 'mask': wd.Mask([...])})",
-        )
-    rules = []
-    for rule in mask.rules:
-        plain = {**rule.conditions, **rule.settings, **({"reason": rule.reason} if rule.reason else {})}
-        if rule.module_types:
-            kinds = rule.module_types
-            plain["module_types"] = [k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in kinds]
-        rules.append(plain)
+def _without_code(mask: Mask, *, code: bool) -> Any:
+    """Return the mask as plain data; with functions, itself where ``code``, else an error."""
+    if all(rule.predicate is None for rule in mask.rules):
+        return plain_mask(mask)
+    if code:
+        return mask
+    raise ConfigError(
+        "optimizer.mask has a rule with a predicate, and a checkpoint cannot keep a function.",
+        fix="build it in configure_optimizers: "
+        "wd.configure_optimizers(self, {**self.hparams.optimizer, 'mask': wd.Mask([...])})",
+    )
+
+
+def plain_mask(mask: Mask) -> dict[str, Any]:
+    """Return a mask of rules without predicates as plain data, as ``optimizer.mask`` takes it."""
     layer_decay = {} if mask.layer_decay is None else {"layer_decay": mask.layer_decay}
-    return {"base": mask.base, "rules": rules, **layer_decay}
+    return {"base": mask.base, "rules": [plain_rule(rule) for rule in mask.rules], **layer_decay}
+
+
+def plain_rule(rule: Rule) -> dict[str, Any]:
+    """Return a rule without a predicate as plain data, its classes as names."""
+    plain = {**rule.conditions, **rule.settings, **({"reason": rule.reason} if rule.reason else {})}
+    if rule.module_types:
+        kinds = rule.module_types
+        plain["module_types"] = [k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in kinds]
+    return plain
 
 
 def _hyperparameter_defaults(cls: type[torch.optim.Optimizer]) -> dict[str, Any]:

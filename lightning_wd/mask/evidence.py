@@ -80,11 +80,8 @@ def classify(found: Found) -> str:
         # The list has the name that a single tensor would have: biases.0, position_embeddings.weights.1.
         name = f"{attribute}_{name}"
         attribute = found.name.split(".")[-3] if found.name.count(".") > 1 else ""
-    shape = found.param.shape
+    shape = whole_shape(found.param)
     dimensions = len(shape)
-    if dimensions == 1 and not shape[0]:
-        shape = whole_shape(found.param)
-        dimensions = len(shape)
     vector = dimensions < 2 or dimensions - shape.count(1) - shape.count(0) < 2
     if found.part == "original0":
         parametrizations: Any = found.module.parametrizations

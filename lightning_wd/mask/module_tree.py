@@ -8,11 +8,12 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_wd._private import own_modules, own_parameters
+from lightning_wd._private import attached_trainer, fsdp1_shapes, is_fsdp1_piece, own_modules, own_parameters
 from lightning_wd.errors import MaskError
 
-__all__ = ["Found", "Tree", "authors_class", "walk", "whole_shape"]
+__all__ = ["Found", "Tree", "authors_class", "walk", "whole_shape", "without_wrappers"]
 
 _FSDP1 = "_fsdp_wrapped_module"
 # Wrapper classes and the attribute that holds what they wrap. The attribute alone tells nothing: a user's own submodule
@@ -28,6 +29,8 @@ _WRAPPERS = {
     ("lightning.fabric.wrappers", "_FabricModule"): "_forward_module",
     ("lightning_fabric.wrappers", "_FabricModule"): "_forward_module",
 }
+
+_ORIGINAL_SHAPES: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the pieces that FSDP1 has cut parameters into
 
 
 class Found(NamedTuple):
@@ -65,9 +68,8 @@ class Tree:
         """Add the tensors of a module and its children; ``prefix`` is its name and a dot, ``raw`` the wrapped one's."""
         cls = type(module)
         if cls not in self.classes:
-            known = (_WRAPPERS.get((base.__module__, base.__qualname__)) for base in cls.__mro__)
             hooks = hasattr(cls, "no_weight_decay") or hasattr(cls, "no_weight_decay_keywords")
-            self.classes[cls] = next(filter(None, known), None), hooks
+            self.classes[cls] = _wrapped_attribute(cls), hooks
         wrapped, hooks = self.classes[cls]
         tensors = self.tensors
         start = len(tensors)
@@ -127,13 +129,40 @@ def walk(module: nn.Module) -> Tree:
         )
     tree = Tree()
     tree.visit(module, "", "", "")
+    around = getattr(attached_trainer(module), "model", None)  # Lightning's FSDPStrategy wraps the LightningModule
+    outer = around.modules() if isinstance(around, nn.Module) and around is not module else ()
+    for wrapper in (*tree.fsdp, *(each for each in outer if _wrapped_attribute(type(each)) == _FSDP1)):
+        _ORIGINAL_SHAPES.update(fsdp1_shapes(wrapper))
     return tree
 
 
+def _wrapped_attribute(cls: type) -> str | None:
+    """Return the attribute in which instances of a wrapper class hold what they wrap; None for other classes."""
+    known = (_WRAPPERS.get((base.__module__, base.__qualname__)) for base in cls.__mro__)
+    return next(filter(None, known), None)
+
+
+def without_wrappers(name: str) -> str:
+    """Return a tensor's name without the parts that only torch's wrappers give.
+
+    >>> without_wrappers("net._orig_mod.0._fsdp_wrapped_module.weight")
+    'net.0.weight'
+    """
+    private = [attribute for attribute in _WRAPPERS.values() if attribute[0] == "_"]
+    return ".".join(part for part in name.split(".") if part not in private)
+
+
 def whole_shape(param: Tensor) -> torch.Size:
-    """Return a tensor's shape; DeepSpeed's ZeRO-3 leaves an empty one where a partitioned tensor was."""
+    """Return a tensor's shape; the original one of a piece of FSDP1, ``(-1,)`` where it is not known.
+
+    DeepSpeed's ZeRO-3 leaves an empty tensor where a partitioned one was.
+    """
     shape = param.shape
-    return torch.Size(getattr(param, "ds_shape", shape)) if len(shape) == 1 and not shape[0] else shape
+    if len(shape) != 1:
+        return shape
+    if is_fsdp1_piece(param):
+        return _ORIGINAL_SHAPES[param] if param in _ORIGINAL_SHAPES else torch.Size([-1])
+    return torch.Size(getattr(param, "ds_shape", shape)) if not shape[0] else shape
 
 
 def _check_distinct(tensors: list[Found], wrapper: type) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_wd.errors import MaskError, choice
 from lightning_wd.mask.evidence import classify
 from lightning_wd.mask.hooks import declared_names
-from lightning_wd.mask.module_tree import Found, Tree, walk
+from lightning_wd.mask.module_tree import Found, Tree, walk, whole_shape
 from lightning_wd.mask.plan import DecayPlan, Row
 
 __all__ = ["POLICIES", "peer_plan"]
@@ -25,7 +25,7 @@ def _timm(module: nn.Module, tree: Tree) -> Callable[[Found], bool]:
     listed = declared_names(module, "no_weight_decay")
     raw = {name: wrapped for wrapped, name in tree.raw_names.items()}
     return lambda found: (
-        found.param.ndim > 1
+        len(whole_shape(found.param)) > 1
         and not found.name.endswith(".bias")
         and not any(fnmatch.fnmatch(raw.get(found.name, found.name), pattern) for pattern in listed)
     )
@@ -36,7 +36,7 @@ def _transformers(module: nn.Module, tree: Tree) -> Callable[[Found], bool]:
 
 
 def _ndim(module: nn.Module, tree: Tree) -> Callable[[Found], bool]:
-    return lambda found: found.param.ndim > 1
+    return lambda found: len(whole_shape(found.param)) > 1
 
 
 POLICIES = {"timm": _timm, "transformers": _transformers, "ndim": _ndim}

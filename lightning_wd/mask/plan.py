@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,16 +39,15 @@ class Row:
     settings: Mapping[str, Any]  # its group takes them as they are: a rule's weight_decay and lr, a mark's _optim
     frozen: bool = False  # it does not train, so it is in no group
     group: str | None = None  # the name of its group, which the plan gives; None where it is frozen
+    shape: tuple[int, ...] = field(init=False)  # the whole tensor's where it is sharded; FSDP1 may cut it up later
+
+    def __post_init__(self) -> None:
+        self.shape = tuple(whole_shape(self.param))
 
     @property
     def name(self) -> str:
         """The tensor's first name."""
         return self.names[0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The tensor's shape; the whole tensor's where it is sharded."""
-        return tuple(whole_shape(self.param))
 
     @property
     def numel(self) -> int:

@@ -10,14 +10,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_wd._private import fsdp1_pieces
 from lightning_wd.decay import check_style
 from lightning_wd.errors import MaskError, checked_keywords, listed, warn
 from lightning_wd.mask.dead_rules import RuleUse, check_uses
 from lightning_wd.mask.evidence import EXEMPT, classify
 from lightning_wd.mask.hooks import hooked_names, marks
 from lightning_wd.mask.layers import layer_scales, output_parameters
-from lightning_wd.mask.module_tree import Found, Tree, authors_class, walk
+from lightning_wd.mask.module_tree import Found, Tree, authors_class, walk, whole_shape
 from lightning_wd.mask.plan import DecayPlan, Row
 from lightning_wd.mask.rules import PROPERTIES, Mask, as_mask
 
@@ -60,8 +59,8 @@ def plan_decay(
 
     Raises:
         MaskError: a rule that matches nothing or changes nothing; with ``base=None``, a parameter that no rule places;
-            lazy parameters and FSDP1's flat ones, which have no shape of their own; TorchScript, which has no layer
-            types.
+            lazy parameters and FSDP1's flat ones (``use_orig_params=False``), which have no shape of their own;
+            TorchScript, which has no layer types.
         ConfigError: an unknown style.
 
     Example:
@@ -257,17 +256,11 @@ def _check_shapes(tree: Tree) -> None:
         "TorchScript keeps no layer types, so norms, embeddings and matrices can no longer be told apart.",
         "plan and train the module before torch.jit.script or torch.jit.trace, or freeze what is scripted",
     )
-    # FSDP1 leaves one long parameter, or with use_orig_params pieces of it.
-    flat = [
-        found.name
-        for long, shapes in filter(None, map(fsdp1_pieces, tree.fsdp))
-        for found in tree.tensors
-        if found.param is long or found.param.shape != shapes.get(id(found.param), found.param.shape)
-    ]
     _refuse_tensors(
-        flat,
+        [found.name for found in tree.tensors if whole_shape(found.param) == (-1,)],
         "FSDP1 has flattened parameters, so biases, norms and matrices can no longer be told apart.",
-        "plan before wrapping, or use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)",
+        "wrap with use_orig_params=True (Lightning's default) and plan the outermost module that is wrapped, or use "
+        "FSDP2 (fully_shard; Lightning's ModelParallelStrategy)",
     )
 
 

@@ -1,7 +1,8 @@
-"""Checks that a saved state fits this optimizer before anything is loaded.
+"""Fits a saved state to this optimizer, or refuses it, before anything is loaded.
 
-torch matches groups by position and size alone. It lets AdamW's state turn Adam into AdamW, lets reordered groups swap
-their decay, and lets a checkpoint's decay replace the configured one, all in silence.
+torch matches groups and members by position and size alone. It lets AdamW's state turn Adam into AdamW, lets reordered
+groups swap their decay and reordered parameters their moments, and lets a checkpoint's decay replace the configured
+one, all in silence. Here names match where both sides have them; a match by position is said.
 
 Three things resume: the optimizer, the learning-rate schedule and the decay schedule. Each compares its own state with
 its own settings, and :func:`settle` decides for all three whether the checkpoint or the configuration wins.
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.errors import CheckpointMismatchError, listed, warn
+from lightning_wd.mask.module_tree import without_wrappers
 from lightning_wd.optimizers.param_groups import group_label, peak_lr
 
 __all__ = ["ON_RESUME", "Difference", "carry_on", "fit_checkpoint", "settle"]
@@ -73,7 +75,8 @@ def settle(what: str, differences: Sequence[Difference], on_resume: str, *, choo
     if not configured and (lost or on_resume == "error"):
         problem += f", and {lost}" if lost else ""
         raise CheckpointMismatchError(f"{problem}.", found=found, fix=f"{use_config}, or {use_checkpoint}")
-    side, advice = ("configured", use_checkpoint) if configured else ("checkpoint's", use_config)
+    or_else = ", or ".join(dict.fromkeys([use_config, *filter(None, fixes)]))
+    side, advice = ("configured", use_checkpoint) if configured else ("checkpoint's", or_else)
     warn(f"{problem}; the {side} values are used.", found=found, fix=advice, stacklevel=3)
     return configured
 
@@ -92,11 +95,12 @@ def carry_on(what: str, saved: float, steps: float, on_resume: str) -> None:
 
 
 class _Pair(NamedTuple):
-    """A group of the optimizer beside the saved one at its position."""
+    """A group of the optimizer beside the saved settings and members that it gets."""
 
     label: str
     mine: dict[str, Any]
-    theirs: dict[str, Any]
+    theirs: dict[str, Any]  # ``params`` are the keys of the saved states, in the order of mine
+    differences: tuple[Difference, ...] = ()  # of what the pairing itself cannot keep
 
 
 def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -110,14 +114,15 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
     """
     _check_structure(optimizer, state_dict)
     _check_family(optimizer, state_dict)
-    pairs = _paired(optimizer, state_dict["param_groups"])
+    pairs = _paired(optimizer, state_dict)
     _check_values(optimizer, pairs)
     switched = [_style_difference(optimizer, pair) for pair in pairs]
     _check_states(optimizer, pairs, state_dict["state"])
+    _tell_of_positions(optimizer, pairs, state_dict["state"])
     rescheduled = _schedule_difference(optimizer, pairs[0])
     groups, differences = [], [rescheduled]
     for pair, switch in zip(pairs, switched, strict=True):
-        _, mine, theirs = pair
+        _, mine, theirs, unkept = pair
         filled = {**mine, **theirs, "base_lr": peak_lr(theirs)}
         if getattr(optimizer, "scheduled", None) is False and "initial_lr" not in theirs:
             filled.pop("initial_lr", None)  # a learning-rate finder's
@@ -131,7 +136,7 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
             _keep_configured(optimizer, pair, filled, keys)
         if rescheduled:  # a learning rate within a discarded schedule is meaningless
             filled["lr"] = mine["lr"]
-        differences += [switch, *found]
+        differences += [switch, *unkept, *found]
         groups.append(filled)
     settle(f"the settings of {type(optimizer).__name__}", [*filter(None, differences)], optimizer.on_resume)
     return {**state_dict, "param_groups": groups}
@@ -159,6 +164,12 @@ def _is_group(group: Any) -> bool:
         return False
     names = group.get("param_names", [])
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _names(group: dict[str, Any]) -> list[str] | None:
+    """Return the names of a group's members; None where it has not one for each, as after DeepSpeed flattens it."""
+    names: list[str] | None = group.get("param_names")
+    return names if names is not None and len(names) == len(group["params"]) else None
 
 
 def _check_family(optimizer: Any, state_dict: dict[str, Any]) -> None:
@@ -191,31 +202,166 @@ def _of_whom(group: dict[str, Any], classes: list[type[Optimizer]]) -> str:
     return f", as of {' or '.join(sorted(most))}" if most else ""
 
 
-def _paired(optimizer: Any, saved: list[dict[str, Any]]) -> list[_Pair]:
-    """Pair the groups; refuse other groups or other parameters, by name where both sides have names, else by number."""
+def _paired(optimizer: Any, state_dict: dict[str, Any]) -> list[_Pair]:
+    """Pair each group with what was saved of it; refuse other groups or other parameters.
+
+    Where both sides have names, they decide, whatever the order. A state of this package must then have the same
+    groups; one of another optimizer may have the parameters in other groups.
+    """
+    own, saved = optimizer.param_groups, state_dict["param_groups"]
+    homes = _homes(own, saved)
+    if homes and not any("style" in group for group in saved):
+        return _regrouped(optimizer, homes, state_dict)
+    if homes:  # the groups in my order, the members by my names
+        called = {home: name for name, home in homes.items()}
+        saved = [
+            {**group, "param_names": [called[_Home(i, key)] for key in group["params"]]}
+            for i, group in enumerate(saved)
+        ]
+        order = [homes[group["param_names"][0]].group for group in own if group["param_names"][0] in homes]
+        saved = [saved[i] for i in order] if sorted(order) == list(range(len(saved))) else saved
+    _check_layout(optimizer, saved)
+    pairs = [_Pair(group_label(mine, i), mine, theirs) for i, (mine, theirs) in enumerate(zip(own, saved, strict=True))]
+    return [pair._replace(theirs=_in_my_order(pair.mine, pair.theirs, homes)) for pair in pairs] if homes else pairs
+
+
+class _Home(NamedTuple):
+    """Where a state is saved: the index of its group, and its key."""
+
+    group: int
+    key: Any
+
+
+def _homes(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> dict[str, _Home]:
+    """Return where each name was saved; empty where a side has no names, or not one for each parameter.
+
+    Wrappers' parts of a name do not count, nor does a prefix that all names have on one side alone: of the attribute
+    whose parameters the optimizer was given.
+    """
+    mine, theirs = (
+        {
+            without_wrappers(name): _Home(index, key)
+            for index, group in enumerate(groups)
+            for name, key in zip(_names(group) or (), group["params"], strict=False)
+        }
+        for groups in (own, saved)
+    )
+    if any(len(names) < sum(len(g["params"]) for g in groups) for names, groups in ((mine, own), (theirs, saved))):
+        return {}
+    given = {without_wrappers(name): name for group in own for name in group["param_names"]}
+    return {given.get(name, name): home for name, home in _without_prefix(mine, theirs).items()}
+
+
+def _without_prefix(mine: dict[str, _Home], theirs: dict[str, _Home]) -> dict[str, _Home]:
+    """Return theirs under my names, where all names of one side have one prefix more."""
+    first = next(iter(mine))
+    for name in theirs if mine.keys() != theirs.keys() else ():
+        added, dropped = first.removesuffix(f".{name}"), name.removesuffix(f".{first}")
+        if added != first:
+            renamed = {f"{added}.{n}": home for n, home in theirs.items()}
+        else:
+            renamed = {n.removeprefix(f"{dropped}."): home for n, home in theirs.items() if n.startswith(f"{dropped}.")}
+        if mine.keys() == renamed.keys() and len(renamed) == len(theirs):
+            return renamed
+    return theirs
+
+
+def _in_my_order(mine: dict[str, Any], theirs: dict[str, Any], homes: dict[str, _Home]) -> dict[str, Any]:
+    """Return saved settings with the members of a group of the optimizer."""
+    names = mine["param_names"]
+    return {**theirs, "params": [homes[name].key for name in names], "param_names": names}
+
+
+def _regrouped(optimizer: Any, homes: dict[str, _Home], state_dict: dict[str, Any]) -> list[_Pair]:
+    """Pair each group with the settings that its members had, in whatever groups another optimizer had them."""
+    own, saved, state = optimizer.param_groups, state_dict["param_groups"], state_dict["state"]
+    names = {name for group in own for name in group["param_names"]}
+    lost = [name for group in own for name in group["param_names"] if name not in homes]
+    new = [name for name, home in homes.items() if name not in names and state.get(home.key)]  # else never trained
+    if lost or new:
+        found, valid = listed(new or homes, 8), listed(lost or sorted(names), 8)
+        _refuse(optimizer, "it is of other parameters.", found=found, valid=valid, fix=_REBUILD)
+    decays = any(group.get("base_weight_decay") for group in own)
+    pairs = []
+    for index, mine in enumerate(own):
+        label = group_label(mine, index)
+        sources = [saved[i] for i in sorted({homes[name].group for name in mine["param_names"]})]
+        theirs = {**sources[0], **({"name": mine["name"]} if "name" in mine else {})}
+        differences = []
+        for key in [key for key in theirs if key not in _VERSIONED | {"params", "param_names", "name"}]:
+            values = list({repr(_plain(group.get(key))): group.get(key) for group in sources}.values())
+            had = " and ".join(map(repr, values))
+            spared = key == "weight_decay" and decays and not mine["base_weight_decay"] and values != [0]
+            if spared and sum(len(group["params"]) for group in sources) > len(mine["params"]):
+                theirs[key] = mine[key]
+                line = (
+                    f"{label}: {key} is {had} in the checkpoint; the mask leaves it out of the decay, at {mine[key]!r}"
+                )
+                differences.append(Difference(line, fix="write optimizer/mask=all to let it decay as before"))
+            elif len(values) > 1:
+                line = f"{label}: {key} is {had} in the checkpoint, {mine.get(key)!r} in the configuration"
+                fix = "give these parameters groups of their own"
+                differences.append(Difference(line, lost="one group has one value", fix=fix))
+        pairs.append(_Pair(label, mine, _in_my_order(mine, theirs, homes), tuple(differences)))
+    return pairs
+
+
+def _check_layout(optimizer: Any, saved: list[dict[str, Any]]) -> None:
+    """Refuse other groups or other parameters than the optimizer has at the same positions."""
     own, fix = optimizer.param_groups, _REBUILD
     style, theirs_style = (", ".join(sorted({str(g["style"]) for g in each if "style" in g})) for each in (own, saved))
     if theirs_style and theirs_style != style:  # `corrected` has a group for the output layer
         fix += f"; its decay style was {theirs_style} and is {style} here"
     outlines = {"found": _outline(saved), "valid": _outline(own), "fix": fix}
     if len(own) != len(saved):
+        if len(saved) == 1 and len(saved[0]["params"]) == sum(len(group["params"]) for group in own):
+            outlines["fix"] = "write optimizer/mask=all (mask='all' in Python) for one group, as the checkpoint has"
+            if _names(saved[0]) is None:
+                outlines["fix"] += "; its parameters have no names, by which a mask could split them"
         _refuse(optimizer, "loaded state dict has a different number of parameter groups.", **outlines)
-    pairs = [_Pair(group_label(mine, i), mine, saved[i]) for i, mine in enumerate(own)]
-    for index, (_, mine, theirs) in enumerate(pairs):
+    for index, (mine, theirs) in enumerate(zip(own, saved, strict=True)):
+        label = group_label(mine, index)
         if "name" in mine and "name" in theirs and mine["name"] != theirs["name"]:
             _refuse(optimizer, f"group {index} has another name.", **outlines)
-    for label, mine, theirs in pairs:
-        names, theirs_names = mine.get("param_names"), theirs.get("param_names")
-        if names is not None and theirs_names is not None and names != theirs_names:
+        names, theirs_names = _names(mine), _names(theirs)
+        if names is not None and theirs_names is not None and sorted(names) != sorted(theirs_names):
             lost = [name for name in names if name not in theirs_names]
             new = [name for name in theirs_names if name not in names]
-            how = "other parameters" if lost or new else "the same parameters in another order"
             found, valid = listed(new or theirs_names, 8), listed(lost or names, 8)
-            _refuse(optimizer, f"{label} has {how}.", found=found, valid=valid, fix=fix)
+            _refuse(optimizer, f"{label} has other parameters.", found=found, valid=valid, fix=fix)
         if len(mine["params"]) != len(theirs["params"]):
             problem = f"loaded state dict contains a parameter group that doesn't match the size of {label}."
             _refuse(optimizer, problem, **outlines)
-    return pairs
+
+
+def _tell_of_positions(optimizer: Any, pairs: Iterable[_Pair], state: dict[Any, Any]) -> None:
+    """Warn where position alone decides which of several tensors of one shape gets which state."""
+    alike: dict[tuple[int, ...], list[str]] = {}
+    unnamed = set()
+    for label, mine, theirs, _ in pairs:
+        names = _names(mine)
+        unnamed |= {who for who, group in (("optimizer", mine), ("checkpoint", theirs)) if _names(group) is None}
+        for i, (p, key) in enumerate(zip(mine["params"], theirs["params"], strict=True)):
+            held = state.get(key, {})
+            if any(isinstance(value, Tensor) for name, value in held.items() if name != "step"):
+                alike.setdefault(tuple(p.shape), []).append(names[i] if names else f"{label}[{i}]")
+    alike = {shape: members for shape, members in alike.items() if len(members) > 1}
+    if not unnamed or not alike:
+        return
+    who = "neither the checkpoint nor the optimizer has" if len(unnamed) > 1 else f"the {min(unnamed)} has no"
+    problem = (
+        f"{who} names of parameters, so {type(optimizer).__name__} takes the state by position only: "
+        f"{sum(map(len, alike.values()))} tensors share their shape with another and cannot be told apart"
+    )
+    found = "; ".join(f"{listed(members)} of shape {shape}" for shape, members in list(alike.items())[:3])
+    fix = (
+        "check that the parameters have the order of the run that was saved; an optimizer built from "
+        "named_parameters() saves names, and the order no longer matters"
+    )
+    if optimizer.on_resume == "error":
+        fix += "; or write on_resume=checkpoint to take them in this order"
+        raise CheckpointMismatchError(f"{problem}.", found=found, fix=fix)
+    warn(f"{problem}.", found=found, fix=fix, stacklevel=3)
 
 
 def _outline(groups: list[dict[str, Any]]) -> str:
@@ -226,7 +372,7 @@ def _outline(groups: list[dict[str, Any]]) -> str:
 
 def _check_values(optimizer: Any, pairs: Iterable[_Pair]) -> None:
     """Refuse settings that no optimizer saves: torch loads them, and fails or blows up at its next step."""
-    for label, mine, theirs in pairs:
+    for label, mine, theirs, _ in pairs:
         for key, value in theirs.items():
             like = mine.get(key, 0.0 if key in _NOT_NEGATIVE else None)
             if key not in ("params", "name", "param_names") and not _is_like(key, value, like):
@@ -256,8 +402,8 @@ def _check_states(optimizer: Any, pairs: Iterable[_Pair], state: dict[Any, Any])
     if optimizer.state_keys is None:
         return
     valid = ", ".join(sorted(optimizer.state_keys))
-    for label, mine, theirs in pairs:
-        names = mine.get("param_names", range(len(mine["params"])))
+    for label, mine, theirs, _ in pairs:
+        names = _names(mine) or range(len(mine["params"]))
         for own_name, p, key in zip(names, mine["params"], theirs["params"], strict=True):
             held, where = state.get(key, {}), f"parameter {own_name!r} in {label}"
             if wrong := _fault(held, theirs):
@@ -293,7 +439,7 @@ def _style_difference(optimizer: Any, pair: _Pair) -> Difference | None:
 
     The configured style wins under ``on_resume="config"``, or when the state names no style.
     """
-    label, mine, theirs = pair
+    label, mine, theirs, _ = pair
     configured, style = mine["style"], theirs.get("style")
     if style is None and "decoupled_weight_decay" in theirs:
         style = "decoupled" if theirs["decoupled_weight_decay"] else "l2"
@@ -350,7 +496,7 @@ def _compared(optimizer: Any, saved: dict[str, Any]) -> list[str]:
 def _differences(pair: _Pair, saved: dict[str, Any], keys: list[str]) -> list[Difference]:
     """Return the configured settings that differ."""
     shown = {"base_lr": "lr (base_lr)", "base_weight_decay": "weight_decay"}
-    label, mine, _ = pair
+    label, mine, *_ = pair
     line = "{}: {} is {!r} in the checkpoint, {!r} in the configuration"
     return [
         Difference(line.format(label, shown.get(key, key), saved[key], mine[key]))
@@ -367,7 +513,7 @@ def _plain(value: Any) -> Any:
 
 def _keep_configured(optimizer: Any, pair: _Pair, filled: dict[str, Any], keys: list[str]) -> None:
     """Put the configured settings into a loaded group; its learning rate stays at its place in the schedule."""
-    label, mine, _ = pair
+    label, mine, *_ = pair
     if mine.get("amsgrad") and not filled.get("amsgrad"):
         problem = f"{label} has amsgrad, whose maximum the run did not keep."
         fix = "write amsgrad=False to continue that run"

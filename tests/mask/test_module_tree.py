@@ -108,7 +108,8 @@ def test_names_survive_distributed_wrapping() -> None:
     assert str(error.value) == (
         "FSDP1 has flattened parameters, so biases, norms and matrices can no longer be told apart.\n"
         "  found: _flat_param\n"
-        "  fix: plan before wrapping, or use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)"
+        "  fix: wrap with use_orig_params=True (Lightning's default) and plan the outermost module that is wrapped, "
+        "or use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)"
     )
 
 

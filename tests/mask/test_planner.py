@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -86,45 +82,6 @@ def test_torchscript_has_lost_the_types() -> None:
     for param in module["norm"].parameters():  # type: ignore[index]
         param.requires_grad_(False)
     assert placed(module)[3:] == [("norm.weight", None), ("norm.bias", None)]
-
-
-FSDP1_SCRIPT = """
-import sys, torch, torch.distributed as dist
-from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-from lightning_wd import MaskError, plan_decay
-
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-for original in (True, False):
-    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.LayerNorm(4), nn.Linear(4, 4))
-    net[2] = FSDP(net[2], use_orig_params=original, device_id=torch.device("cpu"))
-    try:
-        plan_decay(net)
-    except MaskError as error:
-        print(str(error).splitlines()[1].strip(), [p.ndim for p in net[2].parameters()], flush=True)
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_fsdp1_makes_every_parameter_flat(tmp_path: Path) -> None:
-    """pytorch#101343, open_clip#358: also with use_orig_params a matrix is 1-D, and ndim rules exempt all of them."""
-    script = tmp_path / "flat.py"
-    script.write_text(FSDP1_SCRIPT)
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script), str(rank), str(tmp_path / "store")],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    done = [process.communicate(timeout=500) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], [err[-2000:] for _, err in done]
-    assert done[0][0].splitlines() == ["found: 2.weight, 2.bias [1, 1]", "found: 2._flat_param [1]"]
-    assert done[1][0].splitlines() == ["found: 2.weight [1, 1]", "found: 2._flat_param [1]"]  # its bias is whole
 
 
 def test_a_reason_is_only_text() -> None:

@@ -201,22 +201,15 @@ def test_other_groups_or_members_are_refused() -> None:
     corrected.append({"params": [("head", params()[0])], "name": "decay_decoupled", "style": "decoupled"})
     refused(make(corrected), make(groups(style="independent")).state_dict(), "number of parameter groups",
             "its decay style was independent and is corrected, decoupled here")  # fmt: skip
-    swapped = list(reversed(groups()))
-    refused(target, make(swapped).state_dict(), "group 0 has another name.", "found: group 'no_decay'")
+    relabelled = groups()
+    relabelled[0]["name"] = "weights"
+    refused(target, make(relabelled).state_dict(), "group 0 has another name.", "found: group 'weights'")
+    moved = groups()
+    moved[0]["params"], moved[1]["params"] = moved[1]["params"], moved[0]["params"]
+    refused(target, make(moved).state_dict(), "group 0 has another name.")
     renamed = groups()
     renamed[0]["params"] = [("head.w", renamed[0]["params"][0][1])]
     refused(target, make(renamed).state_dict(), "group 'decay' has other parameters.", "found: head.w", "valid: w")
-    a, b = params((2,), (2,))
-    ordered = [{"params": [("a", a), ("b", b)], "name": "decay"}]
-    c, d = params((2,), (2,))
-    turned = [{"params": [("b", d), ("a", c)], "name": "decay"}]
-    refused(
-        make(ordered),
-        make(turned).state_dict(),
-        "group 'decay' has the same parameters in another order.",
-        "found: b, a",
-        "valid: a, b",
-    )
     refused(
         stepped(wd.SGDW(params((2,), (2,)), lr=0.1)),
         stepped(wd.SGDW(params((2,)), lr=0.1)).state_dict(),
@@ -228,6 +221,181 @@ def test_other_groups_or_members_are_refused() -> None:
         "momentum_buffer of parameter 0 in group 0 has another shape.",
         "found: (2,)",
         "valid: (3, 2)",
+    )
+
+
+def square(*names: str) -> list[tuple[str, torch.nn.Parameter]]:
+    """Parameters of one shape: only a name tells them apart."""
+    return [(name, torch.nn.Parameter(torch.ones(2, 2))) for name in names]
+
+
+def stepped_by_name(optimizer: Any) -> Any:
+    """Step with gradients that depend on the names: a is stepped with 1, b with 2."""
+    for group in optimizer.param_groups:
+        for name, p in zip(group["param_names"], group["params"], strict=True):
+            p.grad = torch.full_like(p, 1.0 + "abcdefgh".index(name[-1]))
+    optimizer.step()
+    return optimizer
+
+
+def moments(optimizer: Any) -> dict[str, float]:
+    return {
+        name: round(optimizer.state[p]["exp_avg"].mean().item(), 6)
+        for group in optimizer.param_groups
+        for name, p in zip(group["param_names"], group["params"], strict=True)
+    }
+
+
+MOMENTS = {"a": 0.1, "b": 0.2, "c": 0.3}
+
+
+@pytest.mark.parametrize("on_resume", ["checkpoint", "config", "error"])
+def test_members_match_by_name_whatever_the_order_of_members_and_groups(on_resume: str) -> None:
+    def build(*order: str) -> Any:
+        gs = [{"params": square(*names), "name": names, "weight_decay": 0.1 * (names < "c")} for names in order]
+        return wd.AdamW(gs, lr=0.1)
+
+    saved = stepped_by_name(build("ab", "c")).state_dict()
+    saved["param_groups"][0].update(param_names=["b", "a"], params=[1, 0])  # as if it had been built from b, a
+    saved["param_groups"].reverse()
+    target = build("ab", "c")
+    assert load(copy.deepcopy(saved), target, on_resume) == []
+    assert moments(target) == MOMENTS
+    assert [(g["name"], g["param_names"], g["weight_decay"]) for g in target.param_groups] == [
+        ("ab", ["a", "b"], 0.1),
+        ("c", ["c"], 0.0),
+    ]
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, wd.AdamW])
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [("", "_orig_mod."), ("net.", ""), ("net.", "module.net."), ("a._orig_mod.", ""), ("a.", "a._orig_mod.")],
+)
+def test_a_prefix_of_all_names_is_no_difference(cls: Any, mine: str, theirs: str) -> None:
+    saved = stepped_by_name(cls(square(*(theirs + n for n in "bca")), lr=0.1, weight_decay=0.1))
+    target = wd.AdamW(square(*(mine + n for n in "abc")), lr=0.1, weight_decay=0.1)
+    assert load(saved.state_dict(), target, "error") == []
+    assert moments(target) == {mine + n: value for n, value in MOMENTS.items()}
+
+
+def test_a_prefix_of_some_names_is_a_difference() -> None:
+    saved = stepped_by_name(torch.optim.AdamW(square("net.a", "b"), lr=0.1)).state_dict()
+    refused(wd.AdamW(square("a", "b"), lr=0.1), saved, "it is of other parameters.", "found: net.a", "valid: a")
+
+
+def masked(decay: float = 0.1, **settings: Any) -> Any:
+    gs: list[dict[str, Any]] = [
+        {"params": square("a"), "name": "decay"},
+        {"params": square("b", "c"), "name": "no_decay", "weight_decay": 0},
+    ]
+    return wd.AdamW(gs, lr=0.1, weight_decay=decay, **settings)
+
+
+def test_one_plain_group_with_names_goes_into_masked_groups() -> None:
+    """The mask stays, and what it leaves out is said; lr, betas and the other amounts follow on_resume."""
+    plain = torch.optim.AdamW(square("c", "a", "b"), lr=0.2, weight_decay=0.3, betas=(0.9, 0.95))
+    saved = stepped_by_name(plain).state_dict()
+    kept = (
+        "group 'no_decay': weight_decay is 0.3 in the checkpoint; the mask leaves it out of the decay, at 0.0",
+        "group 'decay': weight_decay is 0.3 in the checkpoint, 0.1 in the configuration",
+    )
+    for mode, lr, decay in (("checkpoint", 0.2, 0.3), ("config", 0.1, 0.1)):
+        target = masked()
+        (message,) = load(copy.deepcopy(saved), target, mode)
+        assert all(line in message for line in kept)
+        assert "write optimizer/mask=all to let it decay as before" in message
+        assert moments(target) == MOMENTS
+        assert [(g["name"], g["lr"], g["weight_decay"]) for g in target.param_groups] == [
+            ("decay", lr, decay),
+            ("no_decay", lr, 0.0),
+        ]
+    with pytest.raises(wd.CheckpointMismatchError, match="the mask leaves it out of the decay") as error:
+        load(copy.deepcopy(saved), masked(), "error")
+    assert kept[1] in str(error.value)
+
+
+def test_frozen_parameters_of_a_plain_optimizer_are_no_misfit_but_trained_ones_are() -> None:
+    plain = torch.optim.AdamW(square("a", "b", "c", "d"), lr=0.1, weight_decay=0.0)
+    saved = stepped_by_name(plain).state_dict()
+    refused(masked(), saved, "it is of other parameters.", "found: d", "valid: a, b, c")
+    del saved["state"][3]  # d was frozen: no step has given it a state
+    target = masked(decay=0.0)
+    assert load(saved, target, "error") == []
+    assert moments(target) == MOMENTS
+    refused(masked(), stepped_by_name(torch.optim.AdamW(square("a", "b"))).state_dict(), "found: a, b", "valid: c")
+
+
+def test_settings_that_one_group_cannot_have_are_refused() -> None:
+    plain = torch.optim.AdamW([{"params": square("a"), "lr": 0.3}, {"params": square("b", "c"), "lr": 0.1}])
+    saved = stepped_by_name(plain).state_dict()
+    build = functools.partial(wd.AdamW, lr=0.1)
+    with pytest.raises(wd.CheckpointMismatchError) as error:
+        build(square("a", "b", "c")).load_state_dict(saved)
+    assert str(error.value) == (
+        "the settings of AdamW: the checkpoint and the configuration differ, and one group has one value.\n"
+        "  found: group 0: lr is 0.3 and 0.1 in the checkpoint, 0.1 in the configuration; "
+        "group 0: lr (base_lr) is 0.3 in the checkpoint, 0.1 in the configuration\n"
+        "  fix: write on_resume=config to use the configured values, or give these parameters groups of their own "
+        "and write on_resume=checkpoint to use the checkpoint's"
+    )
+    target = build(square("a", "b", "c"))
+    assert len(load(saved, target, "config")) == 1
+    assert (target.param_groups[0]["lr"], moments(target)) == (0.1, MOMENTS)
+
+
+def test_without_names_position_decides_and_is_said() -> None:
+    plain = torch.optim.AdamW([p for _, p in square("a", "b")], lr=0.1, weight_decay=0.1)
+    saved = stepped(plain).state_dict()
+    named, unnamed = (wd.AdamW(ps, lr=0.1, weight_decay=0.1) for ps in (square("a", "b"), params((2, 2), (2, 2))))
+    (message,) = load(copy.deepcopy(saved), named, "checkpoint")
+    assert message == (
+        "the checkpoint has no names of parameters, so AdamW takes the state by position only: 2 tensors share their "
+        "shape with another and cannot be told apart.\n"
+        "  found: a, b of shape (2, 2)\n"
+        "  fix: check that the parameters have the order of the run that was saved; an optimizer built from "
+        "named_parameters() saves names, and the order no longer matters"
+    )
+    (message,) = load(copy.deepcopy(saved), unnamed, "config")
+    assert message.startswith("neither the checkpoint nor the optimizer has names of parameters")
+    assert "found: group 0[0], group 0[1] of shape (2, 2)" in message
+    (message,) = load(stepped(named).state_dict(), unnamed, "checkpoint")
+    assert message.startswith("the optimizer has no names of parameters")
+    named.on_resume = "error"
+    before = snapshot(named)
+    with pytest.raises(wd.CheckpointMismatchError, match="or write on_resume=checkpoint to take them in this order"):
+        named.load_state_dict(saved)
+    assert same(snapshot(named), before)
+
+
+@pytest.mark.parametrize("shapes", [((3, 2), (2,)), ((2, 2), (2, 2))])
+def test_what_cannot_be_mixed_up_is_not_told(shapes: tuple[tuple[int, ...], ...]) -> None:
+    """Other shapes, which are checked; and no state, as SGD without momentum has none."""
+    cls: Any = (wd.SGDW, torch.optim.SGD) if shapes[0] == shapes[1] else (wd.AdamW, torch.optim.AdamW)
+    saved = stepped(cls[1](params(*shapes), lr=0.1, weight_decay=0.0)).state_dict()
+    assert load(saved, cls[0](params(*shapes), lr=0.1, weight_decay=0.0), "error") == []
+
+
+def test_names_that_fit_no_members_are_none() -> None:
+    """DeepSpeed's ZeRO puts one flat tensor in the place of a group's members, and leaves their names."""
+    source, target = masked(), masked()
+    for optimizer in (source, target):
+        for group in optimizer.param_groups:
+            group["params"] = [torch.nn.Parameter(torch.ones(4 * len(group["params"])))]
+    assert load(stepped(source).state_dict(), target, "error") == []
+    assert [s["exp_avg"].numel() for s in target.state.values()] == [4, 8]
+
+
+def test_one_group_without_names_is_told_the_mask_that_takes_it() -> None:
+    saved = stepped(torch.optim.AdamW([p for _, p in square("a", "b", "c")])).state_dict()
+    refused(
+        masked(),
+        saved,
+        "loaded state dict has a different number of parameter groups.",
+        "found: group 0 (3 parameters)",
+        "valid: group 'decay' (1 parameter), group 'no_decay' (2 parameters)",
+        "fix: write optimizer/mask=all (mask='all' in Python) for one group, as the checkpoint has; "
+        "its parameters have no names, by which a mask could split them",
     )
 
 
