@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-zoo check soak studies-smoke
+.PHONY: train test test-zoo test-clients check soak studies-smoke
 
 train: .venv/installed ## the default run; more on the command line: make train ARGS="optimizer=sgdw"
 	$(BIN)/python recipes/train.py $(ARGS)
@@ -12,6 +12,9 @@ test: .venv/installed ## the whole test suite
 
 test-zoo: .venv-zoo/installed ## the suite and the zoo of architectures on the newest torch and torchvision (several GB)
 	.venv-zoo/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-clients: .venv-clients/installed ## our callbacks in other projects' own LightningModules (several GB)
+	.venv-clients/bin/python -m pytest tests/clients $(ARGS)
 
 check: .venv/installed ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -35,4 +38,9 @@ studies-smoke: .venv/installed ## every study of docs/studies at toy size, under
 .venv-zoo/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-zoo
 	.venv-zoo/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[zoo]"
+	touch $@
+
+.venv-clients/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install -e ".[clients]"
 	touch $@
