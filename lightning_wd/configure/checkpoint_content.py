@@ -48,7 +48,6 @@ def keep_checkpoints_plain(module: nn.Module, *given: Any) -> None:
             found=listed(configs),
             fix="where load_from_checkpoint builds the module again, read the argument with OmegaConf.create(...), "
             "which takes both; or pass OmegaConf.to_container(cfg, resolve=True) to the module",
-            stacklevel=3,
         )
     if refused:
         warn(
@@ -57,7 +56,6 @@ def keep_checkpoints_plain(module: nn.Module, *given: Any) -> None:
             found=listed(f"{path} ({type(value).__name__})" for path, value in refused),
             fix="write self.save_hyperparameters(ignore=[...]) with these names, or pass weights_only=False to "
             "trainer.fit where you trust the checkpoint",
-            stacklevel=3,
         )
 
 
@@ -88,7 +86,7 @@ def plain(value: Any) -> Any:
     {'cfg': {'a': 1, 'b': '${a}'}, 'mask': {'base': 'standard', 'rules': [{'name': '*.x', 'wd_mult': 0.0}]}}
     """
     if is_omegaconf(value):
-        return _container(value)
+        return value if _is_trusted(type(value)) else _container(value)
     if isinstance(value, (Mask, Rule)) and not _has_code(value):
         return plain_mask(value) if isinstance(value, Mask) else plain_rule(value)
     if isinstance(value, dict):
@@ -123,6 +121,8 @@ def _container(config: Any) -> Any:
 def _not_plain(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield, with its path, each part of the hyperparameters that is neither plain nor made so in a checkpoint."""
     if is_omegaconf(value):
+        if _is_trusted(type(value)):
+            return
         yield path, value
         yield from _not_plain(_container(value), path)
     elif isinstance(value, (Mask, Rule)):

@@ -63,14 +63,15 @@ def configure_optimizers(
         >>> [(g["name"], g["weight_decay"], len(g["params"])) for g in built["optimizer"].param_groups]
         [('decay', 0.1, 1), ('no_decay', 0.0, 3)]
     """
-    return build(module, optimizer, lr_scheduler, Budget(module, total_steps, steps_per_epoch))
+    built = build(module, optimizer, lr_scheduler, Budget(module, total_steps, steps_per_epoch))
+    keep_checkpoints_plain(module, optimizer, lr_scheduler)
+    return built
 
 
 def build(module: torch.nn.Module, optimizer: Any, lr_scheduler: Any, budget: Budget) -> dict[str, Any]:
     """Build what :func:`configure_optimizers` returns, with the steps of a budget."""
     typed = {**_typed(module, optimizer, "optimizer"), **_typed(module, lr_scheduler, "lr_scheduler")}
     with as_typed(typed):
-        keep_checkpoints_plain(module, optimizer, lr_scheduler)
         config = OptimizerConfig.of(optimizer)
         request = ScheduleRequest.of(lr_scheduler)
         check_neighbours(module, scheduled=request is not None)
