@@ -33,6 +33,7 @@ __all__ = [
     "listed",
     "nearest",
     "number",
+    "spelled",
     "warn",
 ]
 
@@ -123,6 +124,11 @@ def as_typed(names: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         _TYPED.reset(token)
+
+
+def spelled(name: str) -> str:
+    """Return a name as messages spell it here: what ends in it can then be spelled, too."""
+    return _TYPED.get().get(name, name)
 
 
 def _spell(line: str) -> str:

@@ -203,9 +203,9 @@ class DecaySchedule(Callback):
             read_again(optimizer)
             self._write(trainer, index)
 
-    def _read(self) -> None:
+    def _read(self, *, in_step: bool = False) -> None:
         """Read the steps of the run; another callback may change them until the first step."""
-        self._budget.forget()
+        self._budget.forget(in_step=in_step)
         self._total = 1 if self.shape == "restarts" else self._budget.total_steps("DecaySchedule")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -213,8 +213,8 @@ class DecaySchedule(Callback):
         index = trainer.optimizers.index(optimizer)
         if index not in self._stepped:
             self._stepped.add(index)
-            self._read()
-            read_again(optimizer)
+            self._read(in_step=True)
+            read_again(optimizer, in_step=True)
             if not self._restored and "base_weight_decay" in optimizer.param_groups[0]:
                 self._bases[index] = []
         self._write(trainer, index)

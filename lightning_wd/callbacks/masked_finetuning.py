@@ -11,6 +11,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_wd.callbacks.bases import Callback
+from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.late_groups import unfreeze
 from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, checked_keywords, listed, number
@@ -181,6 +182,7 @@ class MaskedFinetuning(Callback):
             if epoch <= trainer.current_epoch:
                 hits = self._hits[epoch] & self._frozen
                 due = [found.name for found in walk(pl_module).tensors if found.name in hits]
+                read_again(trainer.optimizers[0])
                 groups = self._unfreeze(trainer, pl_module, epoch, due)
                 if groups:
                     rank_zero_info(

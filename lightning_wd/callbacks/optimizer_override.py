@@ -69,6 +69,7 @@ class OptimizerOverride(Callback):
         ScheduleRequest.of(lr_scheduler)  # refuse invalid settings now
         Budget(None, total_steps, steps_per_epoch)
         self.lr_scheduler = lr_scheduler
+        self._finder: Any = None
         self.index = None if index is None else int(number("index", index, whole=True))
         self.steps = total_steps, steps_per_epoch
 
@@ -76,12 +77,30 @@ class OptimizerOverride(Callback):
         """Stand in for the module's ``configure_optimizers`` until the strategy has called it, once."""
         if stage != "fit":
             return
+        self._take_found_rate(trainer)
         earlier = vars(pl_module).get("configure_optimizers")
         if getattr(earlier, "__self__", None) is self:  # left by a fit that failed early
             del pl_module.configure_optimizers
             earlier = None
         self._module, self._earlier, self._own = pl_module, earlier, pl_module.configure_optimizers
         pl_module.configure_optimizers = self._configure  # type: ignore[method-assign]
+
+    def _take_found_rate(self, trainer: L.Trainer) -> None:
+        """Train at the rate that ``Tuner.lr_find`` has found; the module's attribute that it sets is not read here."""
+        finders = [callback for callback in trainer.callbacks if hasattr(callback, "optimal_lr")]  # type: ignore[attr-defined]
+        if finders:  # it searches in this fit; the optimizer takes a rate that is found within it
+            self._finder = finders[0]
+            return
+        finder, self._finder = self._finder, None
+        found = None if finder is None or finder.optimal_lr is None else finder.optimal_lr.suggestion()
+        if found is None:
+            return
+        request = ScheduleRequest.of(self.lr_scheduler)
+        if request is not None and request.peak() is not None:
+            rank_zero_warn(f"OptimizerOverride keeps lr_scheduler.max_lr, not the {found:.3g} that lr_find has found.")
+            return
+        rank_zero_info(f"OptimizerOverride takes the learning rate {found:.3g} that lr_find has found.")
+        self.optimizer = OptimizerConfig.of({**self.optimizer, "lr": found})
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore(pl_module)
@@ -134,26 +153,24 @@ class OptimizerOverride(Callback):
         )
 
     def _warn_of_lost_rates(self, old: Optimizer, new: Optimizer) -> None:
-        """Warn where the module gives its groups different learning rates and the new optimizer does not."""
-        old_rates = [peak_lr(group) for group in old.param_groups]
-        new_rates = {peak_lr(group) for group in new.param_groups}
-        if len(set(old_rates)) < 2 or len(new_rates) > 1:
-            return
+        """Warn where the module trains parameters at a lower rate than others and the new optimizer does not."""
+        before, after = _relative_rates(old), _relative_rates(new)
         names = {id(p): name for name, p in self._module.named_parameters()}
+        lost = {names[key]: part for key, part in before.items() if part < 1.0 <= after.get(key, 0.0)}
+        if not lost:
+            return
         groups = [
-            f"{group_name(group, i)} (lr {rate:g}: {listed([names[id(p)] for p in group['params']], 2)})"
-            for i, (group, rate) in enumerate(zip(old.param_groups, old_rates, strict=True))
+            f"{group_name(group, i)} (lr {peak_lr(group):g}: {listed([names[id(p)] for p in group['params']], 2)})"
+            for i, group in enumerate(old.param_groups)
         ]
-        slow = min(range(len(old_rates)), key=old_rates.__getitem__)
-        first = next((names[id(p)] for p in old.param_groups[slow]["params"]), "backbone")
-        factor = f"{old_rates[slow] / max(old_rates):g}"
+        rules = listed(_rules(lost, {names[key]: part for key, part in before.items()}), 12)
         rank_zero_warn(
             explain(
-                f"OptimizerOverride gives all parameters of {type(self._module).__name__} one learning rate, "
-                f"{new_rates.pop():g}, where its own {type(old).__name__} has {len(set(old_rates))}.",
+                f"OptimizerOverride trains {len(lost)} parameters of {type(self._module).__name__} at the full rate, "
+                f"{max(map(peak_lr, new.param_groups)):g}, where its own {type(old).__name__} has a lower one.",
                 found=listed(groups, 4),
-                fix=f"give rates by rules, optimizer.mask.rules=[{{name: '{first.partition('.')[0]}.*', "
-                f"lr_mult: {factor}}}], or by depth with optimizer.mask.layer_decay=0.75",
+                fix=f"give rates by rules, optimizer.mask.rules=[{rules}], or by depth with optimizer.mask.layer_decay "
+                "where the model has numbered layers",
             )
         )
 
@@ -192,6 +209,22 @@ def _read(configured: Any) -> tuple[list[Optimizer], list[Any]]:
     entries = [entry if isinstance(entry, dict) else {"optimizer": entry} for entry in configured]
     schedules = [entry["lr_scheduler"] for entry in entries if "lr_scheduler" in entry]
     return [entry["optimizer"] for entry in entries], schedules
+
+
+def _relative_rates(optimizer: Optimizer) -> dict[int, float]:
+    """Return the peak rate of each parameter as a part of the largest, by id."""
+    largest = max(map(peak_lr, optimizer.param_groups)) or 1.0
+    return {id(p): peak_lr(group) / largest for group in optimizer.param_groups for p in group["params"]}
+
+
+def _rules(lost: dict[str, float], every: dict[str, float]) -> list[str]:
+    """Return rules that give parameters their parts of the rate: one for a child module where all of it has one."""
+    patterns: dict[str, float] = {}
+    for name, part in lost.items():
+        child = f"{name.partition('.')[0]}."
+        whole = "." in name and all(other == part for key, other in every.items() if key.startswith(child))
+        patterns[f"{child}*" if whole else name] = part
+    return [f"{{name: '{pattern}', lr_mult: {part:g}}}" for pattern, part in patterns.items()]
 
 
 def _described(optimizer: Optimizer, schedulers: Iterable[Any]) -> str:

@@ -38,11 +38,13 @@ class Budget:
         )
         trainer = attached_trainer(module)
         self._before = 0 if trainer is None else _steps_before(trainer)
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget what was read: the trainer is asked again."""
+        self._when = {"restored": trainer is None or not resumed(trainer)}
         self._total, self._per_epoch = self._given
+
+    def forget(self, *, in_step: bool = False) -> None:
+        """Forget what was read: the trainer is asked again, as training starts or ``in_step``, within a step."""
+        self._total, self._per_epoch = self._given
+        self._when = {"in_step": in_step}
 
     def total_steps(self, needed_by: str) -> int:
         """Return the optimizer steps of the run, or raise a ConfigError that says why they are unknown."""
@@ -58,10 +60,16 @@ class Budget:
             raise self._unknown(needed_by, why, limit)
         return self._total  # type: ignore[return-value]  # it is known
 
+    def left(self, needed_by: str) -> int:
+        """Return the optimizer steps of the run that are still to come."""
+        trainer = attached_trainer(self._module)
+        done = 0 if trainer is None or self._given[0] is not None else trainer.global_step - self._before
+        return self.total_steps(needed_by) - done
+
     def knows_total(self) -> bool:
         """Whether the steps of the run are known."""
         if self._total is None and not _why_unknown(self._module):
-            self._total = _total(attached_trainer(self._module), self._before)
+            self._total = _total(attached_trainer(self._module), self._before, **self._when)
         return self._total is not None
 
     def steps_per_epoch(self, needed_by: str) -> float:
@@ -72,6 +80,28 @@ class Budget:
                 why = "the length of an epoch is unknown (iterable data)"
                 raise self._unknown(needed_by, why, "set trainer.limit_train_batches to a whole number, or ")
         return self._per_epoch
+
+    def between(self, frequency: int) -> float:
+        """Return how many optimizer steps lie between two of a schedule that steps at every ``frequency``-th batch.
+
+        Lightning counts batches within the epoch, and steps the schedule only where the optimizer steps.
+        """
+        if frequency == 1 or _why_unknown(self._module):
+            return float(frequency)
+        trainer = attached_trainer(self._module)
+        steps = _per_epoch(trainer)
+        if steps is None:
+            return float(frequency)
+        batches, every = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        stepping = {*range(every, batches + 1, every), batches}
+        count = sum(batch % frequency == 0 for batch in stepping)
+        if not count:
+            raise ConfigError(
+                f"lr_scheduler.frequency={frequency} never steps the schedule.",
+                found=f"{batches} batches in an epoch, an optimizer step every {every}; Lightning counts batches",
+                fix="write lr_scheduler.frequency=1",
+            )
+        return float(steps / count)
 
     def _trainer(self, needed_by: str) -> Any:
         if why := _why_unknown(self._module):
@@ -115,16 +145,30 @@ def _steps_before(trainer: Any) -> int:
     return 0 if resumed(trainer) else int(trainer.global_step)
 
 
-def _total(trainer: Any, before: int) -> int | None:
-    steps = _count(trainer, lambda: trainer.estimated_stepping_batches)
+def _total(trainer: Any, before: int, *, in_step: bool = False, restored: bool = True) -> int | None:
+    """Return the steps done since ``before`` and those that are left, at today's steps per epoch; None if unknown.
+
+    Until a checkpoint's progress is ``restored`` the run counts as if it began now.
+    """
+    per_epoch = _per_epoch(trainer)
+    if not restored:
+        steps = _count(trainer, lambda: trainer.estimated_stepping_batches)
+        return max(1, int(steps)) if 0 <= steps < math.inf else None  # 0: nothing trains; -1: unknown
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     for callback in trainer.callbacks:
         # StochasticWeightAveraging adds an epoch to the trainer's, after `swa_end`, that trains no weight
-        last = getattr(callback, "swa_end", math.inf)
-        if (trainer.max_epochs or 0) > last + 1:
-            steps = min(steps, (last + 1) * (_per_epoch(trainer) or math.inf))
-    if steps > before:  # else this fit trains nothing
-        steps -= before
-    return max(1, int(steps)) if 0 <= steps < math.inf else None  # 0: nothing trains; -1: unknown
+        epochs = min(epochs, getattr(callback, "swa_end", math.inf) + 1)
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    batches = progress.current.completed  # of this epoch
+    if not in_step:  # a checkpoint that was saved after a batch counts it as processed
+        batches = 0 if progress.is_last_batch else progress.current.processed
+    left = math.inf
+    if per_epoch is not None and epochs < math.inf:
+        left = (epochs - trainer.current_epoch) * per_epoch - batches // trainer.accumulate_grad_batches
+    if trainer.max_steps != -1:
+        left = min(left, trainer.max_steps - trainer.global_step)
+    done = trainer.global_step - before
+    return max(1, int(done + max(0, left))) if left < math.inf else None
 
 
 def _per_epoch(trainer: Any) -> int | None:

@@ -12,6 +12,7 @@ from lightning_wd.optimizers.param_groups import as_float, group_label, group_st
 __all__ = ["cautions"]
 
 _SHORT_RUNS = 0.03  # with a shorter timescale the weights know a few percent of the run only
+_COUPLED_RUNS = 0.2  # the same, of a number that looks like one of `decoupled`
 _LONG_RUNS = 10.0  # with a longer one a whole run removes less than a tenth of a weight
 _LARGE_FRACTION = 1e-3  # usual as lam of `decoupled`, where lr multiplies it
 
@@ -56,7 +57,7 @@ def _lines(style: str, lam: float, lr: float, units: dict[str, float], chosen: b
         coupled = f"; {lam:g} is a number for style 'decoupled', which multiplies it by lr: that is {lam * lr:.3g} here"
     if fraction >= 1:
         yield f"a step at the peak learning rate removes {fraction:.3g} of each weight (d_t >= 1): lower weight_decay"
-    elif runs < _SHORT_RUNS:
+    elif runs < (_COUPLED_RUNS if coupled else _SHORT_RUNS):
         yield (
             f"the timescale is {units['timescale_steps']:.3g} steps, {runs:.2g} of the run: weights forget what came "
             f"before{coupled}"

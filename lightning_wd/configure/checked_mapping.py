@@ -80,9 +80,9 @@ class CheckedMapping(dict[str, Any]):
         raise ConfigError(
             f"{cls.__name__} is a description of what to build; it cannot be called.",
             found=found,
-            fix="in configure_optimizers write "
-            "`return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)`, "
-            "give the settings by keyword or as a mapping, and remove a left-over `_partial_: true`",
+            fix="remove a left-over `_partial_: true` (on the command line ~model.optimizer._partial_), give the "
+            "settings by keyword or as a mapping, and in configure_optimizers write "
+            "`return wd.configure_optimizers(self, self.hparams.optimizer, self.hparams.lr_scheduler)`",
         )
 
 
@@ -145,7 +145,7 @@ def as_keywords(cls: type[CheckedMapping], value: object, what: str) -> dict[str
         cls.refuse_call(f"a partial of {getattr(made, '__module__', '')}.{getattr(made, '__qualname__', '')}")
     if not isinstance(value, Mapping):
         raise ConfigError(
-            f"{what} must be a {cls.__name__} or a mapping but got {type(value).__name__}.",
+            f"{what} must be a mapping, as {cls.__name__} is, but got {type(value).__name__}.",
             found=repr(value)[:200],
             fix=f"pass {cls.__name__}(name=...) or the same keys as a dict",
         )

@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from lightning_wd._private import attached_trainer, inner_schedulers, per_group_lists
 from lightning_wd.configure.budget import Budget, resumed
 from lightning_wd.configure.cautions import cautions
+from lightning_wd.errors import as_typed, warn
+from lightning_wd.optimizers.checkpoint import carry_on
 from lightning_wd.optimizers.param_groups import as_float
 
 __all__ = ["FirstStep", "read_again"]
@@ -25,11 +27,11 @@ _RATE_KEYS = ("initial_lr", "max_lr", "min_lr")  # where schedulers keep a group
 _RATE_LISTS = ("base_lrs", "max_lrs", "_last_lr")
 
 
-def read_again(optimizer: Optimizer) -> None:
+def read_again(optimizer: Optimizer, *, in_step: bool = False) -> None:
     """Let an optimizer and its schedule follow what the trainer says now; callbacks ask for it as training starts."""
     reading = getattr(optimizer, "first_step", None)
     if reading is not None:
-        reading.read_again()
+        reading.read_again(in_step=in_step)
 
 
 class FirstStep:
@@ -71,7 +73,8 @@ class FirstStep:
         trainer = attached_trainer(module)
         self._resumed = resumed(trainer)
         self._finders = [callback for callback in trainer.callbacks if _is_finder(callback)]
-        self._started = False
+        self.saved_steps: float | None = None  # of a loaded schedule, until the run's own are known
+        self._started, self._told = False, False
         self._next_step = -1
         optimizer.register_step_pre_hook(self)
 
@@ -80,32 +83,58 @@ class FirstStep:
         trainer = attached_trainer(self._module)
         if trainer is None:
             return
+        if not optimizer.state and all(as_float(group["lr"]) == 0 for group in optimizer.param_groups):
+            return  # torch.distributed.checkpoint creates the state by a step, before the run's progress is restored
         step = trainer.global_step
-        if step == self._next_step or (self._started and not self._module.automatic_optimization):
-            self._next_step = step + 1
-        elif any(finder not in trainer.callbacks for finder in self._finders):
+        if any(finder not in trainer.callbacks for finder in self._finders):
             self._next_step = -1  # a finder takes the callbacks away while it searches; it will undo this step
+        elif step == self._next_step or (self._started and not self._module.automatic_optimization):
+            self._next_step = step + 1
         else:
-            self.read_again()
+            self.read_again(in_step=True)
             if not self._started:
                 self._warn(trainer)
             self._started, self._next_step = True, step + 1
 
-    def read_again(self) -> None:
-        """Follow what the trainer says now."""
+    @property
+    def settled(self) -> bool:
+        """Whether the run has begun, and no finder is searching."""
+        return self._started and self._next_step >= 0
+
+    def read_again(self, *, in_step: bool = False) -> None:
+        """Follow what the trainer says now, as training starts or within a step."""
         trainer = attached_trainer(self._module)
-        self._budget.forget()
+        self._budget.forget(in_step=in_step)
         goes_on = self._resumed and self._optimizer.on_resume != "config"
-        if not goes_on:
-            self._follow_rates(trainer)
-        if self._reschedule is not None:
-            self._reschedule(resumed=goes_on)
+        with as_typed(getattr(self._optimizer, "typed", {})):
+            if goes_on:
+                self._tell_of_finder(trainer)
+            else:
+                self._follow_rates(trainer)
+            if self._reschedule is not None:
+                self._reschedule(resumed=goes_on)
+            settings = getattr(self._schedule, "settings", {})
+            saved, self.saved_steps = self.saved_steps, None
+            if goes_on and saved is not None and saved != settings["total_steps"]:
+                carry_on("the learning-rate schedule", saved, settings["total_steps"], self._optimizer.on_resume)
+
+    def _tell_of_finder(self, trainer: Any) -> None:
+        """Warn, once, of a found rate that a resumed run does not train at."""
+        found = _suggestions(trainer)
+        rates = [as_float(group["base_lr"]) for group in self._optimizer.param_groups]
+        if found and found[0] not in rates and not self._told:
+            self._told = True
+            warn(
+                f"LearningRateFinder has found {found[0]:.3g}, but the resumed run goes on at the checkpoint's rate.",
+                found=f"lr0 = {max(rates):.3g}",
+                fix="remove the finder from a run that resumes, or write on_resume=config",
+            )
 
     def _warn(self, trainer: Any) -> None:
         """Warn of amounts that can hardly be meant, unless a callback shows them."""
+        total = self._budget.total_steps("the timescale") if self._budget.knows_total() else None  # on all ranks
         if not trainer.is_global_zero or any(getattr(c, "shows_cautions", False) for c in trainer.callbacks):
             return
-        total = self._budget.total_steps("the timescale") if self._budget.knows_total() else None
         schedule = next((c for c in trainer.callbacks if getattr(c, "schedules_decay", False)), None)
         scheduled = None if schedule is None else schedule.largest(trainer, trainer.optimizers.index(self._optimizer))
         for line in cautions(self._optimizer, total, scheduled):
@@ -157,9 +186,11 @@ def _is_finder(callback: Any) -> bool:
 
 def _found_rate(trainer: Any, now: list[float]) -> float | None:
     """Return the rate that a LearningRateFinder has written into every group, or None."""
-    for callback in trainer.callbacks:
-        result = getattr(callback, "optimal_lr", None)
-        found = None if result is None else result.suggestion()
-        if found is not None and all(rate == found for rate in now):
-            return float(found)
-    return None
+    return next((found for found in _suggestions(trainer) if all(rate == found for rate in now)), None)
+
+
+def _suggestions(trainer: Any) -> list[float]:
+    """Return the rates that finders among the callbacks have found."""
+    results = [getattr(callback, "optimal_lr", None) for callback in trainer.callbacks]
+    found = [result.suggestion() for result in results if result is not None]
+    return [float(rate) for rate in found if rate is not None]

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_wd._private import attached_trainer, inner_schedulers, per_group_lists
-from lightning_wd.configure.first_step import read_again
 from lightning_wd.errors import ConfigError
 from lightning_wd.mask import DecayPlan, Mask, plan_decay
 from lightning_wd.mask.layers import output_parameters
@@ -41,7 +40,6 @@ def unfreeze(
         mask: splits them; None is the mask of the optimizer's configuration, else ``standard``.
         epoch: ends the names of the groups: ``decay_epoch_3``.
     """
-    read_again(optimizer)
     whole, wanted, before = _whole_plan(optimizer, module, mask), set(names), len(optimizer.param_groups)
     rows = [row for row in whole if wanted.intersection(row.names)]
     for row in rows:

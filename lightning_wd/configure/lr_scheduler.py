@@ -16,12 +16,23 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 from lightning_wd import schedules
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, show_keys
-from lightning_wd.errors import CheckpointMismatchError, ConfigError, as_typed, choice, flag, keys, nearest, number
+from lightning_wd.errors import (
+    CheckpointMismatchError,
+    ConfigError,
+    as_typed,
+    choice,
+    flag,
+    keys,
+    nearest,
+    number,
+    warn,
+)
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 
 __all__ = ["LRSchedule", "LRSchedulerConfig", "ScheduleRequest"]
 
 _NOT_SETTINGS = ("optimizer", "last_epoch", "verbose")
+_NEXT_TO_NOTHING = 1e-3  # of the peak
 _NEED_CODE = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
 LIGHTNING_KEYS = ("interval", "frequency", "monitor", "strict")
 
@@ -178,11 +189,18 @@ class LRSchedule(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _carried_on(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return the state of a schedule of this shape with the steps of this run."""
+        """Return the state of a schedule of this shape with the steps of this run.
+
+        Under a trainer they are known at the first step only: then :meth:`ScheduleRequest.follow` says it.
+        """
         saved, steps = state["settings"].get("total_steps"), self.settings.get("total_steps")
-        if state["shape"] != self.shape or saved is None or steps is None or saved == steps:
+        if state["shape"] != self.shape or saved is None or steps is None:
             return state
-        carry_on("the learning-rate schedule", saved, steps, getattr(self.optimizer, "on_resume", "checkpoint"))
+        reading = getattr(self.optimizer, "first_step", None)
+        if reading is not None:
+            reading.saved_steps = saved
+        elif saved != steps:
+            carry_on("the learning-rate schedule", saved, steps, getattr(self.optimizer, "on_resume", "checkpoint"))
         settings = self.settings if state.get("asked") == self.asked else {**state["settings"], "total_steps": steps}
         return {**state, "settings": settings}
 
@@ -311,6 +329,8 @@ class ScheduleRequest:
         """
         if isinstance(scheduler, LRSchedule):
             settings = self._settings(budget)
+            if "total_steps" in settings:
+                settings["total_steps"] = max(1, self._end(scheduler, budget))
             if resumed and scheduler.asked != self.keywords:
                 settings = {**scheduler.settings, **{k: v for k, v in settings.items() if k == "total_steps"}}
             if settings != scheduler.settings:
@@ -321,6 +341,13 @@ class ScheduleRequest:
                 fresh = self._make(scheduler.optimizer, multipliers, budget)
                 scheduler.__class__, scheduler.__dict__ = type(fresh), vars(fresh)
             self._check_end(scheduler, budget)
+        elif resumed:
+            _warn_ended(scheduler)
+
+    def _end(self, scheduler: LRScheduler, budget: Budget) -> int:
+        """Return where a schedule stands when the run ends, in its own steps."""
+        needed_by, lightning = f"lr_scheduler '{self.make}'", {"interval": "step", **self.lightning}
+        return scheduler.last_epoch + round(budget.left(needed_by) / _interval(budget, needed_by, lightning))
 
     def _settings(self, budget: Budget) -> dict[str, float]:
         """Return the settings of a shape of this package, in steps of the schedule."""
@@ -329,7 +356,7 @@ class ScheduleRequest:
     def _check_end(self, scheduler: OneCycleLR, budget: Budget) -> None:
         if not budget.knows_total():
             return
-        needed = _schedule_steps(budget, "lr_scheduler OneCycleLR", {"interval": "step", **self.lightning})
+        needed = self._end(scheduler, budget)
         if needed > scheduler.total_steps:
             done = scheduler.last_epoch
             raise ConfigError(
@@ -385,8 +412,10 @@ def _check_lightning(mapping: Mapping[str, Any]) -> None:
 
 def _interval(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> float:
     """Return how many optimizer steps lie between two steps of the schedule."""
-    interval = budget.steps_per_epoch(needed_by) if lightning.get("interval") == "epoch" else 1
-    return float(interval * lightning.get("frequency", 1))
+    frequency = lightning.get("frequency", 1)
+    if lightning.get("interval") == "epoch":
+        return float(budget.steps_per_epoch(needed_by) * frequency)
+    return budget.between(frequency)
 
 
 def _schedule_steps(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> int:
@@ -412,6 +441,20 @@ def _resolve_shape(
     if "total_steps" in inspect.signature(getattr(schedules, shape)).parameters:
         resolved["total_steps"] = _schedule_steps(budget, needed_by, lightning)
     return resolved
+
+
+def _warn_ended(scheduler: Any) -> None:
+    """Warn where a resumed run goes on after the end of torch's schedule, at next to no learning rate."""
+    end = getattr(scheduler, "total_iters", getattr(scheduler, "T_max", math.inf))
+    peaks = [group.get("base_lr") or 1.0 for group in scheduler.optimizer.param_groups]
+    rates = [float(lr) for lr in scheduler.get_last_lr()] if scheduler.last_epoch >= end else peaks
+    if all(rate <= _NEXT_TO_NOTHING * peak for rate, peak in zip(rates, peaks, strict=False)):
+        warn(
+            f"{type(scheduler).__name__} has ended: the resumed run goes on at a learning rate of {max(rates):.3g}.",
+            found=f"{scheduler.last_epoch} steps of the schedule done, and it was made for {end}",
+            fix="use a schedule of this package (lr_scheduler=warmup_cosine), which is carried on, or start a new run "
+            "from the weights",
+        )
 
 
 def _warn_below_peak(shape: str, settings: Mapping[str, float], budget: Budget) -> None:

@@ -6,17 +6,20 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_wd._private import attached_trainer
+from lightning_wd.decay import step_fraction
 from lightning_wd.errors import ConfigError, explain, listed
 from lightning_wd.mask.module_tree import walk
+from lightning_wd.optimizers.param_groups import as_float, group_label
 
 __all__ = ["check_neighbours", "watch", "watch_all"]
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
+_BY_PEAK = ("independent", "corrected")  # styles whose d_t depends on lr_t / lr0
+_MORE = 1.0 + 1e-6
 _EVERY = 100  # steps between two looks for untrained parameters within an epoch
 _HOOKS: WeakKeyDictionary[Optimizer, Any] = WeakKeyDictionary()
 _NAMED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # warned of already
@@ -39,20 +42,16 @@ def check_neighbours(module: nn.Module, scheduled: bool) -> None:
     name = type(module).__name__
     automatic = getattr(module, "automatic_optimization", False)  # else Lightning calls neither method
     if automatic and scheduled and _overrides(module, "lr_scheduler_step"):
-        rank_zero_warn(
-            explain(
-                f"{name}.lr_scheduler_step replaces Lightning's, and may step lr_scheduler otherwise than configured.",
-                fix="remove it, or let it call scheduler.step() and nothing else (scheduler.step(metric) for "
-                "ReduceLROnPlateau)",
-            )
+        _warn(
+            f"{name}.lr_scheduler_step replaces Lightning's, and may step lr_scheduler otherwise than configured.",
+            fix="remove it where it does what Lightning's own does: scheduler.step(), or scheduler.step(metric) for "
+            "ReduceLROnPlateau",
         )
     if automatic and _overrides(module, "optimizer_step"):
-        rank_zero_warn(
-            explain(
-                f"{name}.optimizer_step replaces Lightning's, and may skip steps or set a learning rate of its own.",
-                fix="remove it, or let it call optimizer.step(closure=optimizer_closure) each time and leave "
-                "learning rates to lr_scheduler",
-            )
+        _warn(
+            f"{name}.optimizer_step replaces Lightning's, and may skip steps or set a learning rate of its own.",
+            fix="remove it where it only calls optimizer.step(closure=optimizer_closure), and leave learning rates to "
+            "lr_scheduler",
         )
 
 
@@ -79,11 +78,19 @@ def watch_all(trainer: Any, module: nn.Module) -> None:
             watch(optimizer, module)
 
 
+def _warn(problem: str, **parts: Any) -> None:
+    from lightning.fabric.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+
+    rank_zero_warn(explain(problem, **parts))
+
+
 class _Watch:
     """The hook of :func:`watch`."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module, self._steps, self._epoch = module, 0, -1
+        self._first: list[float] = []  # the rate of each group at the first step
+        self._told = False
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
@@ -94,6 +101,29 @@ class _Watch:
         self._steps, self._epoch = self._steps + 1, epoch
         if due:
             _warn_of_untrained(self._module, [*getattr(trainer, "optimizers", []), optimizer])
+            reading = getattr(optimizer, "first_step", None)
+            if not self._told and hasattr(optimizer, "decay_config") and (reading is None or reading.settled):
+                self._told = self._warn_of_rates(optimizer)
+
+    def _warn_of_rates(self, optimizer: Any) -> bool:
+        """Warn of a rate above the peak that the decay is computed from, or of one that stays below it unscheduled."""
+        rates = [as_float(group["lr"]) for group in optimizer.param_groups]
+        self._first, first = self._first or rates, self._first
+        for index, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
+            peak = group["base_lr"]
+            stays = index < len(first) and rate == first[index] and not optimizer.scheduled
+            decays = group["style"] in _BY_PEAK and group["weight_decay"]
+            if decays and (rate > peak * _MORE or (stays and rate < peak / _MORE)):
+                removed = step_fraction(group["style"], weight_decay=group["weight_decay"], lr=rate, base_lr=peak)
+                _warn(
+                    f"{group_label(group, index)} runs at a learning rate of {rate:.3g}, but its decay is that of the "
+                    f"peak lr0 = {peak:.3g}: a step removes {as_float(removed):.3g} of a weight.",
+                    found=f"style '{group['style']}', weight_decay {as_float(group['weight_decay']):.3g}",
+                    fix="configure the largest learning rate of the run as optimizer.lr (StochasticWeightAveraging: "
+                    "swa_lrs not above it), or use optimizer/decay=decoupled",
+                )
+                return True
+        return False
 
 
 def _warn_of_untrained(module: nn.Module, optimizers: list[Optimizer]) -> None:
@@ -107,12 +137,10 @@ def _warn_of_untrained(module: nn.Module, optimizers: list[Optimizer]) -> None:
     names = [name for name in reversed(first.values()) if name not in known]
     known.update(names)
     if names:
-        rank_zero_warn(
-            explain(
-                f"{type(module).__name__} has parameters with gradients that no optimizer trains.",
-                found=listed(names, 3),
-                fix="to unfreeze them in a later epoch, let MaskedFinetuning(freeze=[...], unfreeze={epoch: [...]}) do "
-                "it, or call optimizer.add_param_group({'params': [...]}); to leave them as they are, freeze them "
-                "with requires_grad_(False)",
-            )
+        _warn(
+            f"{type(module).__name__} has parameters with gradients that no optimizer trains.",
+            found=listed(names, 3),
+            fix="to unfreeze them in a later epoch, let MaskedFinetuning(freeze=[...], unfreeze={epoch: [...]}) do "
+            "it, or call optimizer.add_param_group({'params': [...]}); to leave them as they are, freeze them with "
+            "requires_grad_(False)",
         )

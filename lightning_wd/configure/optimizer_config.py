@@ -12,7 +12,7 @@ import torch
 
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
 from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
-from lightning_wd.errors import ConfigError, choice, flag, keys, nearest, number
+from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import SGDL2, SGDW, AdamL2, AdamW, MuonAdamW, decoupled
 from lightning_wd.optimizers.checkpoint import ON_RESUME
@@ -156,7 +156,8 @@ class OptimizerConfig(CheckedMapping):
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
         amounts = self.decay = _decay(weight_decay, given, family.typical)
         _check_style_of(name, amounts.style)
-        self.mask = as_mask(mask)
+        with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
+            self.mask = as_mask(mask)
         dict.update(
             self,
             name=name,

@@ -84,13 +84,14 @@ def settle(what: str, differences: Sequence[Difference], on_resume: str, *, choo
 def carry_on(what: str, saved: float, steps: float, on_resume: str) -> None:
     """Say that a schedule of ``saved`` steps is carried on to the end of a run of ``steps``; ``error`` refuses that."""
     line = f"total_steps is {saved} in the checkpoint, {steps} in this run"
+    fix = "train with the max_epochs or max_steps of the saved run"
     if on_resume == "error":
-        settle(what, [Difference(line)], on_resume)
+        fix += ", or write on_resume=checkpoint to carry it on"
+        raise CheckpointMismatchError(f"{what} of the checkpoint ends elsewhere than this run.", found=line, fix=fix)
     warn(
         f"{what} is carried on: it ends where this run ends, not where the saved one did.",
         found=line,
-        fix="train with the max_epochs or max_steps of the saved run if that is not meant",
-        stacklevel=4,
+        fix=f"{fix} if that is not meant",
     )
 
 

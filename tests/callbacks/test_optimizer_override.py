@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from helpers.small_run import CrashAfter, CrashError, Net, fit, make_trainer
+from helpers.small_run import CrashAfter, CrashError, Data, Net, fit, make_trainer
 from lightning.pytorch.demos import LightningTransformer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.demos.lstm import LightningLSTM, SequenceSampler
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -315,15 +317,48 @@ class Layered(Net):
 
 
 def test_a_warning_names_the_rates_that_are_lost(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="one learning rate") as caught:
+    with pytest.warns(UserWarning, match="at the full rate") as caught:
         fit(Layered(), tmp_path, wd.OptimizerOverride({**ADAMW, "fused": False}))
-    assert [str(one.message) for one in caught if "one learning rate" in str(one.message)] == [
-        "OptimizerOverride gives all parameters of Layered one learning rate, 0.01, where its own AdamW has 2.\n"
+    assert [str(one.message) for one in caught if "at the full rate" in str(one.message)] == [
+        "OptimizerOverride trains 6 parameters of Layered at the full rate, 0.01, where its own AdamW has a lower "
+        "one.\n"
         "  found: group_0 (lr 1e-05: backbone.0.weight, backbone.0.bias, and 4 more), group_1 (lr 0.001: head.weight, "
         "head.bias)\n"
         "  fix: give rates by rules, optimizer.mask.rules=[{name: 'backbone.*', lr_mult: 0.01}], or by depth with "
-        "optimizer.mask.layer_decay=0.75"
+        "optimizer.mask.layer_decay where the model has numbered layers"
     ]
+
+
+def test_each_rule_names_what_it_covers_and_the_warning_stays_until_all_are_there(tmp_path: Path) -> None:
+    class Mixed(Layered):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pos = torch.nn.Parameter(torch.zeros(8))
+
+        def configure_optimizers(self) -> Any:
+            slow = [self.pos, *self.backbone[0].parameters()]
+            rest = [*self.backbone[1:].parameters(), *self.head.parameters()]
+            return torch.optim.AdamW([{"params": slow, "lr": 1e-5}, {"params": rest, "lr": 1e-3}])
+
+    rules = [{"name": name, "lr_mult": 0.01} for name in ("pos", "backbone.0.weight", "backbone.0.bias")]
+    shown = ", ".join(f"{{name: '{rule['name']}', lr_mult: 0.01}}" for rule in rules)
+    with pytest.warns(UserWarning, match=f"rules=.{re.escape(shown)}."):
+        fit(Mixed(), tmp_path, wd.OptimizerOverride(ADAMW))
+    with pytest.warns(UserWarning, match="trains 2 parameters of Mixed at the full rate"):
+        fit(Mixed(), tmp_path, wd.OptimizerOverride({**ADAMW, "mask": {"rules": rules[:1]}}))
+    fit(Mixed(), tmp_path, wd.OptimizerOverride({**ADAMW, "mask": {"rules": rules}}))
+
+
+def test_the_rate_that_lr_find_has_found_is_taken(tmp_path: Path) -> None:
+    module: Any = Net()
+    module.lr = 1e-5
+    override = wd.OptimizerOverride({**ADAMW, "lr": 1e-5}, "constant")
+    trainer = make_trainer(tmp_path, override, max_epochs=8)
+    search: Any = Tuner(trainer).lr_find(
+        module, datamodule=Data(), min_lr=1e-4, max_lr=1.0, num_training=30, early_stop_threshold=None
+    )
+    trainer.fit(module, Data())
+    assert {group["base_lr"] for group in trainer.optimizers[0].param_groups} == {search.suggestion()}
 
 
 def test_the_rules_that_the_warning_names_keep_the_rates(tmp_path: Path) -> None:

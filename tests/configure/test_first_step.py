@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,103 @@ def test_a_plain_module_is_left_as_it_is() -> None:
     module(torch.ones(1, 2)).sum().backward()
     built["optimizer"].step()
     assert built["optimizer"].param_groups[0]["base_lr"] == 1e-3
+
+
+class Rebatched(Lit):
+    """Its batch size, and so the steps of an epoch, differ from fit to fit: 32 rows."""
+
+    batch = 4
+
+    def train_dataloader(self) -> Any:
+        rows: Any = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+        return torch.utils.data.DataLoader(rows, batch_size=self.batch)
+
+
+@pytest.mark.parametrize("how", ["fit again", "resumed", "resumed within an epoch"])
+@pytest.mark.parametrize("change", [{"batch": 8}, {"batch": 2}, {"accumulate_grad_batches": 2}])
+@pytest.mark.filterwarnings("ignore:.* is carried on")
+def test_an_epoch_of_another_length(how: str, change: dict[str, int], tmp_path: Path) -> None:
+    """The steps done were counted at the old length of an epoch, those that are left are counted at the new one."""
+    path = str(tmp_path / "saved.ckpt")
+    made = trainer(tmp_path, max_epochs=2, max_steps=13 if how == "resumed within an epoch" else -1)
+    module = Rebatched({"lr": 1e-3, "weight_decay": 1.0}, "warmup_cosine")
+    made.fit(module)
+    made.save_checkpoint(path)
+    module.batch = change.get("batch", 4)
+    schedule = wd.DecaySchedule("linear", end=0.0)
+    limits = {"max_epochs": 4, "accumulate_grad_batches": change.get("accumulate_grad_batches", 1)}
+    if how == "fit again":
+        made.fit_loop.max_epochs, made.accumulate_grad_batches = 4, limits["accumulate_grad_batches"]
+        made.callbacks.append(schedule)  # type: ignore[attr-defined]
+        made.fit(module)
+    else:
+        made = trainer(tmp_path, callbacks=[schedule], **limits)
+        made.fit(module, ckpt_path=path)
+    scheduler: Any = made.lr_scheduler_configs[0].scheduler
+    assert scheduler.settings["total_steps"] == scheduler.last_epoch
+    assert made.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0)
+    assert schedule.state_dict()["steps"] == [schedule.state_dict()["total_steps"]]
+
+
+@pytest.mark.parametrize(
+    ("frequency", "accumulate", "last"), [(2, 2, 8), (3, 2, 2), (3, 1, 4), (2, 1, 8), (5, 1, 2), (4, 2, 4)]
+)
+def test_a_schedule_that_steps_at_every_few_batches(frequency: int, accumulate: int, last: int, tmp_path: Path) -> None:
+    """Lightning counts batches, within each epoch of 8."""
+    module = Lit({"lr": 1e-3, "weight_decay": 1.0}, {"name": "warmup_cosine", "frequency": frequency})
+    made = fit(module, tmp_path, accumulate_grad_batches=accumulate)
+    scheduler: Any = made.lr_scheduler_configs[0].scheduler
+    assert (scheduler.last_epoch, scheduler.settings["total_steps"]) == (last, last)
+
+
+def test_a_frequency_that_never_comes(tmp_path: Path) -> None:
+    module = Lit({"lr": 1e-3}, {"name": "warmup_cosine", "frequency": 9})
+    with pytest.raises(wd.ConfigError, match="frequency=9 never steps the schedule"):
+        fit(module, tmp_path)
+
+
+def test_a_schedule_of_torch_that_has_ended(tmp_path: Path) -> None:
+    lr_scheduler = {"name": "PolynomialLR", "total_iters": 16}
+    path = str(tmp_path / "saved.ckpt")
+    fit(Lit({"lr": 1e-3}, lr_scheduler), tmp_path).save_checkpoint(path)
+    with pytest.warns(UserWarning, match="PolynomialLR has ended: the resumed run goes on at a learning rate of 0"):
+        fit(Lit({"lr": 1e-3}, lr_scheduler), tmp_path, path, max_epochs=4)
+
+
+def test_a_finder_in_a_resumed_run(tmp_path: Path) -> None:
+    path = str(tmp_path / "saved.ckpt")
+    fit(ByAttribute("constant"), tmp_path, max_epochs=6).save_checkpoint(path)
+    finder = LearningRateFinder(1e-4, 1.0, 30, early_stop_threshold=None)
+    with pytest.warns(
+        UserWarning, match=r"but the resumed run goes on at the checkpoint's rate.*\n  found: lr0 = 1e-05"
+    ):
+        fit(ByAttribute("constant"), tmp_path, path, callbacks=[finder], max_epochs=12)
+
+
+@pytest.mark.parametrize(("rate", "said"), [(1e-2, "a step removes 0.001 of a weight"), (1e-4, ""), (1e-3, "")])
+def test_a_rate_above_the_peak_in_the_middle_of_the_run(rate: float, said: str, tmp_path: Path) -> None:
+    """As StochasticWeightAveraging sets one; below the peak it is a schedule."""
+
+    class Raised(Lit):
+        def on_train_epoch_start(self) -> None:
+            for group in self.trainer.optimizers[0].param_groups if self.current_epoch else ():
+                group["lr"] = rate
+
+    config = {"lr": 1e-3, "weight_decay": 1e-4, "decay": {"style": "independent"}}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Raised(config), tmp_path, max_epochs=3)
+    found = [str(one.message) for one in caught if "runs at a learning rate of" in str(one.message)]
+    assert len(found) == bool(said)
+    assert all(said in text for text in found)
+
+
+def test_a_rate_that_stays_below_the_peak_without_a_schedule(tmp_path: Path) -> None:
+    class Lowered(Lit):
+        def on_train_start(self) -> None:
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = 1e-4
+
+    config = {"lr": 1e-3, "weight_decay": 1e-4, "decay": {"style": "independent"}}
+    with pytest.warns(UserWarning, match=r"runs at a learning rate of 0.0001, .* lr0 = 0.001: a step removes 1e-05"):
+        fit(Lowered(config), tmp_path)

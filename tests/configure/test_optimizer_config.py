@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 import lightning_wd as wd
 from lightning_wd import errors
 from lightning_wd.configure import LRSchedulerConfig, OptimizerConfig, configure_optimizers
+from lightning_wd.errors import as_typed
 
 
 def test_a_config_survives_save_hyperparameters(tmp_path: Path) -> None:
@@ -269,3 +270,11 @@ def test_an_amount_in_runs() -> None:
 def test_old_and_foreign_names_are_told_the_new_one(make: Any, words: str) -> None:
     with pytest.raises(wd.ConfigError, match=words):
         make()
+
+
+def test_an_error_of_the_mask_is_spelled_where_the_optimizer_is() -> None:
+    with (
+        as_typed({"optimizer": "model.optimizer"}),
+        pytest.raises(wd.MaskError, match=r"\Amodel.optimizer.mask.base 'foo'"),
+    ):
+        OptimizerConfig(mask={"base": "foo"})

@@ -55,16 +55,16 @@ def test_a_step_of_the_schedule(override: bool, tmp_path: Path) -> None:
     assert warned(module, tmp_path, *callbacks) == [
         f"{type(module).__name__}.lr_scheduler_step replaces Lightning's, and may step lr_scheduler otherwise than "
         "configured.\n"
-        "  fix: remove it, or let it call scheduler.step() and nothing else (scheduler.step(metric) for "
-        "ReduceLROnPlateau)"
+        "  fix: remove it where it does what Lightning's own does: scheduler.step(), or scheduler.step(metric) for "
+        "ReduceLROnPlateau"
     ]
 
 
 def test_a_step_of_the_optimizer(tmp_path: Path) -> None:
     assert warned(OwnOptimizerStep("adamw"), tmp_path) == [
         "OwnOptimizerStep.optimizer_step replaces Lightning's, and may skip steps or set a learning rate of its own.\n"
-        "  fix: remove it, or let it call optimizer.step(closure=optimizer_closure) each time and leave learning rates "
-        "to lr_scheduler"
+        "  fix: remove it where it only calls optimizer.step(closure=optimizer_closure), and leave learning rates to "
+        "lr_scheduler"
     ]
 
 
