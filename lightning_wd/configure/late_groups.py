@@ -203,7 +203,8 @@ def _fit(group: dict[str, Any], first: dict[str, Any], ours: bool, lr: Any) -> N
     if lr is not None:
         ratio = as_float(lr) / (as_float(first["lr"]) or peak_lr(first) or 1.0)
         group["base_lr"] = (peak_lr(first) or 1.0) * ratio
-    rates, others = ("lr", "initial_lr", "max_lr", "min_lr"), ("momentum", "betas", "base_momentum", "max_momentum")
+    rates = ("lr", "initial_lr", "max_lr", "min_lr")
+    others = ("momentum", "betas", "base_momentum", "max_momentum", "swa_lr")
     group |= {key: as_float(first[key]) * ratio for key in rates if key in first}
     group |= {key: first[key] for key in others if key in first}  # a schedule may drive these too
     if lr is not None:

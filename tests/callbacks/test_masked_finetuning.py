@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.recipe import ROOT
 from helpers.small_run import CrashAfter, CrashError, DecaysUsed, Net, fit
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -402,3 +403,10 @@ def test_ddp_averages_the_gradients_of_unfrozen_parameters(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("equal") == 2, done.stdout
+
+
+def test_what_is_unfrozen_follows_the_rate_of_weight_averaging(tmp_path: Path) -> None:
+    averaging = StochasticWeightAveraging(1e-3, swa_epoch_start=1, annealing_epochs=1)
+    finetuning = wd.MaskedFinetuning(["backbone.*"], {2: ["backbone.*"]})
+    trainer = fit(Net({"name": "adamw", "lr": 0.01}), tmp_path, averaging, finetuning, max_epochs=4)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([1e-3] * 4)
