@@ -20,7 +20,7 @@ check: .venv/installed ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict lightning_wd recipes
-	$(BIN)/mypy --cache-dir .mypy_cache/tests tests benchmarks docs/examples
+	$(BIN)/mypy --cache-dir .mypy_cache/tests tests benchmarks docs
 
 soak: .venv/installed ## kill a sweep of distributed jobs 20 times and rerun it; at the end each cell is there exactly once
 	$(BIN)/python tests/soak.py $(ARGS)

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = "Weight decay: look at a plan, convert amounts, draw sweeps and runs."
+    about = "Weight decay: look at a plan, convert amounts, identify optimizers, draw sweeps and runs."
     parser = argparse.ArgumentParser(prog="lightning-wd", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -97,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--momentum", type=float, help="SGD's momentum, for sgd_l2")
     add("--total-steps", type=int, help="optimizer steps of the run, for normalized and timescale_runs")
     add("--steps-per-epoch", type=float, help="optimizer steps of an epoch, for timescale_epochs")
+
+    add = command(
+        _identify,
+        "step an optimizer class to find what its weight_decay means",
+        "torch.optim.NAdam decoupled_weight_decay=true",
+    )
+    add("optimizer", metavar="DOTTED.PATH", help="a torch.optim.Optimizer class")
+    add("keywords", nargs="*", metavar="KEY=VALUE", help="keywords of its constructor, values as in YAML")
 
     add = command(
         _heatmap,
@@ -321,6 +329,40 @@ def _convert(options: argparse.Namespace) -> int:
     ]
     print(*lines, sep="\n")
     return 0
+
+
+def _identify(options: argparse.Namespace) -> int:
+    from lightning_wd.optimizers.dotted_path import import_optimizer
+    from lightning_wd.optimizers.identify import identify
+
+    keywords = _read_keywords(options.keywords)
+    with redirect_stdout(sys.stderr):  # keep what a package prints when it is imported out of our output
+        found = identify(import_optimizer(options.optimizer), **keywords)
+    with _reader_may_leave():
+        print(found)
+    return 0
+
+
+def _read_keywords(typed: Sequence[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    read: dict[str, Any] = {}
+    for text in typed:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"{text!r} is not KEY=VALUE.", fix="write for example momentum=0.9 or betas=[0.9,0.99]")
+        try:
+            made: Any = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(
+                f"the value of {text!r} cannot be read as YAML.",
+                found=" ".join(str(error).split()),
+                fix=f"write {key}=<a number, true, false, text or [a, list]>",
+            ) from error
+        read[key] = tuple(made["value"]) if isinstance(made["value"], list) else made["value"]
+    return read
 
 
 def _heatmap(options: argparse.Namespace) -> int:

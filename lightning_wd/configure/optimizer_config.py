@@ -14,7 +14,7 @@ from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, 
 from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
-from lightning_wd.optimizers import SGDL2, SGDW, AdamL2, AdamW, MuonAdamW, decoupled
+from lightning_wd.optimizers import SGDL2, SGDW, AdamL2, AdamW, MuonAdamW, decoupled, identify
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 
 __all__ = ["OPTIMIZERS", "OptimizerConfig", "plain_mask", "plain_rule"]
@@ -204,7 +204,10 @@ def _check_style_of(name: str, style: str) -> None:
             nearest=twin,
             fix=f"write optimizer={twin} optimizer/decay={style}",
         )
-    styles: tuple[str, ...] = getattr(OPTIMIZERS[name].cls, "styles", STYLES)
+    cls: Any = OPTIMIZERS[name].cls
+    styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
+    if style == "l2" and hasattr(cls, "base") and not identify(cls.base).may_be_l2:  # made by decoupled()
+        styles = tuple(style for style in styles if style != "l2")
     if style not in styles:
         raise ConfigError(
             f"optimizer={name} does not do optimizer.decay.style {style!r}.",

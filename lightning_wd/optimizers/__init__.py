@@ -2,7 +2,8 @@
 
 from lightning_wd.optimizers.adamw import AdamL2, AdamW
 from lightning_wd.optimizers.decoupled import decoupled
+from lightning_wd.optimizers.identify import Identification, identify
 from lightning_wd.optimizers.muon import MuonAdamW
 from lightning_wd.optimizers.sgdw import SGDL2, SGDW
 
-__all__ = ["SGDL2", "SGDW", "AdamL2", "AdamW", "MuonAdamW", "decoupled"]
+__all__ = ["SGDL2", "SGDW", "AdamL2", "AdamW", "Identification", "MuonAdamW", "decoupled", "identify"]

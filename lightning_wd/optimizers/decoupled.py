@@ -12,18 +12,16 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_wd.decay import STYLES, kernel_coefficient
-from lightning_wd.errors import ConfigError, checked_keywords
+from lightning_wd.errors import ConfigError, checked_keywords, warn
 from lightning_wd.optimizers.adamw import AdamW
 from lightning_wd.optimizers.base import DecayGroups, check_decoupled
+from lightning_wd.optimizers.identify import Identification, identify, unhooked
 from lightning_wd.optimizers.kernels import is_zero, masked, shrink
-from lightning_wd.optimizers.probe import decays_by_itself
 from lightning_wd.optimizers.sgdw import SGDW
 
 __all__ = ["decoupled"]
 
 _READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW, torch.optim.SGD: SGDW}
-# Their own weight_decay is decoupled already: their rule stays, and takes the coefficient of the style.
-_OWN_RULE = tuple(getattr(torch.optim, name) for name in ("Muon", "Adafactor") if hasattr(torch.optim, name))
 
 
 class _Decoupled(DecayGroups):
@@ -41,36 +39,62 @@ class _Decoupled(DecayGroups):
         if "decoupled_weight_decay" in accepted:
             check_decoupled(settings.pop("decoupled_weight_decay", None), style)
         bound = inspect.signature(self.base).bind(params, *args, **settings)
-        self._given = dict([*bound.arguments.items()][1:])  # without the parameters; to probe the class with
+        self._given = _keywords(bound)
         amount = bound.arguments.get("weight_decay", amount)
         amount = self._begin(weight_decay=amount, compile=False, style=style, cautious_wd=cautious_wd)
-        holder = self._settings if lacks_decay else bound.arguments
-        holder["weight_decay"] = amount
+        if not lacks_decay:
+            bound.arguments["weight_decay"] = amount
+        if lacks_decay or self._keeps_amount(style):
+            self._settings["weight_decay"] = amount
+            bound.arguments.update({} if lacks_decay else {"weight_decay": 0.0})
         super().__init__(*bound.args, **bound.kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_given": self._given}
 
+    @functools.cached_property
+    def identification(self) -> Identification:
+        """What the class's own ``weight_decay`` means, with these keywords."""
+        return identify(self.base, **self._given)
+
+    def _keeps_amount(self, style: str) -> bool:
+        """Whether the class would decay by its constructor's ``weight_decay``, whatever its group says."""
+        return not self.identification.follows_group and style != "l2" and not self.keeps_own_decay
+
+    @property
+    def keeps_own_decay(self) -> bool:
+        """Whether the class's own decay stays as it is, since nobody can say what it means."""
+        return self.identification.style == "unknown"
+
     def _check_together(self, style: str, group: dict[str, Any], settings: dict[str, Any], label: str) -> None:
         super()._check_together(style, group, settings, label)
-        if style == "l2" and self._decays_by_itself(group["params"][0]):
-            name = self.base.__name__
+        name, own = self.base.__name__, self.identification
+        if style == "l2" and not own.may_be_l2:
             raise ConfigError(
                 f"{type(self).__name__} cannot do style 'l2' of {label}: the weight_decay of {name} is no L2 penalty.",
-                found=f"a step of {name} takes a fixed part of the weights, whatever the gradient: decoupled decay",
+                found=" ".join([f"identify({name}) says '{own.style}'.", *own.evidence]),
                 valid=[style for style in self.styles if style != "l2"],
                 fix="write style='decoupled', or add the penalty lam/2 * ||w||^2 to the loss",
             )
-
-    def _decays_by_itself(self, param: Any) -> bool:
-        device = (param[-1] if isinstance(param, tuple) else param).device
-        return decays_by_itself(self.base, type(self).base_step, self._given, device)
+        if own.style == "unknown" and style != "none" and settings["weight_decay"]:
+            if settings["cautious_wd"]:
+                raise ConfigError(
+                    f"{type(self).__name__} cannot do cautious_wd of {label}: the decay of {name} is its own.",
+                    found=" ".join(own.evidence),
+                    fix="write cautious_wd=False, or weight_decay=0",
+                )
+            warn(
+                f"{name} keeps its own decay in {label}: what its weight_decay means is unknown, so "
+                f"weight_decay={settings['weight_decay']!r} is handed to it as it is, whatever style {style!r} means.",
+                found=" ".join(own.evidence),
+                fix="write weight_decay=0 or style='none' for no decay, or take an optimizer whose decay is known",
+            )
 
     @property
-    def plain_style(self) -> str:  # type: ignore[override]
+    def plain_style(self) -> str | None:  # type: ignore[override]
         """The style of states that the class itself has saved."""
-        own = issubclass(self.base, _OWN_RULE) or self._decays_by_itself(self.param_groups[0]["params"][0])
-        return "decoupled" if own else "l2"
+        own = self.identification.style
+        return {"none": "l2", "unknown": None}.get(own, own)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run the closure, once, on the weights as they are, then the decay, then the base optimizer's step.
@@ -109,13 +133,22 @@ class _Decoupled(DecayGroups):
 
     def _split(self, group: dict[str, Any]) -> tuple[Any, Any]:
         """Return the coefficient for the base's own decay and the fraction we remove ourselves."""
-        style = group["style"]
-        if style == "l2":
+        style, own = group["style"], self.identification
+        if style == "l2" or (own.style == "unknown" and style != "none"):
             return group["weight_decay"], 0.0
-        if issubclass(self.base, _OWN_RULE) and style != "constant" and not group["cautious_wd"]:
+        if own.own_rule and style != "constant" and not group["cautious_wd"]:
             lam, lr, peak = group["weight_decay"], group["lr"], group["base_lr"]
-            return kernel_coefficient(style, weight_decay=lam, lr=lr, base_lr=peak), 0.0
+            return kernel_coefficient(style, weight_decay=lam, lr=lr, base_lr=peak) / own.multiple, 0.0
         return 0.0, self._fraction(group)
+
+
+def _keywords(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Return the keywords of a call without its first argument, the parameters to train."""
+    given = dict([*bound.arguments.items()][1:])
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    return given
 
 
 def _once(loss: Any, owner: str) -> Callable[[], Any]:
@@ -144,7 +177,8 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     with :math:`d_t` as in :class:`~lightning_wd.optimizers.adamw.AdamW` and :math:`u_t` the class's own update. The
     constructor takes the class's own arguments, ``style="decoupled"`` and ``cautious_wd=False``; ``weight_decay`` is
     ``lam`` in the style's unit. A step runs the closure, then the decay, then the class's own step with its own decay
-    set to 0 (Muon and Adafactor, whose decay is decoupled already, keep it and take the coefficient). ``cautious_wd``
+    set to 0. What its own decay is, :func:`~lightning_wd.optimizers.identify.identify` finds out: one that is decoupled
+    already is handed the coefficient instead, and one that is unknown is kept as it is, with a warning. ``cautious_wd``
     reads ``u`` from how far the weights moved, so a move that rounds to 0 counts as agreement.
 
     Adam and AdamW give :class:`lightning_wd.AdamW`, SGD gives :class:`lightning_wd.SGDW`. The same argument gives the
@@ -153,7 +187,7 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     Args:
         optimizer_cls: a subclass of torch.optim.Optimizer.
 
-    Style ``l2`` is the class's own ``weight_decay``; a class whose own decay is found to be decoupled refuses it.
+    Style ``l2`` is the class's own ``weight_decay``, where that is found to be an L2 penalty; else it is refused.
 
     Raises:
         ConfigError: not an optimizer class; one that evaluates the closure itself, like LBFGS and SAM; or one that
@@ -181,7 +215,6 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
         return optimizer_cls
     parameters = inspect.signature(optimizer_cls).parameters
     own = parameters.get("weight_decay")
-    has_l2 = own is not None and not issubclass(optimizer_cls, _OWN_RULE)
     ours = {"style": "decoupled", "cautious_wd": False, "weight_decay": 0.0}
     keyword = inspect.Parameter.KEYWORD_ONLY
     added = [inspect.Parameter(k, keyword, default=v) for k, v in ours.items() if k not in parameters]
@@ -196,8 +229,8 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
             "__doc__": f"{optimizer_cls.__name__} with decoupled weight decay, made by lightning_wd.decoupled.",
             "__signature__": inspect.Signature(sorted([*parameters.values(), *added], key=lambda p: p.kind)),
             "base": optimizer_cls,
-            "base_step": _unhooked(optimizer_cls),
-            "styles": STYLES if has_l2 else tuple(style for style in STYLES if style != "l2"),
+            "base_step": unhooked(optimizer_cls),
+            "styles": STYLES if own is not None else tuple(style for style in STYLES if style != "l2"),
             "default_weight_decay": own.default if own is not None else 0.0,
         },
     )
@@ -206,14 +239,6 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
 def _by_base(cls: Any) -> Any:
     """Pickle a class made here through its base, and a subclass of one by its name."""
     return (decoupled, (cls.base,)) if "base" in vars(cls) else cls.__qualname__
-
-
-def _unhooked(optimizer_cls: type[Optimizer]) -> Callable[..., Any]:
-    """Return the class's step without the hooks that torch wraps around it when an instance is made."""
-    step: Any = optimizer_cls.step
-    while getattr(step, "hooked", False) and hasattr(step, "__wrapped__"):
-        step = step.__wrapped__
-    return step  # type: ignore[no-any-return]
 
 
 def _check_base(optimizer_cls: Any) -> None:

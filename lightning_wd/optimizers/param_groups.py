@@ -64,6 +64,8 @@ def group_style(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str 
     >>> [group_style(o, o.param_groups[0]) for o in (torch.optim.AdamW([w]), torch.optim.SGD([w]))]
     ['decoupled', 'l2']
     """
+    if getattr(optimizer, "keeps_own_decay", False):  # made by decoupled() of a class whose decay nobody knows
+        return None if group["style"] != "none" else "none"
     if "style" in group:
         return str(group["style"])
     if "weight_decay" not in group:

@@ -7,11 +7,13 @@ import pickle
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 import lightning_wd as wd
 from lightning_wd.decay import step_fraction
+from lightning_wd.optimizers.param_groups import fraction
 
 BASES = [
     getattr(torch.optim, n) for n in ("NAdam", "RAdam", "RMSprop", "Adagrad", "Adamax", "Adadelta", "ASGD", "Rprop")
@@ -90,8 +92,170 @@ def test_an_own_decoupled_rule_is_kept(name: str) -> None:
         p.grad, q.grad = gradient(t), gradient(t)
         ours.step(), plain.step()
     assert torch.equal(p, q)
-    with pytest.raises(wd.ConfigError, match=f"{name}W does not do style 'l2'"):
+    with pytest.raises(wd.ConfigError, match=f"{name}W cannot do style 'l2' of group 0"):
         wd.decoupled(base)([start()], lr=0.1, style="l2")
+
+
+class OwnDecay(torch.optim.Optimizer):
+    """A sign optimizer with a decay of its own: ``multiple`` times that of style decoupled, or constant."""
+
+    def __init__(self, params: Any, lr: float = 0.1, weight_decay: float = 0.0, multiple: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "multiple": multiple})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(1 - self.fraction(group)).sub_(group["lr"] * p.grad.sign())
+
+    def fraction(self, group: dict[str, Any]) -> float:
+        return float(group["multiple"] * group["lr"] * group["weight_decay"])
+
+
+class OwnConstant(OwnDecay):
+    def fraction(self, group: dict[str, Any]) -> float:
+        return float(group["weight_decay"])
+
+
+class OwnAtConstruction(OwnDecay):
+    """It ignores its group: 0 must come with the constructor."""
+
+    def __init__(self, params: Any, lr: float = 0.1, weight_decay: float = 0.0, multiple: float = 1.0) -> None:
+        super().__init__(params, lr, weight_decay, multiple)
+        self.amount = weight_decay
+
+    def fraction(self, group: dict[str, Any]) -> float:
+        return float(group["lr"] * self.amount)
+
+
+class OwnWhileMoving(OwnDecay):
+    """SGDP's: ten times the decay while there is a gradient."""
+
+    def fraction(self, group: dict[str, Any]) -> float:
+        return super().fraction(group) * (10 if any(p.grad.any() for p in group["params"]) else 1)
+
+
+class TrustRatio(OwnDecay):
+    """LAMB's: what its weight_decay means depends on everything else."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                update = p.grad.sign() + group["weight_decay"] * p
+                p.sub_(group["lr"] * update * p.norm() / update.norm())
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("style", ["decoupled", "independent", "constant", "corrected", "none"])
+@pytest.mark.parametrize(
+    ("base", "settings"),
+    [
+        (OwnDecay, {}),
+        (OwnDecay, {"multiple": 10.0}),
+        (OwnConstant, {}),
+        (OwnAtConstruction, {}),
+        (OwnWhileMoving, {}),
+    ],
+    ids=["own", "tenfold", "constant", "at construction", "while moving"],
+)
+def test_a_decay_of_its_own_happens_once(base: Any, settings: dict[str, Any], style: str, cautious: bool) -> None:
+    """Against float64 NumPy: the decay of the style, and the sign of the gradient."""
+    p = start()
+    w = p.detach().numpy().copy()
+    optimizer = wd.decoupled(base)([p], lr=0.1, weight_decay=0.05, style=style, cautious_wd=cautious, **settings)
+    for t in range(4):
+        optimizer.param_groups[0]["lr"] = lr = 0.1 / (t + 1)
+        p.grad = gradient(t)
+        sign = np.sign(gradient(t).numpy())
+        optimizer.step()
+        d = step_fraction(style, weight_decay=0.05, lr=lr, base_lr=0.1)
+        w -= lr * sign + d * w * (~np.bool_(cautious) | (sign * w >= 0))
+        np.testing.assert_allclose(p.detach().numpy(), w, rtol=1e-12)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.05
+
+
+@pytest.mark.parametrize("base", [OwnDecay, OwnConstant, OwnWhileMoving])
+def test_a_decay_of_its_own_is_no_penalty(base: Any) -> None:
+    with pytest.raises(wd.ConfigError) as caught:
+        wd.decoupled(base)([start()], lr=0.1, weight_decay=0.05, style="l2")
+    style = "constant" if base is OwnConstant else "decoupled"
+    assert f"cannot do style 'l2' of group 0: the weight_decay of {base.__name__} is no L2 penalty" in str(caught.value)
+    assert f"identify({base.__name__}) says '{style}'." in str(caught.value)
+
+
+@pytest.mark.parametrize("style", ["decoupled", "independent", "l2"])
+def test_a_decay_that_is_unknown_is_kept_and_said(style: str) -> None:
+    p, q = start(), start()
+    with pytest.warns(UserWarning, match="TrustRatio keeps its own decay in group 0") as warned:
+        ours = wd.decoupled(TrustRatio)([p], lr=0.1, weight_decay=0.05, style=style)
+    (warning,) = warned
+    assert f"weight_decay=0.05 is handed to it as it is, whatever style {style!r} means" in str(warning.message)
+    plain = TrustRatio([q], lr=0.1, weight_decay=0.05)
+    for t in range(3):
+        p.grad, q.grad = gradient(t), gradient(t)
+        ours.step(), plain.step()
+    assert torch.equal(p, q)
+    assert fraction(ours, ours.param_groups[0]) is None  # so the monitor logs no d_t of the style
+
+
+def test_a_decay_that_is_unknown_can_be_switched_off() -> None:
+    p, q = start(), start()
+    ours = wd.decoupled(TrustRatio)([p], lr=0.1, weight_decay=0.05, style="none")
+    plain = TrustRatio([q], lr=0.1, weight_decay=0.0)
+    p.grad, q.grad = gradient(0), gradient(0)
+    ours.step(), plain.step()
+    assert torch.equal(p, q)
+    with pytest.raises(wd.ConfigError, match="TrustRatioW cannot do cautious_wd of group 0"):
+        wd.decoupled(TrustRatio)([start()], lr=0.1, weight_decay=0.05, cautious_wd=True)
+
+
+class Switched(torch.optim.SGD):
+    """SGD with momentum whose decay is a penalty or decoupled, as a keyword says."""
+
+    def __init__(self, params: Any, lr: float = 0.1, weight_decay: float = 0.0, weight_decouple: bool = True) -> None:
+        super().__init__(params, lr=lr, momentum=0.9, weight_decay=weight_decay)
+        self.weight_decouple = weight_decouple
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        amounts = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups if self.weight_decouple else []:
+            for p in group["params"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+            group["weight_decay"] = 0.0
+        super().step()
+        for group, amount in zip(self.param_groups, amounts, strict=True):
+            group["weight_decay"] = amount
+
+
+def test_the_keywords_decide_and_survive_a_pickle() -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = wd.decoupled(Switched)([layer.weight], style="l2", weight_decouple=False)
+    copied = pickle.loads(pickle.dumps(optimizer))
+    copied.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+    assert [group["style"] for group in copied.param_groups] == ["l2", "l2"]
+    other = wd.decoupled(Switched)([layer.weight])
+    with pytest.raises(wd.ConfigError, match=r"SwitchedW cannot do style 'l2' of group 1"):
+        other.add_param_group({"params": [layer.bias], "style": "l2"})
+
+
+def test_plain_sgd_is_both() -> None:
+    """Without momentum a penalty and decoupled decay are the same steps, so l2 is not refused."""
+
+    class Descent(OwnDecay):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.mul_(1 - self.fraction(group)).sub_(group["lr"] * p.grad)
+
+    weights = [start(), start()]
+    for weight, style in zip(weights, ["l2", "decoupled"], strict=True):
+        optimizer = wd.decoupled(Descent)([weight], lr=0.1, weight_decay=0.05, style=style)
+        weight.grad = gradient(0)
+        optimizer.step()
+    assert torch.equal(*weights)
 
 
 class OwnNAdam(wd.decoupled(torch.optim.NAdam)):  # type: ignore[misc]
