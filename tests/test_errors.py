@@ -189,8 +189,9 @@ def test_an_unknown_keyword_of_anything_public_is_refused_in_words() -> None:
         made = getattr(wd, name)
         if not callable(made) or (isinstance(made, type) and issubclass(made, Exception)) or name == "DecayPlan":
             continue
+        given = [torch.optim.AdamW] if name == "identify" else []  # the keywords are those of the class
         try:
-            made(no_such_keyword=1)
+            made(*given, no_such_keyword=1)
         except (ConfigError, MaskError) as error:
             if "no key 'no_such_keyword'" not in str(error):
                 bare.append(name)
