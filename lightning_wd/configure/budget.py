@@ -150,10 +150,10 @@ def _total(trainer: Any, before: int, *, in_step: bool = False, restored: bool =
 
     Until a checkpoint's progress is ``restored`` the run counts as if it began now.
     """
-    per_epoch = _per_epoch(trainer)
     if not restored:
         steps = _count(trainer, lambda: trainer.estimated_stepping_batches)
         return max(1, int(steps)) if 0 <= steps < math.inf else None  # 0: nothing trains; -1: unknown
+    per_epoch = _per_epoch(trainer)
     epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     for callback in trainer.callbacks:
         # StochasticWeightAveraging adds an epoch to the trainer's, after `swa_end`, that trains no weight
