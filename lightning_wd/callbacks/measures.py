@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from lightning_wd.decay import adamw_angle
 from lightning_wd.optimizers.param_groups import as_float, group_style
 
-__all__ = ["Snapshot", "adamw_angle", "adamw_rms", "sgd_ratio"]
+__all__ = ["Snapshot", "adamw_rms", "sgd_ratio"]
 
 _WHOLE = 2**16  # elements; the update of a larger tensor is measured on evenly spaced rows
 _QUANTILES = 2**20  # elements of a group from which the quantiles of the lost decay are taken
@@ -32,17 +33,6 @@ def adamw_rms(lr: float, d: float, beta1: float) -> float:
     a = 1.0 - d
     square = lr * lr / (d * (1.0 + a)) * (1.0 - beta1) / (1.0 + beta1) * (1.0 + a * beta1) / (1.0 - a * beta1)
     return math.sqrt(square)
-
-
-def adamw_angle(d: float, beta1: float) -> float:
-    r"""Return the angle, in radians, by which an AdamW step turns a tensor in equilibrium.
-
-    ``sqrt(2 * d * (1 - b1) / (1 + b1))`` (Kosson et al., https://arxiv.org/abs/2305.17212).
-
-    >>> round(adamw_angle(1e-4, 0.9), 6)
-    0.003244
-    """
-    return math.sqrt(2.0 * d * (1.0 - beta1) / (1.0 + beta1))
 
 
 def sgd_ratio(style: str, lam: float, lr: float, momentum: float) -> float:

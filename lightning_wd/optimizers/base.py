@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,19 +18,31 @@ from lightning_wd._private import (
     tells_scaler_when_fused,
     use_grad_for_differentiable,
 )
-from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, step_fraction
+from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
+from lightning_wd.optimizers.anchors import anchors_of
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint
-from lightning_wd.optimizers.compiled import check_compiler
-from lightning_wd.optimizers.kernels import Part, Work
+from lightning_wd.optimizers.compiled import (
+    MIN_NATIVE,
+    check_compiler,
+    compiles,
+    is_native,
+    kinds_of,
+    native_ready,
+    run_pass,
+)
+from lightning_wd.optimizers.formula import Flags, Formula
+from lightning_wd.optimizers.kernels import Part, Work, choose_kernels, norm, pieces, pulls, turns
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
+
+log = logging.getLogger(__name__)
 
 __all__ = ["DecayGroups", "KernelStep", "OnlyL2", "check_decoupled", "without_style"]
 
 _RENAMED = {**RENAMED, "cautious": "cautious_wd", "muon": "use_muon"}  # old keywords and group keys -> their names
 _NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
 _NUMBERS = ("lr", "eps", "momentum", "weight_decay", "base_lr")
-_FLAGS = ("cautious_wd", "kahan", "use_muon", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
+_FLAGS = ("cautious_wd", "use_muon", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
 # Keys that are not settings: ours and torch's labels, and what schedulers keep in a group.
 _LABELS = ("params", "name", "param_names", "base_lr", "base_weight_decay")
 _SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "lr_scale")
@@ -44,7 +57,9 @@ class DecayGroups(Optimizer):
     - ``style``: a name of :data:`lightning_wd.decay.STYLES`.
     - ``base_lr``: ``lr0``, the group's peak learning rate; a Python float.
     - ``cautious_wd``: decay only where ``u * w >= 0``.
-    - ``kahan``: sum the updates with compensation.
+    - ``toward``: ``zero``, ``init`` or the path of a checkpoint.
+    - ``anchor_dtype``: of the anchors; None is the weight's.
+    - ``kahan``: sum the updates with compensation; None until the first step decides.
     - ``base_weight_decay``: ``lam`` as configured; compared on load, since a schedule may change ``weight_decay``.
     """
 
@@ -67,14 +82,17 @@ class DecayGroups(Optimizer):
             return cls.l2_form(params, *args, **settings)
         return super().__new__(cls)
 
-    def _begin(self, *, weight_decay: Any, compile: bool, **settings: Any) -> Any:
+    def _begin(self, *, weight_decay: Any, compile: bool | None = None, **settings: Any) -> Any:
         """Keep what torch's constructor does not take, and return the ``weight_decay`` to give it."""
         self._amount_given = weight_decay is not None
+        self._anchors: dict[Tensor, Tensor] = {}  # of weights that have not stepped yet; then they are state
         self._on_resume = "checkpoint"
         self._compile = compile
-        self._warned_lost = False
-        self._settings = settings
-        return self.default_weight_decay if weight_decay is None else weight_decay
+        self._groups_met = 0  # whose decay was compared with their dtype
+        self._settings = {"toward": "zero", "anchor_dtype": None, **settings}
+        if weight_decay is None:
+            return 0.0 if settings["style"] == "hyperball" else self.default_weight_decay
+        return weight_decay
 
     @property
     def on_resume(self) -> str:
@@ -116,6 +134,14 @@ class DecayGroups(Optimizer):
             param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
             self._complete(param_group, group_label(param_group, len(self.param_groups)))
         super().add_param_group(param_group)
+        label = group_label(param_group, len(self.param_groups) - 1)
+        if pulls(param_group):
+            self._anchors |= anchors_of(param_group, label)
+        elif param_group["style"] == "hyperball":
+            names = param_group.get("param_names", range(len(param_group["params"])))
+            for name, p in zip(names, param_group["params"], strict=True):
+                if turns(param_group, p) and not p.is_meta:
+                    _radius(p, f"parameter {name!r} of {label}")
 
     def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
         """Check settings, and keep them in ``settings`` as plain values; ``of`` says whose they are."""
@@ -124,6 +150,12 @@ class DecayGroups(Optimizer):
                 flag(key + of, value)
             elif key == "style":
                 check_style(key + of, value)
+            elif key == "toward":
+                settings[key] = check_toward(key + of, value, None)
+            elif key == "anchor_dtype" and value is not None:
+                settings[key] = choice(key + of, str(value).removeprefix("torch."), ("bfloat16",))
+            elif key == "kahan":
+                flag(key + of, value, optional=True)
             elif isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
                 settings[key] = tuple(value)  # a ListConfig would make the checkpoint unsafe to load
             elif key in _NUMBERS and not isinstance(value, (Tensor, tuple)):  # Adafactor has two eps
@@ -175,11 +207,14 @@ class DecayGroups(Optimizer):
                 fix="write weight_decay=<lambda>: the fraction of the weights that a step at the peak learning "
                 "rate removes, for example 1e-5",
             )
-        if style == "l2" and settings["cautious_wd"]:
+        if style in ("l2", "hyperball") and settings["cautious_wd"]:
             raise ConfigError(
-                f"cautious_wd has no meaning with style 'l2' of {label}: there is no decay step to hold back.",
+                f"cautious_wd has no meaning with style {style!r} of {label}: there is no decay step to hold back.",
                 fix="write cautious_wd=False in that group, or a decoupled style",
             )
+        check_toward(f"toward of {label}", settings["toward"], style)
+        if style == "hyperball":
+            self._check_hyperball(settings, label)
         check_decoupled(group.get("decoupled_weight_decay"), style, f" of {label}")
         if not self._compile:
             return
@@ -190,32 +225,51 @@ class DecayGroups(Optimizer):
         params = [p[-1] if isinstance(p, tuple) else p for p in group["params"]]  # torch refuses what is no tensor
         check_compiler({p.device.type for p in params if isinstance(p, Tensor)})
 
-    def _warn_lost_decay(self) -> None:
-        """Warn, once, of groups whose decay is too small to change a weight of their dtype."""
-        if self._warned_lost or torch.compiler.is_compiling():
+    def _check_hyperball(self, settings: dict[str, Any], label: str) -> None:
+        """Refuse what has no meaning where a norm is kept in decay's place."""
+        if settings["weight_decay"]:
+            raise ConfigError(
+                f"style 'hyperball' of {label} has no amount: it keeps each tensor's norm.",
+                found=f"weight_decay={settings['weight_decay']!r}",
+                fix="leave out weight_decay, or write a decay style",
+            )
+        for key in ("kahan", "differentiable"):
+            if settings.get(key):
+                raise ConfigError(f"{key}=True does not go with style 'hyperball' of {label}.", fix=f"leave out {key}")
+
+    def _meet_low_precision(self) -> None:
+        """Sum with compensation, or warn, once, where a group's decay is too small to change a weight of its dtype."""
+        if self._groups_met == len(self.param_groups) or torch.compiler.is_compiling():
             return
-        self._warned_lost = True
-        for index, group in enumerate(self.param_groups):
-            if group.get("kahan") or isinstance(group["weight_decay"], Tensor):
+        met, self._groups_met = self._groups_met, len(self.param_groups)
+        for index, group in [*enumerate(self.param_groups)][met:]:
+            chosen = group.get("kahan", False)
+            if "kahan" in group:
+                group["kahan"] = bool(chosen)
+            if chosen or isinstance(group["weight_decay"], Tensor):
                 continue
             fraction = peak_fraction(group)
             for dtype in {p.dtype for p in group["params"] if p.is_floating_point()}:
                 half_step = torch.finfo(dtype).eps / 4  # the smallest relative change that can move a weight
-                if 0 < fraction < half_step:
-                    fixes = ["write kahan=True"] if "kahan" in inspect.signature(type(self)).parameters else []
-                    if dtype.itemsize < 4:
-                        fixes += ["keep the weights in float32 (Lightning: precision=bf16-mixed)"]
-                    warn(
-                        f"the decay of {group_label(group, index)} is lost in {str(dtype).removeprefix('torch.')}: "
-                        f"a step removes d_t = {fraction:.3g} of a weight, less than the dtype's half step "
-                        f"{half_step:.3g}, so the weight rounds back.",
-                        fix=", or ".join([*fixes, "write a larger weight_decay, or 0"]),
-                        stacklevel=3,
-                    )
+                if not 0 < fraction < half_step:
+                    continue
+                lost = (
+                    f"the decay of {group_label(group, index)} is lost in {str(dtype).removeprefix('torch.')}: "
+                    f"a step removes d_t = {fraction:.3g} of a weight, less than the dtype's half step "
+                    f"{half_step:.3g}, so the weight rounds back."
+                )
+                if chosen is None and dtype.itemsize < 4 and not (self._compile or group["differentiable"]):
+                    group["kahan"] = True
+                    log.info("kahan=None turns Kahan summation on: without it %s", lost)
+                    break
+                fixes = ["write kahan=True"] if "kahan" in group else []
+                if dtype.itemsize < 4:
+                    fixes += ["keep the weights in float32 (Lightning: precision=bf16-mixed)"]
+                warn(lost, fix=", or ".join([*fixes, "write a larger weight_decay, or 0"]), stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer.__getstate__ keeps three attributes only; copies and pickles would lose ours.
-        ours = {key: vars(self)[key] for key in ("_amount_given", "_on_resume", "_compile", "_warned_lost")}
+        ours = {key: vars(self)[key] for key in ("_amount_given", "_anchors", "_on_resume", "_compile", "_groups_met")}
         return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -268,6 +322,29 @@ class DecayGroups(Optimizer):
             return 0.0
         return step_fraction(style, weight_decay=lam, lr=group["lr"], base_lr=group["base_lr"])
 
+    def _anchor(self, group: dict[str, Any], p: Tensor) -> Tensor:
+        """Return what a weight decays towards, in the dtype asked for and where the weight is now.
+
+        One whose decay gets an anchor by a resume alone starts from here.
+        """
+        made = self._anchors.pop(p, None)
+        anchor: Tensor | None = self.state.get(p, {}).get("anchor", made)
+        dtype = torch.bfloat16 if group["anchor_dtype"] else p.dtype
+        if anchor is not None and (anchor.dtype, anchor.device) == (dtype, p.device):
+            return anchor
+        return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(p.detach() if anchor is None else anchor)
+
+    def _keep_own_state(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Make what a step needs beside the kernel's own state, and keep it where the weights are."""
+        for p in params if pulls(group) else ():
+            self.state[p]["anchor"] = self._anchor(group, p)
+        for p in params if group["style"] == "hyperball" else ():
+            if turns(group, p) and "radius" not in self.state[p]:
+                self.state[p]["radius"] = _radius(p, "a weight")
+        for p in params if group.get("kahan") else ():
+            if "kahan" not in self.state[p]:
+                self.state[p]["kahan"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
     def _run_closure(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
             return None
@@ -277,6 +354,8 @@ class DecayGroups(Optimizer):
 
 class KernelStep(DecayGroups):
     """The step by torch's kernels: each part of each group goes to the kernel that is right for it."""
+
+    formula: ClassVar[Formula]  # the whole step, for the compiled pass
 
     @use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -288,25 +367,93 @@ class KernelStep(DecayGroups):
         if "capturable" in self.defaults:
             graph_capture_check(self)
         loss = self._run_closure(closure)
-        self._warn_lost_decay()
+        self._meet_low_precision()
         self._initialising = self._initialises_state()
         # All groups are checked before any is changed.
         for group, columns, special, parts in [self._collect(*item) for item in enumerate(self.param_groups)]:
             for part in parts:
+                taken = part.take(columns)
                 if part.compiled:
-                    self._update_compiled(group, part.take(columns))
+                    self._update_compiled(group, taken, part)
+                elif part.fused and _in_pieces(group, taken):
+                    for piece, state in pieces(taken, self.state):
+                        self._update(group, piece, special, part, state)
                 else:
-                    self._update(group, part.take(columns), special, part)
+                    self._update(group, taken, special, part, self.state)
         return loss
 
     def _collect(self, index: int, group: dict[str, Any]) -> Work:
         raise NotImplementedError
 
-    def _update(self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part) -> None:
+    def _parts(
+        self, index: int, group: dict[str, Any], params: list[Tensor], columns: list[list[Tensor]], **how: Any
+    ) -> list[Part]:
+        """Choose the kernels of a group's tensors; those on a hyperball are parts of their own."""
+        self._keep_own_state(group, params)
+        if pulls(group):
+            columns = [*columns, [self.state[p]["anchor"] for p in params]]
+        kinds = kinds_of(params)
+        compile = self._compiled(group, params, kinds)
+        parts = choose_kernels(group, params, columns, kinds, index=index, compile=compile, **how)
+        if group["style"] != "hyperball":
+            return parts
+        marks = [turns(group, p) for p in params]
+        return [half for part in parts for half in part.split(marks)]
+
+    def _compiled(
+        self, group: dict[str, Any], params: list[Tensor], kinds: dict[Any, Tensor]
+    ) -> Callable[[Tensor], bool] | None:
+        """Return which weights the compiled pass is to step; None for no weight.
+
+        By default those of the C++ call, where torch's own kernel lacks the style and there are enough of them.
+        """
+        if self._compile is not None:
+            return compiles if self._compile else None
+        if torch.compiler.is_compiling() or self._in_kernel(group):
+            return None
+        if group["fused"] is not None or group["foreach"] is not None:
+            return None
+        if any(map(group.get, ("differentiable", "capturable", "kahan"))):
+            return None
+        dtypes = [p.dtype for p in kinds.values() if is_native(p)]
+        if not dtypes or sum(map(Tensor.numel, params)) < MIN_NATIVE:
+            return None
+        turning = {turns(group, p) for p in params} if group["style"] == "hyperball" else {False}
+        variants = [(dtype, self._flags(group, turn)) for dtype in dtypes for turn in turning]
+        return is_native if all(native_ready(self.formula, *variant) for variant in variants) else None
+
+    def _in_kernel(self, group: dict[str, Any]) -> bool:
+        """Whether torch's own kernel does the whole step of a group."""
         raise NotImplementedError
 
-    def _update_compiled(self, group: dict[str, Any], columns: list[list[Any]]) -> None:
+    def _flags(self, group: dict[str, Any], turning: bool) -> Flags:
+        """Return the terms of a group's formula, for weights on a hyperball or for others."""
+        on = {"maximize": group["maximize"], "hyperball": turning, "cautious": group["cautious_wd"]}
+        on |= {"l2": group["style"] == "l2", "toward": pulls(group)}
+        on |= {"narrow_anchor": pulls(group) and group["anchor_dtype"] is not None}
+        return frozenset(flag for flag, is_on in on.items() if is_on)
+
+    def _update(
+        self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part, state: Mapping[Tensor, Any]
+    ) -> None:
         raise NotImplementedError
+
+    def _update_compiled(self, group: dict[str, Any], columns: list[list[Any]], part: Part) -> None:
+        raise NotImplementedError
+
+    def _run_pass(
+        self, group: dict[str, Any], part: Part, columns: dict[str, Any], rows: dict[str, Any], **numbers: Any
+    ) -> None:
+        """Run the compiled pass on weights that all turn or all do not."""
+        params = columns["w"]
+        flags = self._flags(group, turns(group, params[0]))
+        if "toward" in flags:
+            columns = {**columns, "anchor": [self.state[p]["anchor"] for p in params]}
+        if "hyperball" in flags:
+            rows = {**rows, "radius": [self.state[p]["radius"] for p in params]}
+        lam = group["weight_decay"] if "l2" in flags else 0.0
+        numbers |= {"lr": group["lr"], "d": self._fraction(group), "lam": lam}
+        run_pass(self.formula, flags, columns, rows, numbers, alike=part.alike)
 
 
 class OnlyL2(DecayGroups):
@@ -316,6 +463,27 @@ class OnlyL2(DecayGroups):
 
     def __init__(self, params: Any, *args: Any, **settings: Any) -> None:
         super().__init__(params, *args, **{"style": "l2", **settings})  # each group refuses another style
+
+
+def _in_pieces(group: dict[str, Any], columns: list[list[Any]]) -> bool:
+    """Whether a fused step needs temporaries as large as the weights, which a CPU does better piece by piece."""
+    params = columns[0]
+    if not (group["cautious_wd"] or group["kahan"] or pulls(group)) or torch.compiler.is_compiling():
+        return False
+    plain = all(p.is_cpu and not hasattr(p, "device_mesh") for p in params)
+    return plain and not any(t is None for column in columns for t in column)  # a buffer that the kernel makes is whole
+
+
+def _radius(p: Tensor, name: str) -> float:
+    """Return the norm of a weight, which its hyperball keeps."""
+    radius = float(norm(p.detach()))
+    if not radius:
+        raise ConfigError(
+            f"style 'hyperball' keeps the norm of {name}, which is 0: it could never leave 0.",
+            found=f"shape {tuple(p.shape)}, all zeros",
+            fix="exclude it with a mask rule (wd_mult: 0), put it into a group of style 'none', or initialise it",
+        )
+    return radius
 
 
 def check_decoupled(flag: Any, style: str, of: str = "") -> None:

@@ -27,9 +27,11 @@ __all__ = ["ON_RESUME", "Difference", "carry_on", "fit_checkpoint", "settle"]
 
 ON_RESUME = ("checkpoint", "config", "error")
 
+_DECAY_SETTINGS = ("cautious_wd", "toward", "anchor_dtype", "kahan")
+
 # Settings that choose an implementation, or that older torch versions did not save: they do not identify an optimizer.
 _VERSIONED = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
-_OURS = {"style", "base_lr", "cautious_wd", "kahan", "base_weight_decay", "weight_decay"}
+_OURS = {"style", "base_lr", "base_weight_decay", "weight_decay"} | {*_DECAY_SETTINGS}
 _NOT_NEGATIVE = {"lr", "weight_decay", "base_lr", "base_weight_decay", "initial_lr", "max_lr", "eps", "momentum"}
 _KINDS = {"l2": "an L2 penalty", "decoupled": "decoupled decay"}
 _DAMAGED = "the checkpoint is damaged or was edited: load another one"
@@ -427,7 +429,7 @@ def _fault(held: Any, group: dict[str, Any]) -> str:
 
 
 def _is_state(name: str, value: Any) -> bool:
-    if name == "step":  # a number before torch 1.12
+    if name in ("step", "radius"):  # the step is a number before torch 1.12
         return _is_like(name, value, 0.0) and value >= 0
     return isinstance(value, Tensor) or (name == "momentum_buffer" and value is None)
 
@@ -491,7 +493,7 @@ def _compared(optimizer: Any, saved: dict[str, Any]) -> list[str]:
     """Return the settings that are compared: the optimizer's own, except what a schedule of the saved run drives."""
     driven = {"momentum", "betas"} if "max_momentum" in saved else set()
     own = [key for key in optimizer.defaults if key not in _VERSIONED | _OURS | driven | {"lr"}]
-    return ["base_lr", "base_weight_decay", "cautious_wd", "kahan", *own]
+    return ["base_lr", "base_weight_decay", *_DECAY_SETTINGS, *own]
 
 
 def _differences(pair: _Pair, saved: dict[str, Any], keys: list[str]) -> list[Difference]:
@@ -503,6 +505,7 @@ def _differences(pair: _Pair, saved: dict[str, Any], keys: list[str]) -> list[Di
         Difference(line.format(label, shown.get(key, key), saved[key], mine[key]))
         for key in keys
         if key in mine and key in saved and _plain(mine[key]) != _plain(saved[key])
+        if key != "kahan" or None not in (mine[key], saved[key])  # None: not decided yet, so it differs from nothing
     ]
 
 
@@ -521,4 +524,5 @@ def _keep_configured(optimizer: Any, pair: _Pair, filled: dict[str, Any], keys: 
         _refuse(optimizer, problem, found="amsgrad=False", valid="amsgrad=True", fix=fix)
     peak = filled["base_lr"]
     filled["lr"] = mine["base_lr"] * (filled["lr"] / peak) if peak else mine["lr"]
-    filled.update({key: mine[key] for key in (*keys, "initial_lr", "weight_decay") if key in mine})
+    kept = [key for key in (*keys, "initial_lr", "weight_decay") if mine.get(key) is not None or key == "anchor_dtype"]
+    filled.update({key: mine[key] for key in kept if key in mine})

@@ -7,7 +7,7 @@ about 0.1 us a tensor, and unlike a cache it cannot go stale when ``model.to(mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain, starmap
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ from lightning_wd._private import (
     foreach_supported_types,
     fused_sgd_,
 )
+from lightning_wd.decay import NO_AMOUNT
 from lightning_wd.errors import ConfigError
-from lightning_wd.optimizers.compiled import compiles, is_native, kind_of, kinds_of
+from lightning_wd.optimizers.compiled import is_native, kind_of, kinds_of
 from lightning_wd.optimizers.param_groups import group_label
 
 __all__ = [
@@ -33,14 +34,20 @@ __all__ = [
     "Work",
     "add_penalty",
     "choose_kernels",
+    "distances",
     "is_zero",
     "masked",
     "misfits",
+    "norm",
+    "pieces",
     "prefers_fused",
+    "pulls",
     "shrink",
     "step_with_decay",
+    "turns",
 ]
 
+PIECE = 2**17  # elements: a few such arrays fit into a core's cache
 _FUSED_DEVICES = ("cpu", "cuda")  # where fused kernels are tested; elsewhere torch's default holds
 
 
@@ -58,6 +65,12 @@ class Part(NamedTuple):
         if self.indices is None:
             return columns
         return [column and [column[i] for i in self.indices] for column in columns]
+
+    def split(self, marks: Sequence[bool]) -> list[Part]:
+        """Return the part of marked tensors and that of the others, without one that is empty."""
+        own = range(len(marks)) if self.indices is None else self.indices
+        halves = [[i for i in own if marks[i] is mark] for mark in (True, False)]
+        return [self._replace(indices=half) for half in halves if half] if all(halves) else [self]
 
 
 # A group, its columns (in the order of its `_init_group`), whether a tensor is complex or sparse, and its parts.
@@ -81,23 +94,24 @@ def choose_kernels(
     group: dict[str, Any],
     params: list[Tensor],
     columns: Sequence[list[Tensor]],
+    kinds: dict[Any, Tensor],
     *,
     index: int,
     sparse: bool = False,
-    compile: bool = False,
+    compile: Callable[[Tensor], bool] | None = None,
     flawed: Callable[[Tensor], bool] | None = None,
 ) -> list[Part]:
     """Choose the kernels of a group's step: the fused one only where it is correct.
 
-    ``columns`` are the gradients and states of ``params``. The fused kernel takes no ``sparse`` gradient, and is wrong
-    for a weight of which ``flawed`` says so; ``compile`` sends tensors to the compiled pass, which needs equal layouts.
+    ``columns`` are the gradients and states of ``params``, ``kinds`` what :func:`kinds_of` says of them. The fused
+    kernel takes no ``sparse`` gradient, and is wrong for a weight of which ``flawed`` says so; ``compile`` says which
+    go to the compiled pass, which needs equal layouts.
 
     Raises:
         ConfigError: ``fused=True`` was asked for and would be wrong.
     """
     if not params:
         return []
-    kinds = kinds_of(params)
     if not prefers_fused(group, kinds) or (sparse and not group["fused"]):
         return [Part(None, group["fused"], group["foreach"])]
     misfit = set() if sparse else set(misfits(params, columns))
@@ -109,8 +123,8 @@ def choose_kernels(
     if group["fused"] and (misfit or wrong):
         _refuse_fused(group, index, params, columns, min(misfit or wrong), layout=bool(misfit))
     if compile and not misfit and all(map(is_native, kinds.values())):
-        return [Part(None, None, None, compiled=True)]
-    large = [i for i, p in enumerate(params) if compile and i not in misfit and compiles(p)]
+        return [Part(None, None, None, compiled=True, alike=len(kinds) == 1)]
+    large = [i for i, p in enumerate(params) if compile and i not in misfit and compile(p)]
     plain = sorted((misfit | wrong).difference(large))
     fused = sorted(set(range(len(params))).difference(large, plain))
     parts = [Part(large, None, None, compiled=True), Part(fused, True, False), Part(plain, None, None)]
@@ -169,6 +183,52 @@ def is_zero(value: float | Tensor) -> bool:
     return not isinstance(value, Tensor) and value == 0
 
 
+def pieces(
+    columns: list[list[Any]], state: Mapping[Tensor, Mapping[str, Any]]
+) -> Iterator[tuple[list[list[Any]], dict[Tensor, dict[str, Any]]]]:
+    """Cut a part of the fused kernel into pieces that stay in a CPU's cache while several passes go over them.
+
+    A temporary as large as a weight costs more than all else: the system hands out its memory page by page. Yields the
+    columns of each piece, as flat views, and the own state of its weights. Only the last piece of a weight counts its
+    step.
+    """
+    piece, room = [], PIECE
+    for i, p in enumerate(columns[0]):
+        size = p.numel()
+        for begin in range(0, max(size, 1), PIECE):
+            piece.append((i, begin, min(begin + PIECE, size), size))
+            room -= PIECE if size > PIECE else size
+            last = i == len(columns[0]) - 1 and begin + PIECE >= size
+            if room > 0 and not last:
+                continue
+            cut = [column and [_cut(column[i], *span) for i, *span in piece] for column in columns]
+            own = {
+                view: {key: _cut(t, *span) for key, t in state[columns[0][i]].items() if key in ("anchor", "kahan")}
+                for view, (i, *span) in zip(cut[0], piece, strict=True)
+            }
+            yield cut, own
+            piece, room = [], PIECE
+
+
+def _cut(t: Tensor, begin: int, end: int, size: int) -> Tensor:
+    """Return a flat view of a tensor of a weight of this size; of a step, a copy that is thrown away, but the last."""
+    if end - begin == size:
+        return t
+    if t.numel() != size:
+        return t if end == size else t.clone()
+    return t.as_strided((end - begin,), (1,), t.storage_offset() + begin)
+
+
+def pulls(group: Mapping[str, Any]) -> bool:
+    """Whether a group decays towards anchors, which its state holds, and not towards zero."""
+    return group["toward"] != "zero" and group["style"] not in NO_AMOUNT
+
+
+def turns(group: Mapping[str, Any], p: Tensor) -> bool:
+    """Whether a weight stays on its hyperball."""
+    return group["style"] == "hyperball" and p.ndim >= 2
+
+
 def step_with_decay(
     kernel: Callable[[list[Tensor]], None],
     params: list[Tensor],
@@ -180,7 +240,7 @@ def step_with_decay(
     direction: Callable[[], list[Tensor]],
     found_inf: Tensor | None = None,
 ) -> None:
-    """Run ``w <- w - lr * u - d * w_old`` around a kernel that does ``w <- w - lr * u``.
+    """Run ``w <- w - lr * u - d * (w_old - w*)``, or a hyperball step, around a kernel that does ``w <- w - lr * u``.
 
     The decay is computed as ``w - d * w``. Multiplying by ``1 - d`` would round ``1 - d`` the same way in every step,
     and drift 20 to 30 times more.
@@ -188,11 +248,14 @@ def step_with_decay(
     Args:
         kernel: updates the list of weights it is given, in place, without decay.
         params, group, part: the weights, their group, and which kernel it is; the decay runs on the same kind.
-        state: holds what earlier roundings lost, under "kahan".
+        state: holds the anchors ``w*``, what earlier roundings lost ("kahan"), and the radius of each hyperball.
         fraction: ``d_t``.
         direction: returns ``u`` up to a positive factor after the kernel has run; only called when cautious.
         found_inf: GradScaler's flag; where it is 1 the kernel does nothing, and so does the decay.
     """
+    if turns(group, params[0]):
+        turn_weights(kernel, params, [state[p]["radius"] for p in params], group["lr"])
+        return
     cautious, foreach = group["cautious_wd"], part.foreach
     if foreach is None and part.fused is None:
         foreach = default_to_fused_or_foreach(params, group["differentiable"])[1]
@@ -203,23 +266,65 @@ def step_with_decay(
         updates = [torch.zeros_like(p) for p in params]
         kernel(updates)
         if not is_zero(fraction):
-            shrink(updates, masked(params, direction()) if cautious else params, fraction, mode)
+            away = distances(params, group, state)
+            shrink(updates, masked(away, direction()) if cautious else away, fraction, mode)
         _add_compensated(params, updates, [state[p]["kahan"] for p in params])
     elif is_zero(fraction):
         kernel(params)
     elif cautious:
-        old = [p.clone() for p in params]
+        away = distances(params, group, state) if pulls(group) else [p.clone() for p in params]
         kernel(params)
-        shrink(params, masked(old, direction()), fraction, mode, found_inf)
+        shrink(params, masked(away, direction()), fraction, mode, found_inf)
     else:
-        shrink(params, params, fraction, mode, found_inf)
+        shrink(params, distances(params, group, state), fraction, mode, found_inf)
         kernel(params)
+
+
+def distances(params: list[Tensor], group: Mapping[str, Any], state: Mapping[Tensor, Any]) -> list[Tensor]:
+    """Return ``w - w*``; the weights themselves where they decay towards zero."""
+    return [(p - state[p]["anchor"]).to(p.dtype) for p in params] if pulls(group) else params
+
+
+def turn_weights(
+    kernel: Callable[[list[Tensor]], None], params: list[Tensor], radii: Sequence[float], lr: float | Tensor
+) -> None:
+    """Do ``W <- R * N(W - lr_t * R * N(u))`` with a kernel that does ``w <- w - lr_t * u``; norms of whole tensors.
+
+    Nothing is read from the device, so that a CUDA graph can capture it. Where u is 0, W stays.
+    """
+    updates = [torch.zeros_like(p) for p in params]
+    kernel(updates)
+    for p, update, radius in zip(params, updates, radii, strict=True):
+        length = norm(update)  # of lr_t * u
+        step = torch.where(length > 0, lr * radius / length, 0.0)
+        wide = p.float() if p.dtype.itemsize < 4 else p.clone()
+        local(wide).add_(local(update) * step)
+        local(wide).mul_(torch.where(length > 0, radius / norm(wide), 1.0))
+        p.copy_(wide)
+
+
+def norm(tensor: Tensor) -> Tensor:
+    """Return the norm of a whole tensor, all of its shards, as a 0-dim tensor.
+
+    On a CPU it is summed in float64: torch's float32 norm of 38 million elements is off by 0.3 %.
+    """
+    wide = torch.float64 if tensor.is_cpu or tensor.dtype == torch.float64 else torch.float32
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    length = torch.linalg.vector_norm(tensor, dtype=wide)
+    whole: Tensor = length.full_tensor() if hasattr(length, "full_tensor") else length
+    return whole
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a sharded tensor, and any other as it is."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def shrink(
     params: list[Tensor], old: list[Tensor], fraction: float | Tensor, mode: str, found_inf: Tensor | None = None
 ) -> None:
-    """Do ``w <- w - d * w_old`` in one pass."""
+    """Do ``w <- w - d * w_old`` in one pass; ``old`` are the weights, or their distances from the anchors."""
     if isinstance(fraction, Tensor) and fraction.is_cpu and not fraction.requires_grad:
         fraction = fraction.item()
     if torch.compiler.is_compiling():  # a float `alpha` would be compiled in, and each new one would recompile
@@ -228,7 +333,7 @@ def shrink(
         return
     kinds = kinds_of(params) if mode == "fused" else {}
     if any(type(p).__name__ == "DTensor" for p in kinds.values()):  # of FSDP2; only its local part has a fused SGD
-        params, old = ([t.to_local() if hasattr(t, "to_local") else t for t in column] for column in (params, old))
+        params, old = ([*map(local, column)] for column in (params, old))
         kinds = kinds_of(params)
     if any(p.is_cpu for p in kinds.values()):
         if found_inf is not None and found_inf.item():
@@ -286,11 +391,11 @@ def _add_compensated(params: list[Tensor], updates: list[Tensor], residuals: lis
 
 
 def add_penalty(
-    grads: list[Tensor], params: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None
+    grads: list[Tensor], away: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None = None
 ) -> list[Tensor]:
-    """Return ``g + lam * w`` for gradients with GradScaler's scale and the sign of ``maximize`` still on them."""
+    """Return ``g + lam * (w - w*)`` of gradients that still have GradScaler's scale and the sign of ``maximize``."""
     lam = group["weight_decay"]
     if is_zero(lam):
         return grads
     alpha = lam * (1.0 if grad_scale is None else grad_scale.item())
-    return list(foreach_add(grads, params, alpha=-alpha if group["maximize"] else alpha))
+    return list(foreach_add(grads, away, alpha=-alpha if group.get("maximize") else alpha))

@@ -116,9 +116,11 @@ class MuonAdamW(AdamStep, torch.optim.AdamW):
         columns = [params, [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]]
         return group, columns, False, [Part(None, None, group["foreach"])] if params else []
 
-    def _update(self, group: dict[str, Any], columns: list[list[Tensor]], has_complex: bool, part: Part) -> None:
+    def _update(
+        self, group: dict[str, Any], columns: list[list[Tensor]], has_complex: bool, part: Part, state: Any
+    ) -> None:
         if not group["use_muon"]:
-            super()._update(group, columns, has_complex, part)
+            super()._update(group, columns, has_complex, part, state)
             return
         params, grads, buffers = columns
         coefficient, _ = in_kernel(group)

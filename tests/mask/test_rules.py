@@ -104,7 +104,7 @@ def test_a_glob_is_on_the_full_name_and_case_counts() -> None:
         (
             lambda: Rule(style="independant"),
             "rule.style 'independant' is unknown.\n"
-            "  valid: l2, decoupled, independent, constant, corrected, none\n"
+            "  valid: l2, decoupled, independent, constant, corrected, hyperball, none\n"
             "  nearest: 'independent'\n  fix: write rule.style=independent",
         ),
         (

@@ -237,12 +237,35 @@ def test_kahan_keeps_a_decay_that_rounding_loses(cls: Any, flags: dict[str, Any]
 )
 def test_a_lost_decay_names_only_what_can_help(cls: Any, dtype: torch.dtype, fix: str) -> None:
     p = torch.nn.Parameter(torch.ones(2, dtype=dtype))
-    optimizer = cls([p], lr=1e-3, weight_decay=1e-6)
+    off = {"kahan": False} if dtype == torch.bfloat16 else {}
+    optimizer = cls([p], lr=1e-3, weight_decay=1e-6, **off)
     p.grad = torch.ones_like(p)
     with pytest.warns(UserWarning, match="is lost in") as caught:
         optimizer.step()
     or_ = "or " * bool(fix)
     assert str(caught[0].message).endswith(f"fix: {fix}{or_}write a larger weight_decay, or 0")
+
+
+@pytest.mark.parametrize("cls", [wd.AdamW, wd.SGDW])
+def test_kahan_by_default_where_16_bits_would_lose_the_decay(cls: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Only there, group by group, and said once; what is decided is saved."""
+    caplog.set_level("INFO", "lightning_wd")
+    dtypes = [torch.bfloat16, torch.bfloat16, torch.float32]
+    params = [torch.nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in dtypes]
+    lams = [1e-4, 0.1, 1e-4]
+    groups = [{"params": [p], "weight_decay": lam} for p, lam in zip(params, lams, strict=True)]
+    optimizer = cls(groups, lr=0.1)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert [group["kahan"] for group in optimizer.param_groups] == [True, False, False]
+    assert ["kahan" in optimizer.state[p] for p in params] == [True, False, False]
+    (line,) = caplog.messages
+    assert line.startswith("kahan=None turns Kahan summation on: without it the decay of group 0 is lost in bfloat16")
+    resumed = cls(groups, lr=0.1)
+    resumed.load_state_dict(optimizer.state_dict())  # None in the configuration is no difference: nothing warns
+    assert [group["kahan"] for group in resumed.param_groups] == [True, False, False]
 
 
 def test_kahan_follows_float32_through_training() -> None:
