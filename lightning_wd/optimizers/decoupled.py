@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.decay import STYLES, kernel_coefficient
@@ -48,7 +49,8 @@ class _Decoupled(DecayGroups):
         bound = inspect.signature(self.base).bind(params, *args, **settings)
         self._given = _keywords(bound)
         amount = bound.arguments.get("weight_decay", amount)
-        ours = {"style": style, "cautious_wd": cautious_wd, "toward": toward, "anchor_dtype": anchor_dtype}
+        ours: dict[str, Any] = {"style": style, "cautious_wd": cautious_wd}
+        ours |= {"toward": toward, "anchor_dtype": anchor_dtype}
         amount = self._begin(weight_decay=amount, **ours)
         if not lacks_decay:
             bound.arguments["weight_decay"] = amount
@@ -117,7 +119,8 @@ class _Decoupled(DecayGroups):
         self._meet_low_precision()
         self._initialising = self._initialises_state()
         amounts = [group["weight_decay"] for group in self.param_groups]
-        grads, later, anchors = [], [], {}  # a class starts its state only where it finds none, so anchors come last
+        grads, later = [], []
+        anchors: dict[Tensor, dict[str, Tensor]] = {}  # kept last: a class makes its state where it finds none at all
         try:
             with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
                 for group in self.param_groups:
