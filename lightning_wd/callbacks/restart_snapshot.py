@@ -9,7 +9,7 @@ import lightning as L
 from torch.optim import Optimizer
 
 from lightning_wd.callbacks.bases import Checkpoint
-from lightning_wd.configure.lr_scheduler import LRSchedule
+from lightning_wd.configure.lr_schedule import LRSchedule
 from lightning_wd.errors import ConfigError, checked_keywords
 
 __all__ = ["RestartSnapshot", "restarts_of"]
