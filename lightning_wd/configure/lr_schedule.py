@@ -24,7 +24,7 @@ class LRSchedule(LRScheduler):
 
     Args:
         optimizer: the optimizer whose groups are scheduled.
-        shape: ``constant``, ``warmup_cosine``, ``cosine_restarts`` or ``wsd``.
+        shape: one of :data:`~lightning_wd.configure.lr_scheduler_config.SHAPES` but ``none``.
         settings: the arguments of the shape's function besides the step.
         asked: what they were resolved from, which may be parts of the run.
 
@@ -39,8 +39,8 @@ class LRSchedule(LRScheduler):
         self,
         optimizer: torch.optim.Optimizer,
         shape: str,
-        settings: Mapping[str, float],
-        asked: Mapping[str, float] | None = None,
+        settings: Mapping[str, Any],
+        asked: Mapping[str, Any] | None = None,
     ) -> None:
         self.shape = shape
         self.settings = dict(settings)
@@ -83,7 +83,7 @@ class LRSchedule(LRScheduler):
         if own or self.settings.get("total_steps") != saved:
             self._write()
 
-    def follow(self, settings: Mapping[str, float]) -> None:
+    def follow(self, settings: Mapping[str, Any]) -> None:
         """Go on with other settings, from where the schedule is."""
         if settings != self.settings:
             self.settings = dict(settings)

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, show_keys
 from lightning_wd.errors import ConfigError, choice, flag, keys, nearest, number
+from lightning_wd.schedules import FALLS
 
 __all__ = ["LIGHTNING_KEYS", "SHAPES", "LRSchedulerConfig", "check_lightning", "scheduler_class"]
 
@@ -19,12 +20,14 @@ _NEED_CODE = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "Ch
 LIGHTNING_KEYS = ("interval", "frequency", "monitor", "strict")
 
 # shape -> its settings with their defaults; steps are whole numbers, or fractions of the run below 1
-SHAPES: dict[str, dict[str, float]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "none": {},
     "constant": {"warmup_steps": 0},
     "warmup_cosine": {"warmup_steps": 0.05, "min_lr_factor": 0.0},
+    "warmup_linear": {"warmup_steps": 0.05, "min_lr_factor": 0.0},
+    "warmup_one_minus_sqrt": {"warmup_steps": 0.05, "min_lr_factor": 0.0},
     "cosine_restarts": {"first_cycle_epochs": 10, "cycle_mult": 2, "min_lr_factor": 0.0},
-    "wsd": {"warmup_steps": 0.05, "decay_steps": 0.2, "min_lr_factor": 0.0},
+    "wsd": {"warmup_steps": 0.05, "decay_steps": 0.2, "decay_shape": "linear", "min_lr_factor": 0.0},
 }
 _RENAMED = {"warmup": "warmup_steps"}
 _ALIASES = dict.fromkeys(("eta_min", "min_lr"), "write lr_scheduler.min_lr_factor, a factor of lr: lowest rate / lr")
@@ -38,8 +41,9 @@ class LRSchedulerConfig(CheckedMapping):
     """The learning-rate schedule a user asks for: what the Hydra group ``lr_scheduler`` instantiates to.
 
     Args:
-        name: a shape of this package (``none``, ``constant``, ``warmup_cosine``, ``cosine_restarts``, ``wsd``), or the
-            dotted path of a class in ``torch.optim.lr_scheduler``.
+        name: a shape of this package (``none``, ``constant``, ``warmup_cosine``, ``warmup_linear``,
+            ``warmup_one_minus_sqrt``, ``cosine_restarts``, ``wsd``), or the dotted path of a class in
+            ``torch.optim.lr_scheduler``.
         interval: ``step`` (every optimizer step, the default) or ``epoch``.
         frequency: how many intervals lie between two steps of the schedule, >= 1.
         monitor: the metric that ``ReduceLROnPlateau`` watches.
@@ -130,6 +134,9 @@ def _check_shape(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for key, value in {**known, **settings}.items():
         where, factor = f"lr_scheduler.{key}", key == "min_lr_factor"
+        if key == "decay_shape":
+            checked[key] = choice(where, value, FALLS)
+            continue
         least, most = (1.0 if key == "cycle_mult" else 0.0), (1.0 if factor else float("inf"))
         amount = number(where, value, minimum=least, at_most=most, exclusive=key == "first_cycle_epochs")
         if key.endswith("_steps") and amount >= 1 and not amount.is_integer():
@@ -157,7 +164,8 @@ def _setting_types() -> dict[str, Any]:
     """Return every setting of a shape with its type, and every keyword of torch's classes."""
     classes = [cls for key, cls in _torch_classes().items() if key not in _NEED_CODE]
     torchs = dict.fromkeys((key for cls in classes for key in inspect.signature(cls).parameters), Any)
-    shapes = {key: float | None for settings in SHAPES.values() for key in settings}
+    defaults = {key: default for settings in SHAPES.values() for key, default in settings.items()}
+    shapes = {key: str | None if isinstance(default, str) else float | None for key, default in defaults.items()}
     return {key: kind for key, kind in {**shapes, **torchs}.items() if key not in _NOT_SETTINGS}
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, LinearLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from lightning_wd import schedules
+from lightning_wd._private import inner_schedulers
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.checked_mapping import CheckedMapping
 from lightning_wd.configure.lr_schedule import LRSchedule, check_on_load
@@ -80,9 +81,11 @@ class ScheduleRequest:
         lightning = {"interval": "step", **self.lightning}
         if isinstance(self.make, str):
             settings = self._settings(budget)
-            _warn_below_peak(self.make, settings, budget)
+            self._warn_below_peak(settings, budget)
             return {"scheduler": LRSchedule(optimizer, self.make, settings, self.keywords), **lightning}
         scheduler = self._make(optimizer, multipliers, budget)
+        for each in (scheduler, *inner_schedulers(scheduler)):
+            self._warn_of_torchs_warmup(each, budget)
         if isinstance(scheduler, ReduceLROnPlateau):
             lightning["interval"] = self.lightning.get("interval", "epoch")
             if not lightning.get("monitor"):
@@ -108,7 +111,7 @@ class ScheduleRequest:
             if resumed and scheduler.asked != self.keywords:
                 settings = {**scheduler.settings, **{k: v for k, v in settings.items() if k == "total_steps"}}
             if settings != scheduler.settings:
-                _warn_below_peak(scheduler.shape, settings, budget)
+                self._warn_below_peak(settings, budget)
             scheduler.follow(settings)
         elif isinstance(scheduler, OneCycleLR):
             if scheduler.last_epoch == 0 and self.make is OneCycleLR:
@@ -123,9 +126,38 @@ class ScheduleRequest:
         needed_by, lightning = f"lr_scheduler '{self.make}'", {"interval": "step", **self.lightning}
         return scheduler.last_epoch + round(budget.left(needed_by) / _interval(budget, needed_by, lightning))
 
-    def _settings(self, budget: Budget) -> dict[str, float]:
+    def _settings(self, budget: Budget) -> dict[str, Any]:
         """Return the settings of a shape of this package, in steps of the schedule."""
         return _resolve_shape(str(self.make), self.keywords, budget, {"interval": "step", **self.lightning})
+
+    def _warn_below_peak(self, settings: Mapping[str, Any], budget: Budget) -> None:
+        """Warn of a warm-up, with the decay at the end, that is longer than the run."""
+        used = settings.get("warmup_steps", 0) + settings.get("decay_steps", 0)
+        what = "warms up and decays" if "decay_steps" in settings else "warms up"
+        fix = "shorten lr_scheduler.warmup_steps, or write it as a fraction of the run"
+        self._warn_too_long(f"lr_scheduler '{self.make}' {what}", used, budget, fix)
+
+    def _warn_of_torchs_warmup(self, scheduler: Any, budget: Budget) -> None:
+        """Warn of a warm-up of torch's that is longer than the run."""
+        steps, fix = 0.0, ""
+        if isinstance(scheduler, LinearLR) and scheduler.start_factor < scheduler.end_factor:
+            steps, fix = scheduler.total_iters, "shorten its total_iters"
+        elif isinstance(scheduler, OneCycleLR):
+            steps = self.keywords.get("pct_start", 0.3) * scheduler.total_steps
+            fix = "leave out its total_steps, epochs and steps_per_epoch: it then has the steps of the run"
+        elif isinstance(scheduler, CyclicLR):
+            steps, fix = self.keywords.get("step_size_up", 2000), "write lr_scheduler.step_size_up=<part of the run>"
+        self._warn_too_long(f"{type(scheduler).__name__} warms up", steps, budget, fix)
+
+    def _warn_too_long(self, what: str, used: float, budget: Budget, fix: str) -> None:
+        if used and budget.knows_total():
+            with contextlib.suppress(ConfigError):  # the length of an epoch is unknown: no reason to refuse the run
+                total = _schedule_steps(budget, "", {"interval": "step", **self.lightning})
+                if used > total:
+                    warn(
+                        f"{what} for {used:g} steps, but the run has {total}: the peak learning rate is never reached.",
+                        fix=fix,
+                    )
 
     def _check_end(self, scheduler: OneCycleLR, budget: Budget) -> None:
         if not budget.knows_total():
@@ -185,10 +217,10 @@ def _schedule_steps(budget: Budget, needed_by: str, lightning: Mapping[str, Any]
 
 def _resolve_shape(
     shape: str, settings: Mapping[str, Any], budget: Budget, lightning: Mapping[str, Any]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Turn fractions and epochs into whole steps of the schedule."""
     needed_by = f"lr_scheduler '{shape}'"
-    resolved: dict[str, float] = {}
+    resolved: dict[str, Any] = {}
     for key, value in settings.items():
         if key == "first_cycle_epochs":
             steps = value * budget.steps_per_epoch(needed_by) / _interval(budget, needed_by, lightning)
@@ -197,7 +229,7 @@ def _resolve_shape(
             part = 0 < value < 1
             resolved[key] = round(value * _schedule_steps(budget, needed_by, lightning)) if part else int(value)
         else:
-            resolved[key] = float(value)
+            resolved[key] = value if isinstance(value, str) else float(value)
     if "total_steps" in inspect.signature(getattr(schedules, shape)).parameters:
         resolved["total_steps"] = _schedule_steps(budget, needed_by, lightning)
     return resolved
@@ -214,17 +246,4 @@ def _warn_ended(scheduler: Any) -> None:
             found=f"{scheduler.last_epoch} steps of the schedule done, and it was made for {end}",
             fix="use a schedule of this package (lr_scheduler=warmup_cosine), which is carried on, or start a new run "
             "from the weights",
-        )
-
-
-def _warn_below_peak(shape: str, settings: Mapping[str, float], budget: Budget) -> None:
-    """Warn of a warm-up, with the decay at the end, that is longer than the run."""
-    total = settings.get("total_steps", budget.total_steps(shape) if budget.knows_total() else math.inf)
-    used = settings.get("warmup_steps", 0) + settings.get("decay_steps", 0)
-    if used > total:
-        warnings.warn(
-            f"lr_scheduler '{shape}' warms up and decays for {used} steps, but the run has {total}: the peak learning "
-            "rate is never reached. Shorten lr_scheduler.warmup_steps, or write it as a fraction of the run.",
-            UserWarning,
-            stacklevel=2,
         )

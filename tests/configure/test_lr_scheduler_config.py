@@ -21,6 +21,11 @@ from lightning_wd.configure import configure_optimizers
         ({"name": "wsd", "warmup": 3}, ["lr_scheduler 'wsd' has no key 'warmup'", "nearest: 'warmup_steps'"]),
         ({"name": "wsd", "warmup_steps": 3.5}, ["a whole number of steps, or a fraction of the run below 1"]),
         ({"name": "wsd", "min_lr_factor": 2}, ["lr_scheduler.min_lr_factor must be a number >= 0 and <= 1 but got 2"]),
+        (
+            {"name": "wsd", "decay_shape": "one_minus_sqr"},
+            ["decay_shape 'one_minus_sqr'", "lr_scheduler.decay_shape=one_m"],
+        ),
+        ({"name": "warmup_linear", "decay_shape": "cosine"}, ["lr_scheduler 'warmup_linear' has no key 'decay_shape'"]),
         ({"name": "StepLR", "step": 3}, ["lr_scheduler StepLR has no key 'step'", "nearest: 'step_size'"]),
         ({"name": "StepLR"}, ["lr_scheduler StepLR cannot be built", "step_size"]),
         ({"name": "wsd", "interval": "steps"}, ["lr_scheduler.interval 'steps' is unknown", "nearest: 'step'"]),

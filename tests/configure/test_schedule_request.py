@@ -43,6 +43,12 @@ def test_warmup_cosine_steps_each_optimizer_step(tmp_path: Path) -> None:
         ("constant", [1] * 6),
         ({"name": "constant", "warmup_steps": 0.2}, [1 / 3, 2 / 3, 1, 1, 1, 1]),
         ({"name": "wsd", "warmup_steps": 0, "decay_steps": 0.4}, [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
+        (
+            {"name": "wsd", "warmup_steps": 0, "decay_steps": 4, "decay_shape": "one_minus_sqrt"},
+            [1, 1, 1, 1, 1, 1, 1, 0.5, 0.2928932, 0.1339746],
+        ),
+        ({"name": "warmup_linear", "warmup_steps": 0.2, "min_lr_factor": 0.5}, [1 / 3, 2 / 3, 1, 0.9375, 0.875]),
+        ({"name": "warmup_one_minus_sqrt", "warmup_steps": 2}, [1 / 3, 2 / 3, 1, 0.6464466, 0.5]),
         ({"name": "cosine_restarts", "first_cycle_epochs": 1}, [1, 0.5, 1, 0.853553, 0.5, 0.146447, 1]),
         ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 2, "gamma": 0.5}, [1, 1, 0.5, 0.5, 0.25]),
         ({"name": "StepLR", "step_size": 2, "gamma": 0.5, "interval": "epoch"}, [1, 1, 0.5, 0.5, 0.25]),
@@ -134,9 +140,52 @@ def test_normalized_under_restarts_says_how_to_follow_the_cycles() -> None:
         configure_optimizers(Lit(), config, "cosine_restarts", total_steps=40, steps_per_epoch=10)
 
 
-def test_a_schedule_longer_than_the_run_warns() -> None:
-    with pytest.warns(UserWarning, match="warms up and decays for 100 steps, but the run has 10"):
-        configure_optimizers(Lit(), ADAMW, {"name": "warmup_cosine", "warmup_steps": 100}, total_steps=10)
+def sequential(optimizer: torch.optim.Optimizer) -> Any:
+    warmup = torch_schedulers.LinearLR(optimizer, 0.1, total_iters=100)
+    return torch_schedulers.SequentialLR(optimizer, [warmup, torch_schedulers.CosineAnnealingLR(optimizer, 5)], [100])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"name": "warmup_cosine", "warmup_steps": 100}, "lr_scheduler 'warmup_cosine' warms up for 100 steps"),
+        (
+            {"name": "wsd", "warmup_steps": 5, "decay_steps": 6},
+            "lr_scheduler 'wsd' warms up and decays for 11 steps.*write it as a fraction of the run",
+        ),
+        ({"name": "LinearLR", "total_iters": 20}, r"LinearLR warms up for 20 steps.*\n  fix: shorten its total_iters"),
+        (sequential, "LinearLR warms up for 100 steps"),
+        ({"name": "OneCycleLR", "max_lr": 0.1, "total_steps": 100}, "OneCycleLR warms up for 30 steps.*leave out its"),
+        (functools.partial(torch_schedulers.CyclicLR, base_lr=0.01, max_lr=0.1), "CyclicLR warms up for 2000 steps"),
+        (
+            {"name": "LinearLR", "total_iters": 3, "interval": "epoch"},
+            "LinearLR warms up for 3 steps, but the run has 2",
+        ),
+        ({"name": "constant", "warmup_steps": 3, "interval": "epoch"}, "warms up for 3 steps, but the run has 2"),
+    ],
+)
+def test_a_warm_up_longer_than_the_run_warns(config: Any, words: str) -> None:
+    with pytest.warns(UserWarning, match=f"(?s){words}") as caught:
+        configure_optimizers(Lit(), ADAMW, config, total_steps=10, steps_per_epoch=5)
+    (message,) = [str(warning.message) for warning in caught]
+    assert "the peak learning rate is never reached" in message
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "LinearLR", "total_iters": 9},
+        {"name": "LinearLR", "start_factor": 1.0, "end_factor": 0.1, "total_iters": 99},  # no warm-up: it decays
+        {"name": "OneCycleLR", "max_lr": 0.1, "pct_start": 1.0},
+    ],
+)
+def test_a_warm_up_within_the_run_does_not_warn(config: Any) -> None:
+    configure_optimizers(Lit(), ADAMW, config, total_steps=10, steps_per_epoch=5)  # warnings are errors here
+
+
+def test_a_warm_up_is_no_reason_to_refuse_epochs_of_unknown_length() -> None:
+    config = {"name": "LinearLR", "total_iters": 3, "interval": "epoch"}
+    assert configure_optimizers(Lit(), ADAMW, config, total_steps=10)["lr_scheduler"]["interval"] == "epoch"
 
 
 def test_a_built_scheduler_is_refused() -> None:
