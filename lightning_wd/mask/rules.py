@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import itertools
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from lightning_wd.decay import RENAMED, check_style
 from lightning_wd.errors import MaskError, checked_keywords, choice, keys, number
 from lightning_wd.mask.evidence import EXEMPT
+from lightning_wd.mask.matching import compile_name, is_a
 from lightning_wd.mask.module_tree import whole_shape
 
 __all__ = ["PROPERTIES", "Mask", "Rule", "as_mask"]
@@ -210,41 +208,6 @@ class Rule:
     @cached_property
     def _pattern(self) -> Callable[[str], Any] | None:
         return None if self.name is None else compile_name(self.name)
-
-
-def compile_name(name: str) -> Callable[[str], Any]:
-    """Compile a rule's ``name`` to a function that returns None for names it does not match.
-
-    >>> compile_name("*.head.*")("head.weight") is not None
-    True
-    """
-    if name.startswith("regex:"):
-        try:
-            return re.compile(name[len("regex:") :]).search
-        except re.error as error:
-            raise MaskError(
-                f"mask pattern {name!r} is not a regular expression.",
-                found=str(error),
-                fix="correct the pattern, or write a glob such as '*.head.*'",
-            ) from None
-    parents = r"(?s:.*\.)?" if name.startswith("*.") else ""
-    return re.compile(parents + fnmatch.translate(name.removeprefix("*."))).match
-
-
-def is_a(cls: type, kind: type | str) -> bool:
-    """Whether ``cls`` is ``kind`` or derives from it; ``kind`` may be a class name or a dotted path.
-
-    >>> is_a(nn.Linear, "Linear"), is_a(nn.Linear, "torch.nn.Linear"), is_a(nn.Linear, "torch.nn.Conv1d")
-    (True, True, False)
-    """
-    if isinstance(kind, type):
-        return issubclass(cls, kind)
-    path, _, leaf = kind.rpartition(".")
-    if not path:
-        return any(c.__name__ == leaf for c in cls.__mro__)
-    # A class in use has been imported, so its path can be looked up without importing what a config file names.
-    alias = getattr(sys.modules.get(path), leaf, None)
-    return any(c is alias or f"{c.__module__}.{c.__qualname__}" == kind for c in cls.__mro__)
 
 
 @checked_keywords(MaskError)
