@@ -24,7 +24,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import lightning_wd as wd
-from lightning_wd.configure.optimizer_config import OPTIMIZERS, TYPICAL
+from lightning_wd.configure.optimizer_config import TYPICAL
+from lightning_wd.optimizers.by_name import OPTIMIZERS
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
