@@ -14,12 +14,14 @@ from lightning_wd.configure.checked_mapping import CheckedMapping
 from lightning_wd.configure.checkpoint_content import keep_checkpoints_plain
 from lightning_wd.configure.first_step import FirstStep
 from lightning_wd.configure.late_groups import LateGroups, give_matrices_to_muon
-from lightning_wd.configure.lr_scheduler import ScheduleRequest
 from lightning_wd.configure.neighbours import check_neighbours, watch
-from lightning_wd.configure.optimizer_config import OPTIMIZERS, OptimizerConfig
+from lightning_wd.configure.optimizer_config import OptimizerConfig
+from lightning_wd.configure.saved_anchors import with_saved_anchors
+from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.decay import Decay
 from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywords, number, warn
 from lightning_wd.mask.planner import plan_checked
+from lightning_wd.optimizers.by_name import optimizer_class
 
 __all__ = ["build", "configure_optimizers"]
 
@@ -105,7 +107,7 @@ def _configure(
             _set_peaks(groups, [value * lr_now / lr for value in peak])
         return groups
 
-    plan = plan_checked(module, config.mask, decay.style)
+    plan = with_saved_anchors(plan_checked(module, config.mask, decay.style, toward=decay.toward))
     groups = groups_at(lr, amount(lr))
     multipliers = [group["lr"] / lr if lr else 1.0 for group in groups]
     if isinstance(peak, Sequence):
@@ -129,9 +131,10 @@ def _configure(
 
 def _build(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, coefficient: float) -> Any:
     l2 = all(group["style"] == "l2" for group in groups)
-    cls: Any = OPTIMIZERS[config["name"]].l2 if l2 else OPTIMIZERS[config["name"]].cls
+    cls: Any = optimizer_class(config["name"], "l2" if l2 else "")
     keywords = config.hyperparameters
-    own = {} if l2 else {"style": config.decay.style, "cautious_wd": config.decay.cautious}
+    own: dict[str, Any] = {} if l2 else {"style": config.decay.style, "cautious_wd": config.decay.cautious}
+    own["toward"] = config.decay.toward
     try:
         return cls(groups, lr=lr, weight_decay=coefficient, **own, **keywords)  # defaults, for groups added later
     except (ConfigError, MaskError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_wd._private import attached_trainer, inner_schedulers, per_group_lists
+from lightning_wd.configure.saved_anchors import with_saved_anchors
 from lightning_wd.errors import ConfigError
-from lightning_wd.mask import DecayPlan, Mask, plan_decay
-from lightning_wd.mask.layers import output_parameters
-from lightning_wd.mask.module_tree import walk
+from lightning_wd.mask import DecayPlan, Mask, as_mask
+from lightning_wd.mask.hidden_matrices import hidden_matrices
 from lightning_wd.mask.plan import Row
+from lightning_wd.mask.planner import plan_checked
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.muon import MuonAdamW
 from lightning_wd.optimizers.param_groups import as_float, group_style, peak_lr
@@ -128,7 +130,8 @@ def _whole_plan(optimizer: Optimizer, module: nn.Module, mask: Mask | None) -> D
     style = plan.style if plan is not None else group_style(optimizer, optimizer.param_groups[0]) if ours else None
     if mask is None and config is not None:
         mask = config.mask
-    return plan_decay(module, mask, style, include_frozen=True)
+    toward = optimizer.defaults["toward"] if ours else "zero"
+    return with_saved_anchors(plan_checked(module, as_mask(mask), style, toward=toward, include_frozen=True))
 
 
 def _split(
@@ -147,12 +150,13 @@ def _split(
     rows = tuple(rows)
     plan: DecayPlan | None = getattr(optimizer, "decay_plan", None)
     rate, weight_decay = _reference(optimizer, plan)
-    groups = DecayPlan(rows, whole.style).groups(lr=rate, weight_decay=weight_decay)
+    groups = DecayPlan(rows, whole.style, toward=whole.toward).groups(lr=rate, weight_decay=weight_decay)
     if isinstance(optimizer, MuonAdamW):
         groups = give_matrices_to_muon(groups, module, whole)
     for row in rows if plan is not None else ():
         mine = plan[row.name]  # type: ignore[index]
         mine.wd_mult, mine.lr_mult, mine.style, mine.settings = row.wd_mult, row.lr_mult, row.style, row.settings
+        mine.toward = row.toward
         mine.reason, mine.group = f"{row.reason}; {why}", f"{row.group}_{tag}"
     for group in groups:
         _fit(group, optimizer.param_groups[0], isinstance(optimizer, DecayGroups), lr)
@@ -161,19 +165,18 @@ def _split(
 
 
 def give_matrices_to_muon(groups: list[dict[str, Any]], module: nn.Module, plan: DecayPlan) -> list[dict[str, Any]]:
-    """Split each group: hidden matrices go to Muon; the output layer, embeddings and the rest stay with AdamW."""
-    output = output_parameters(module, walk(module))
-    hidden = {
-        id(row.param) for row in plan if row.kind == "weight" and len(row.shape) == 2 and id(row.param) not in output
-    }
-    split = []
+    """Split each group: hidden matrices and convolutions go to Muon, the rest stays with AdamW."""
+    matrices = hidden_matrices(module, plan)
+    divided = []
     for group in groups:
-        for muon in (True, False):
-            members = [(name, p) for name, p in group["params"] if (id(p) in hidden) is muon]
-            if members:
-                name = f"{group['name']}_muon" if muon else group["name"]
-                split.append({**group, "params": members, "name": name, "use_muon": muon})
-    return split
+        members: dict[int, list[Any]] = {}
+        for name, p in group["params"]:
+            members.setdefault(matrices[id(p)].split, []).append((name, p))
+        for split in sorted(members, key=lambda split: split or math.inf):
+            suffix = {0: "", 1: "_muon"}.get(split, f"_muon_split{split}")
+            own = {"use_muon": True, "split": split} if split else {"use_muon": False}
+            divided.append({**group, "params": members[split], "name": group["name"] + suffix, **own})
+    return divided
 
 
 def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
@@ -212,6 +215,7 @@ def _fit(group: dict[str, Any], first: dict[str, Any], ours: bool, lr: Any) -> N
     if not ours:
         del group["base_lr"]
         group.pop("style", None)
+        group.pop("toward", None)
     if "param_names" not in first:
         group["params"] = [p for _, p in group["params"]]
 

@@ -8,11 +8,12 @@ import math
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_wd.decay import peak_equal
+from lightning_wd.decay import NO_AMOUNT, peak_equal
 from lightning_wd.errors import MaskError, nearest, number, warn
 from lightning_wd.mask.module_tree import whole_shape
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["DecayPlan", "Difference", "Row"]
 
 _FAR = 100  # times the configured learning rate: a group's own rate above it is likely a multiplier
-_NO_FRACTION = ("l2", "none", None)  # styles without a fraction of the weights that each step removes
+_NO_FRACTION = ("l2", *NO_AMOUNT, None)  # styles without a fraction of the weights that each step removes
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +37,10 @@ class Row:
     style: str | None  # None where neither the plan nor a rule names one
     reason: str  # what decided
     kind: str  # one of evidence.KINDS, whatever the rules say
-    settings: Mapping[str, Any]  # its group takes them as they are: a rule's weight_decay and lr, a mark's _optim
+    settings: Mapping[str, Any]  # its group takes them as they are: a rule's absolutes and hyperparameters, a mark's
+    optimizer: str | None = None  # what steps it; None where neither the plan nor a rule names one
+    toward: str = "zero"  # what it decays towards
+    by: Mapping[str, int] = field(default_factory=dict)  # property -> position of the rule that decides it
     frozen: bool = False  # it does not train, so it is in no group
     group: str | None = None  # the name of its group, which the plan gives; None where it is frozen
     shape: tuple[int, ...] = field(init=False)  # the whole tensor's where it is sharded; FSDP1 may cut it up later
@@ -56,7 +60,20 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain data."""
-        keys = ("name", "names", "shape", "numel", "wd_mult", "lr_mult", "style", "group", "reason", "kind")
+        keys = (
+            "name",
+            "names",
+            "shape",
+            "numel",
+            "wd_mult",
+            "lr_mult",
+            "style",
+            "toward",
+            "optimizer",
+            "group",
+            "reason",
+            "kind",
+        )
         row = {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in keys}
         if self.settings:  # text where JSON has no such type
             text = json.dumps(dict(self.settings), default=lambda v: v.tolist() if isinstance(v, Tensor) else repr(v))
@@ -96,6 +113,8 @@ class DecayPlan:
 
     rows: tuple[Row, ...]
     style: str | None = None
+    optimizer: str | None = None  # what steps the rows that no rule gives another one
+    toward: str = "zero"  # what the rows decay towards that no rule gives another point
 
     def __post_init__(self) -> None:
         named: dict[Any, str] = {}
@@ -103,7 +122,7 @@ class DecayPlan:
             if not row.frozen:
                 key = _key(row)
                 if key not in named:
-                    named[key] = _group_name(row, self.style, taken=named.values())
+                    named[key] = _group_name(row, self, taken=named.values())
                 row.group = named[key]
 
     def __iter__(self) -> Iterator[Row]:
@@ -126,6 +145,11 @@ class DecayPlan:
     def _by_name(self) -> dict[str, Row]:
         return {name: row for row in self.rows for name in row.names}
 
+    @cached_property
+    def optimizers(self) -> tuple[str | None, ...]:
+        """What steps the rows, or would step them if they were not frozen, in their order."""
+        return tuple(dict.fromkeys(row.optimizer for row in self.rows))
+
     def groups(self, *, lr: Any, weight_decay: float, **defaults: Any) -> list[dict[str, Any]]:
         """Return parameter groups for a torch optimizer, with ``weight_decay * row.wd_mult`` and ``lr * row.lr_mult``.
 
@@ -135,7 +159,8 @@ class DecayPlan:
         Where a rule sets the style, the decay stays as strong at the peak: between ``decoupled``, ``corrected``,
         ``independent`` and ``constant`` the coefficient is converted by ``lam_independent = lr * lam_decoupled``. L2
         has no equivalent in another unit, so its group uses the number unchanged. A rule's own ``weight_decay`` is in
-        the unit of its group's style and is not converted; its ``lr`` is the group's peak.
+        the unit of its group's style and is not converted; its ``lr`` is the group's peak. A rule's ``optimizer`` is in
+        its group, for :class:`lightning_wd.MultiOptimizer`.
 
         Args:
             lr: peak learning rate, >= 0; a float or a 0-dim tensor.
@@ -168,6 +193,8 @@ class DecayPlan:
                     "weight_decay": self._coefficient(first, amount, peak),
                     **first.settings,
                     **({} if first.style is None else {"style": first.style}),
+                    **({} if self.toward == first.toward == "zero" else {"toward": first.toward}),
+                    **({} if first.optimizer is None else {"optimizer": first.optimizer}),
                 }
                 if 0 < _FAR * peak < first.settings.get("lr", 0.0):
                     warn(
@@ -185,6 +212,8 @@ class DecayPlan:
         return groups
 
     def _coefficient(self, row: Row, amount: float, peak: float) -> float:
+        if row.style == "hyperball":
+            return 0.0
         if "weight_decay" in row.settings:
             return float(row.settings["weight_decay"])
         if not amount or not row.wd_mult or row.style == self.style:
@@ -235,11 +264,11 @@ class DecayPlan:
 
 def _key(row: Row) -> Any:
     own = tuple(sorted((key, repr(value)) for key, value in row.settings.items())) if row.settings else ()
-    return row.wd_mult, row.lr_mult, row.style, own
+    return row.wd_mult, row.lr_mult, row.style, row.toward, row.optimizer, own
 
 
-def _group_name(row: Row, style: str | None, taken: Container[str]) -> str:
-    """Return a name such as ``decay``, ``no_decay``, ``decay_x0.1_lr_x10`` or ``decay_decoupled``."""
+def _group_name(row: Row, plan: DecayPlan, taken: Container[str]) -> str:
+    """Return a name such as ``decay``, ``no_decay``, ``decay_x0.1_lr_x10``, ``decay_decoupled`` or ``decay_sgdw``."""
     own = dict(row.settings)
     wd, lr = own.pop("weight_decay", None), own.pop("lr", None)
 
@@ -250,8 +279,12 @@ def _group_name(row: Row, style: str | None, taken: Container[str]) -> str:
                 parts.append(f"{prefix}{value:.{digits}g}")
             elif factor != 1:
                 parts.append(f"{prefix}x{factor:.{digits}g}")
-        if row.style != style:
+        if row.style != plan.style and not (plan.style == "hyperball" and not row.wd_mult):
             parts.append(str(row.style))
+        if row.wd_mult and row.toward != plan.toward:
+            parts.append(f"toward_{Path(row.toward).stem}")
+        if row.optimizer != plan.optimizer:
+            parts.append(str(row.optimizer).rpartition(".")[2])
         return "_".join([*parts, *(f"{key}_{value}" for key, value in sorted(own.items()))])
 
     numbered = (f"{named(17)}_{i}" for i in itertools.count(2))

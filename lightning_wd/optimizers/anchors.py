@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_wd.errors import ConfigError, listed, nearest
 from lightning_wd.mask.module_tree import without_wrappers
 
-__all__ = ["anchors_of", "read_weights", "saved_names"]
+__all__ = ["anchors_of", "no_match", "read_weights", "saved_names"]
 
 
 def anchors_of(group: Mapping[str, Any], label: str) -> dict[Tensor, Tensor]:
@@ -99,7 +99,9 @@ def saved_names(names: Iterable[str], saved: Iterable[str]) -> dict[str, str]:
         return whole
     added = Counter(name.removesuffix(end) for name in mine for end in _ends(name) if end in theirs)
     dropped = Counter(name.removesuffix(end) for name in theirs for end in _ends(name) if end in mine)
-    votes = [(count, prefix, longer is dropped) for longer in (added, dropped) for prefix, count in longer.items()]
+    votes = [
+        ((n, -len(prefix)), prefix, longer is dropped) for longer in (added, dropped) for prefix, n in longer.items()
+    ]
     best = [vote for vote in votes if vote[0] == max(votes)[0]]
     if len(best) != 1:  # nothing, or several prefixes fit alike
         return {}
@@ -125,7 +127,7 @@ def no_match(problem: str, names: Iterable[str], saved: Iterable[str]) -> Config
         found=listed(saved),
         valid=listed(names),
         nearest=close,
-        fix="give the checkpoint of this model, or write toward=init for the weights that the run starts from",
+        fix="give the checkpoint of this model, or write toward=zero or init for these parameters",
     )
 
 

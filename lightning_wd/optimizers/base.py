@@ -124,6 +124,10 @@ class DecayGroups(Optimizer):
         else:
             self.append_group(param_group)
 
+    def stepper_of(self, group: dict[str, Any]) -> Any:
+        """Return the optimizer that steps a group of this one: itself, except in a MultiOptimizer."""
+        return self
+
     def append_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as it is."""
         if "_settings" in vars(self):  # Optimizer.__init__ has made `defaults` and adds its first group
@@ -134,13 +138,16 @@ class DecayGroups(Optimizer):
             param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
             self._complete(param_group, group_label(param_group, len(self.param_groups)))
         super().add_param_group(param_group)
-        label = group_label(param_group, len(self.param_groups) - 1)
-        if pulls(param_group):
-            self._anchors |= anchors_of(param_group, label)
-        elif param_group["style"] == "hyperball":
-            names = param_group.get("param_names", range(len(param_group["params"])))
-            for name, p in zip(names, param_group["params"], strict=True):
-                if turns(param_group, p) and not p.is_meta:
+        self._start(param_group, group_label(param_group, len(self.param_groups) - 1))
+
+    def _start(self, group: dict[str, Any], label: str) -> None:
+        """Keep what a group starts from: its anchors. A weight that could not stay on its hyperball is refused."""
+        if pulls(group):
+            self._anchors |= anchors_of(group, label)
+        elif group["style"] == "hyperball":
+            names = group.get("param_names", range(len(group["params"])))
+            for name, p in zip(names, group["params"], strict=True):
+                if turns(group, p) and not p.is_meta:
                     _radius(p, f"parameter {name!r} of {label}")
 
     def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
@@ -308,7 +315,9 @@ class DecayGroups(Optimizer):
 
         torch.distributed.checkpoint fills an empty optimizer by such a step, and relies on lr 0 changing nothing.
         """
-        if self.state or not any(group["style"] == "constant" for group in self.param_groups):
+        if not any(group["style"] == "constant" for group in self.param_groups):
+            return False
+        if any(p in self.state for group in self.param_groups for p in group["params"]):  # others share a state
             return False
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return False

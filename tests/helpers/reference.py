@@ -5,6 +5,7 @@ No torch.optim: each step is written from its equation, on one array, with every
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +43,13 @@ def turned(w: Array, u: Array, lr: float, radius: float) -> Array:
     return radius * moved / np.linalg.norm(moved)
 
 
+def moved(twin: Adam | SGD | Muon, u: Array, lr: float) -> Array:
+    """The weights after a step along u, with decay or on their hyperball."""
+    if twin.style == "hyperball":
+        return turned(twin.w, u, lr, twin.radius)
+    return decayed(twin.w, u, lr, fraction(twin.style, twin.lam, lr, twin.base_lr), twin.cautious, twin.anchor)
+
+
 @dataclass
 class Adam:
     w: Array
@@ -74,11 +82,7 @@ class Adam:
         m_hat = self.m / (1 - b1**self.t)
         v_hat = (self.v_max if self.amsgrad else self.v) / (1 - b2**self.t)
         u = m_hat / (np.sqrt(v_hat) + self.eps)
-        if self.style == "hyperball":
-            self.w = turned(self.w, u, lr, self.radius)
-        else:
-            d = fraction(self.style, self.lam, lr, self.base_lr)
-            self.w = decayed(self.w, u, lr, d, self.cautious, self.anchor)
+        self.w = moved(self, u, lr)
 
 
 @dataclass
@@ -106,8 +110,41 @@ class SGD:
         if self.momentum:
             self.m = g if self.m is None else self.momentum * self.m + (1 - self.dampening) * g
             u = g + self.momentum * self.m if self.nesterov else self.m
-        if self.style == "hyperball":
-            self.w = turned(self.w, u, lr, self.radius)
-        else:
-            d = fraction(self.style, self.lam, lr, self.base_lr)
-            self.w = decayed(self.w, u, lr, d, self.cautious, self.anchor)
+        self.w = moved(self, u, lr)
+
+
+def orthogonal(u: Array, steps: int = 5) -> Array:
+    """The quintic Newton-Schulz iteration on a matrix."""
+    x = u / max(np.linalg.norm(u), 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@dataclass
+class Muon:
+    w: Array  # of any shape; its first dimension is that of the matrix, or of `split` stacked matrices
+    base_lr: float
+    lam: float
+    style: str = "decoupled"
+    cautious: bool = False
+    momentum: float = 0.95
+    nesterov: bool = True
+    original: bool = False
+    split: int = 1
+    anchor: Array | float = 0.0
+    m: Array | float = 0.0
+    radius: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.radius = float(np.linalg.norm(self.w))
+
+    def step(self, g: Array, lr: float) -> None:
+        self.m = self.momentum * self.m + (1 - self.momentum) * g
+        u = self.momentum * self.m + (1 - self.momentum) * g if self.nesterov else self.m
+        parts = [part.reshape(len(part), -1) for part in np.split(u, self.split)]
+        rows, columns = parts[0].shape
+        c = math.sqrt(max(1, rows / columns)) if self.original else 0.2 * math.sqrt(max(rows, columns))
+        o = np.concatenate([orthogonal(part) for part in parts]).reshape(self.w.shape)
+        self.w = moved(self, c * o, lr)
