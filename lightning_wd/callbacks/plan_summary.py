@@ -34,10 +34,10 @@ class DecayPlanSummary(Callback):
     """Show the decay plan when training starts: each parameter, the totals, and the amount in every unit.
 
     The amount is given at the peak learning rate, where ``d = lr0 * lam_decoupled = lam_independent
-    = lam_norm / sqrt(steps) = 1 / timescale_steps``. There is a warning where a step would remove a whole weight, where
-    the timescale is below 3 % of the run or above 10 runs, and where a group that should decay has 0. In style
-    ``hyperball`` the learning rate is relative, and the table says so. Under a :class:`DecaySchedule` the amount is each group's base, a line names the schedule, and the warnings are about the
-    largest amount it reaches.
+    = lam_norm / sqrt(steps) = 1 / timescale_steps``. In style ``hyperball`` there is none, and the learning rate is
+    relative. There is a warning where a step would remove a whole weight, where the timescale is below 3 % of the run
+    or above 10 runs, and where a group that should decay has 0. Under a :class:`DecaySchedule` the amount is each
+    group's base, a line names the schedule, and the warnings are about the largest amount it reaches.
 
     Rank zero prints the plan (above 80 parameters, names that differ only in numbers share a row), writes it to
     ``decay_plan.json`` in the trainer's ``default_root_dir``, and logs it to W&B as the tables ``decay_plan``

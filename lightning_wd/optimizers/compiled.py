@@ -154,16 +154,20 @@ def _run_native(formula: Formula, flags: Flags, columns: _Columns, rows: Tensor 
 
 @functools.cache
 def native_ready(formula: Formula, dtype: torch.dtype, flags: Flags) -> bool:
-    """Whether the C++ call of a formula can be made here; says so in the log, once."""
-    what = ", ".join(sorted(flags)) or "decay outside of torch's kernel"
+    """Whether the C++ call of a formula can be made here; the log says so, once for all."""
     try:
         check_compiler({"cpu"})
         library(formula, dtype, flags)
     except Exception as error:  # whatever a machine lacks: the step is right without it
-        log.info("compile=None: no compiled step (%s) here, so it is done in several passes: %s", what, error)
+        _say(f"compile=None: steps that torch's own kernel lacks take several passes. {error}")
         return False
-    log.info("compile=None: steps (%s) run in one compiled pass", what)
+    _say("compile=None: steps that torch's own kernel lacks run in one compiled pass.")
     return True
+
+
+@functools.cache
+def _say(line: str) -> None:
+    log.info(line)
 
 
 @functools.cache
