@@ -26,6 +26,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgdw": {"name": "sgdw", "lr": 0.1, "momentum": 0.9, "decay": {"style": "decoupled", "timescale_epochs": 5.0}},
     "adam_l2": {"name": "adam_l2", "lr": 0.02, "weight_decay": 0.1},
     "cautious": {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"style": "decoupled", "cautious": True}},
+    "toward": {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"toward": "init"}},
+    "hyperball": {"name": "sgdw", "lr": 0.1, "decay": {"style": "hyperball"}},
 }
 QUIET: dict[str, Any] = {
     "logger": False,
