@@ -16,7 +16,7 @@ from lightning_wd.mask import Rule
 from lightning_wd.optimizers import base
 
 
-def net() -> nn.ModuleDict:
+def net() -> Any:
     torch.manual_seed(0)
     return nn.ModuleDict({"body": nn.Linear(3, 4), "norm": nn.LayerNorm(4), "head": nn.Linear(4, 2)})
 

@@ -172,7 +172,7 @@ def test_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
     for held in (body, {"state_dict": {f"model.{k}": v for k, v in body.items()}, "epoch": 3}):
         torch.save(held, tmp_path / "weights.ckpt")
         trained = copy.deepcopy(net)
-        path = tmp_path / "weights.ckpt"
+        path: Any = tmp_path / "weights.ckpt"
         optimizer = wd.SGDW(trained.named_parameters(), lr=0.1, weight_decay=0.5, toward=path)
         assert optimizer.param_groups[0]["toward"] == str(path)
         stepped(optimizer)

@@ -51,8 +51,8 @@ def trajectory(dtype: torch.dtype) -> tuple[Any, Any, Any, list[float]]:
     gradients = rng.normal(size=(STEPS, 5, 7)) + 0.3
     gradients[7] = 0
     lrs = [0.05 * min(1.0, t / 20) * (0.55 + 0.45 * math.cos(math.pi * t / STEPS)) for t in range(STEPS)]
-    arrays = (torch.tensor(a).to(dtype).double().numpy() for a in (anchor, w0, gradients))  # what the dtype can hold
-    return (*arrays, lrs)
+    held: list[Any] = [torch.tensor(a).to(dtype).double().numpy() for a in (anchor, w0, gradients)]  # by that dtype
+    return held[0], held[1], held[2], lrs
 
 
 @inductor
@@ -160,11 +160,16 @@ def test_the_default_compiles_where_torchs_kernel_lacks_the_style(
     caplog.set_level("INFO", "lightning_wd")
     compiled.native_ready.cache_clear()
     compiled._say.cache_clear()
-    calls = []
+    calls: list[Any] = []
     run = compiled._run_native
-    monkeypatch.setattr(compiled, "_run_native", lambda *args: calls.append(args) or run(*args))
 
-    def compiles(cls: Any = wd.AdamW, size: int = base.MIN_NATIVE, **settings: Any) -> bool:
+    def counted(*args: Any) -> None:
+        calls.append(args)
+        run(*args)
+
+    monkeypatch.setattr(compiled, "_run_native", counted)
+
+    def compiles(cls: Any = wd.AdamW, *, size: int = base.MIN_NATIVE, **settings: Any) -> bool:
         p = torch.nn.Parameter(torch.ones(size // 2, 2))
         optimizer = cls([p], **{"lr": 0.1, "weight_decay": 0.1, **settings})
         calls.clear()
@@ -178,11 +183,12 @@ def test_the_default_compiles_where_torchs_kernel_lacks_the_style(
     assert all(compiles(**settings) for settings in outside)
     assert compiles(wd.SGDW)
     assert caplog.messages == ["compile=None: steps that torch's own kernel lacks run in one compiled pass."]
-    assert not any(compiles(**settings) for settings in ({}, {"style": "independent"}, {"style": "l2"}))
+    inside: list[dict[str, Any]] = [{}, {"style": "independent"}, {"style": "l2"}]
+    assert not any(compiles(**settings) for settings in inside)
     assert not compiles(wd.SGDW, weight_decay=0.0)
     assert not compiles(wd.SGDW, size=base.MIN_NATIVE - 2)
-    for off in ({"fused": True}, {"foreach": False}, {"kahan": True}, {"compile": False}):
-        assert not compiles(wd.SGDW, **off)
+    elsewhere: list[dict[str, Any]] = [{"fused": True}, {"foreach": False}, {"kahan": True}, {"compile": False}]
+    assert not any(compiles(wd.SGDW, **settings) for settings in elsewhere)
 
     def missing(*_: Any) -> None:
         raise RuntimeError("No working C++ compiler found")
