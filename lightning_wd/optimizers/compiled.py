@@ -110,8 +110,10 @@ def run_pass(
     taken = [columns[name] for name in formula.columns(flags)]
     values = [numbers.get(name, 0.0) for name in formula.numbers]
     names = rows_of(formula, flags)
-    table = torch.stack([torch.as_tensor(rows[name], dtype=torch.float64) for name in names], dim=1) if names else None
-    kinds = {None: taken[0][0]} if alike else kinds_of(taken[0])
+    sample = taken[0][0]
+    each = [torch.as_tensor(rows[name], dtype=torch.float64, device=sample.device) for name in names]
+    table = torch.stack(each, dim=1) if each else None
+    kinds = {None: sample} if alike else kinds_of(taken[0])
     for kind, sample in kinds.items():
         part, own = taken, table
         if len(kinds) > 1:

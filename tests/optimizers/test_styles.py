@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
     "single": {"foreach": False},
     "compiled": {"compile": True},
     "default": {},  # compiled too: the test lowers the size it is worth from
+    "graphs": {"compile": True},  # what torch.compile gets, run as it is
 }
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.05}
 OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -55,13 +57,24 @@ def trajectory(dtype: torch.dtype) -> tuple[Any, Any, Any, list[float]]:
     return held[0], held[1], held[2], lrs
 
 
+@pytest.fixture
+def every_way(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small weights take the compiled ways too; torch.compile compiles nothing."""
+    monkeypatch.setattr(base, "MIN_NATIVE", 0)
+    monkeypatch.setattr(compiled, "MIN_NUMEL", 0)
+    monkeypatch.setattr(torch, "compile", lambda step, **settings: step)
+    compiled._compiled.cache_clear()
+    yield
+    compiled._compiled.cache_clear()
+
+
 @inductor
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "style", "toward", "cautious"), cases())
 def test_equals_the_reference_over_200_steps(
     name: str, style: str, toward: str, cautious: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "MIN_NATIVE", 0)
     cls, twin_cls, extra = OPTIMIZERS[name]
     lam = STYLES.get(style, 0.0)
     anchor, w0, gradients, lrs = trajectory(dtype)
@@ -73,7 +86,10 @@ def test_equals_the_reference_over_200_steps(
 
     for implementation, flags in IMPLEMENTATIONS.items():
         if dtype == torch.bfloat16 and implementation in ("fused", "compiled"):
-            continue  # torch's fused SGD does nothing there; the compiled pass takes half a minute to make
+            continue  # torch's fused SGD does nothing there, and there is no C++
+        if implementation == "graphs":
+            for where in (compiled, kernels):
+                monkeypatch.setattr(where, "is_native", lambda p: False)
         p = torch.nn.Parameter(torch.tensor(anchor, dtype=dtype))
         settings = {"weight_decay": lam, "style": style, "cautious_wd": cautious, "toward": toward, **extra, **flags}
         optimizer = cls([p], lr=0.05, **settings) if style != "hyperball" else None
