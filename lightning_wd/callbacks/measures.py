@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_wd.decay import adamw_angle
-from lightning_wd.optimizers.kernels import flat_norm
+from lightning_wd.optimizers.hyperball import flat_norm
 from lightning_wd.optimizers.param_groups import as_float, group_style
 
 __all__ = ["Snapshot", "adamw_rms", "sgd_ratio"]

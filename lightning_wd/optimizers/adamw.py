@@ -22,9 +22,10 @@ from lightning_wd._private import (
     get_scalar_dtype,
 )
 from lightning_wd.decay import kernel_coefficient
-from lightning_wd.optimizers.base import KernelStep, OnlyL2, without_style
+from lightning_wd.optimizers.base import OnlyL2, without_style
 from lightning_wd.optimizers.compiled import kinds_of
 from lightning_wd.optimizers.formula import ADAM, Flags
+from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import (
     Part,
     Work,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,30 +13,19 @@ from torch.optim import Optimizer
 
 from lightning_wd._private import (
     disable_dynamo,
-    graph_capture_check,
     tells_scaler_when_fused,
-    use_grad_for_differentiable,
 )
 from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
 from lightning_wd.optimizers.anchors import anchors_of
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint
-from lightning_wd.optimizers.compiled import (
-    MIN_NATIVE,
-    check_compiler,
-    compiles,
-    is_native,
-    kinds_of,
-    native_ready,
-    run_pass,
-)
-from lightning_wd.optimizers.formula import Flags, Formula
-from lightning_wd.optimizers.kernels import Part, Work, choose_kernels, norm, pieces, pulls, turns
+from lightning_wd.optimizers.compiled import check_compiler
+from lightning_wd.optimizers.hyperball import radius_of, turns
+from lightning_wd.optimizers.kernels import pulls
+from lightning_wd.optimizers.low_precision import meet_low_precision
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
 
-log = logging.getLogger(__name__)
-
-__all__ = ["DecayGroups", "KernelStep", "OnlyL2", "check_decoupled", "without_style"]
+__all__ = ["DecayGroups", "OnlyL2", "check_decoupled", "without_style"]
 
 _RENAMED = {**RENAMED, "cautious": "cautious_wd", "muon": "use_muon"}  # old keywords and group keys -> their names
 _NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
@@ -148,7 +136,7 @@ class DecayGroups(Optimizer):
             names = group.get("param_names", range(len(group["params"])))
             for name, p in zip(names, group["params"], strict=True):
                 if turns(group, p) and not p.is_meta:
-                    _radius(p, f"parameter {name!r} of {label}")
+                    radius_of(p, f"parameter {name!r} of {label}")
 
     def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
         """Check settings, and keep them in ``settings`` as plain values; ``of`` says whose they are."""
@@ -245,34 +233,11 @@ class DecayGroups(Optimizer):
                 raise ConfigError(f"{key}=True does not go with style 'hyperball' of {label}.", fix=f"leave out {key}")
 
     def _meet_low_precision(self) -> None:
-        """Sum with compensation, or warn, once, where a group's decay is too small to change a weight of its dtype."""
-        if self._groups_met == len(self.param_groups) or torch.compiler.is_compiling():
-            return
-        met, self._groups_met = self._groups_met, len(self.param_groups)
-        for index, group in [*enumerate(self.param_groups)][met:]:
-            chosen = group.get("kahan", False)
-            if "kahan" in group:
-                group["kahan"] = bool(chosen)
-            if chosen or isinstance(group["weight_decay"], Tensor):
-                continue
-            fraction = peak_fraction(group)
-            for dtype in {p.dtype for p in group["params"] if p.is_floating_point()}:
-                half_step = torch.finfo(dtype).eps / 4  # the smallest relative change that can move a weight
-                if not 0 < fraction < half_step:
-                    continue
-                lost = (
-                    f"the decay of {group_label(group, index)} is lost in {str(dtype).removeprefix('torch.')}: "
-                    f"a step removes d_t = {fraction:.3g} of a weight, less than the dtype's half step "
-                    f"{half_step:.3g}, so the weight rounds back."
-                )
-                if chosen is None and dtype.itemsize < 4 and not (self._compile or group["differentiable"]):
-                    group["kahan"] = True
-                    log.info("kahan=None turns Kahan summation on: without it %s", lost)
-                    break
-                fixes = ["write kahan=True"] if "kahan" in group else []
-                if dtype.itemsize < 4:
-                    fixes += ["keep the weights in float32 (Lightning: precision=bf16-mixed)"]
-                warn(lost, fix=", or ".join([*fixes, "write a larger weight_decay, or 0"]), stacklevel=3)
+        """Look at the groups that have not stepped yet."""
+        if self._groups_met < len(self.param_groups) and not torch.compiler.is_compiling():
+            new = [*enumerate(self.param_groups)][self._groups_met :]
+            self._groups_met = len(self.param_groups)
+            meet_low_precision(new, compiled=bool(self._compile))
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer.__getstate__ keeps three attributes only; copies and pickles would lose ours.
@@ -349,7 +314,7 @@ class DecayGroups(Optimizer):
             self.state[p]["anchor"] = self._anchor(group, p)
         for p in params if group["style"] == "hyperball" else ():
             if turns(group, p) and "radius" not in self.state[p]:
-                self.state[p]["radius"] = _radius(p, "a weight")
+                self.state[p]["radius"] = radius_of(p, "a weight")
         for p in params if group.get("kahan") else ():
             if "kahan" not in self.state[p]:
                 self.state[p]["kahan"] = torch.zeros_like(p, memory_format=torch.preserve_format)
@@ -361,110 +326,6 @@ class DecayGroups(Optimizer):
             return closure()
 
 
-class KernelStep(DecayGroups):
-    """The step by torch's kernels: each part of each group goes to the kernel that is right for it."""
-
-    formula: ClassVar[Formula]  # the whole step, for the compiled pass
-
-    @use_grad_for_differentiable
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Do one step; the closure, if any, runs first and returns the loss, before any weight changes.
-
-        Raises:
-            ConfigError: ``fused=True`` on a parameter whose layout differs from its gradient's.
-        """
-        if "capturable" in self.defaults:
-            graph_capture_check(self)
-        loss = self._run_closure(closure)
-        self._meet_low_precision()
-        self._initialising = self._initialises_state()
-        # All groups are checked before any is changed.
-        for group, columns, special, parts in [self._collect(*item) for item in enumerate(self.param_groups)]:
-            for part in parts:
-                taken = part.take(columns)
-                if part.compiled:
-                    self._update_compiled(group, taken, part)
-                elif part.fused and _in_pieces(group, taken):
-                    for piece, state in pieces(taken, self.state):
-                        self._update(group, piece, special, part, state)
-                else:
-                    self._update(group, taken, special, part, self.state)
-        return loss
-
-    def _collect(self, index: int, group: dict[str, Any]) -> Work:
-        raise NotImplementedError
-
-    def _parts(
-        self, index: int, group: dict[str, Any], params: list[Tensor], columns: list[list[Tensor]], **how: Any
-    ) -> list[Part]:
-        """Choose the kernels of a group's tensors; those on a hyperball are parts of their own."""
-        self._keep_own_state(group, params)
-        if pulls(group):
-            columns = [*columns, [self.state[p]["anchor"] for p in params]]
-        kinds = kinds_of(params)
-        compile = self._compiled(group, params, kinds)
-        parts = choose_kernels(group, params, columns, kinds, index=index, compile=compile, **how)
-        if group["style"] != "hyperball":
-            return parts
-        marks = [turns(group, p) for p in params]
-        return [half for part in parts for half in part.split(marks)]
-
-    def _compiled(
-        self, group: dict[str, Any], params: list[Tensor], kinds: dict[Any, Tensor]
-    ) -> Callable[[Tensor], bool] | None:
-        """Return which weights the compiled pass is to step; None for no weight.
-
-        By default those of the C++ call, where torch's own kernel lacks the style and there are enough of them.
-        """
-        if self._compile is not None:
-            return compiles if self._compile else None
-        if torch.compiler.is_compiling() or self._in_kernel(group):
-            return None
-        if group["fused"] is not None or group["foreach"] is not None:
-            return None
-        if any(map(group.get, ("differentiable", "capturable", "kahan"))):
-            return None
-        dtypes = [p.dtype for p in kinds.values() if is_native(p)]
-        if not dtypes or sum(map(Tensor.numel, params)) < MIN_NATIVE:
-            return None
-        turning = {turns(group, p) for p in params} if group["style"] == "hyperball" else {False}
-        variants = [(dtype, self._flags(group, turn)) for dtype in dtypes for turn in turning]
-        return is_native if all(native_ready(self.formula, *variant) for variant in variants) else None
-
-    def _in_kernel(self, group: dict[str, Any]) -> bool:
-        """Whether torch's own kernel does the whole step of a group."""
-        raise NotImplementedError
-
-    def _flags(self, group: dict[str, Any], turning: bool) -> Flags:
-        """Return the terms of a group's formula, for weights on a hyperball or for others."""
-        on = {"maximize": group["maximize"], "hyperball": turning, "cautious": group["cautious_wd"]}
-        on |= {"l2": group["style"] == "l2", "toward": pulls(group)}
-        on |= {"narrow_anchor": pulls(group) and group["anchor_dtype"] is not None}
-        return frozenset(flag for flag, is_on in on.items() if is_on)
-
-    def _update(
-        self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part, state: Mapping[Tensor, Any]
-    ) -> None:
-        raise NotImplementedError
-
-    def _update_compiled(self, group: dict[str, Any], columns: list[list[Any]], part: Part) -> None:
-        raise NotImplementedError
-
-    def _run_pass(
-        self, group: dict[str, Any], part: Part, columns: dict[str, Any], rows: dict[str, Any], **numbers: Any
-    ) -> None:
-        """Run the compiled pass on weights that all turn or all do not."""
-        params = columns["w"]
-        flags = self._flags(group, turns(group, params[0]))
-        if "toward" in flags:
-            columns = {**columns, "anchor": [self.state[p]["anchor"] for p in params]}
-        if "hyperball" in flags:
-            rows = {**rows, "radius": [self.state[p]["radius"] for p in params]}
-        lam = group["weight_decay"] if "l2" in flags else 0.0
-        numbers |= {"lr": group["lr"], "d": self._fraction(group), "lam": lam}
-        run_pass(self.formula, flags, columns, rows, numbers, alike=part.alike)
-
-
 class OnlyL2(DecayGroups):
     """Mixin of a class whose groups are all of style ``l2``."""
 
@@ -472,27 +333,6 @@ class OnlyL2(DecayGroups):
 
     def __init__(self, params: Any, *args: Any, **settings: Any) -> None:
         super().__init__(params, *args, **{"style": "l2", **settings})  # each group refuses another style
-
-
-def _in_pieces(group: dict[str, Any], columns: list[list[Any]]) -> bool:
-    """Whether a fused step needs temporaries as large as the weights, which a CPU does better piece by piece."""
-    params = columns[0]
-    if not (group["cautious_wd"] or group["kahan"] or pulls(group)) or torch.compiler.is_compiling():
-        return False
-    plain = all(p.is_cpu and not hasattr(p, "device_mesh") for p in params)
-    return plain and not any(t is None for column in columns for t in column)  # a buffer that the kernel makes is whole
-
-
-def _radius(p: Tensor, name: str) -> float:
-    """Return the norm of a weight, which its hyperball keeps."""
-    radius = float(norm(p.detach()))
-    if not radius:
-        raise ConfigError(
-            f"style 'hyperball' keeps the norm of {name}, which is 0: it could never leave 0.",
-            found=f"shape {tuple(p.shape)}, all zeros",
-            fix="exclude it with a mask rule (wd_mult: 0), put it into a group of style 'none', or initialise it",
-        )
-    return radius
 
 
 def check_decoupled(flag: Any, style: str, of: str = "") -> None:

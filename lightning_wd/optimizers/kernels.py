@@ -7,7 +7,7 @@ about 0.1 us a tensor, and unlike a cache it cannot go stale when ``model.to(mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain, starmap
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from lightning_wd._private import (
 from lightning_wd.decay import NO_AMOUNT
 from lightning_wd.errors import ConfigError
 from lightning_wd.optimizers.compiled import is_native, kind_of, kinds_of
+from lightning_wd.optimizers.hyperball import local, turn_weights, turns
 from lightning_wd.optimizers.param_groups import group_label
 
 __all__ = [
@@ -35,21 +36,15 @@ __all__ = [
     "add_penalty",
     "choose_kernels",
     "distances",
-    "flat_norm",
     "is_zero",
     "masked",
     "misfits",
-    "norm",
-    "pieces",
     "prefers_fused",
     "pulls",
     "shrink",
     "step_with_decay",
-    "turns",
 ]
 
-_CHUNK = 4096  # elements whose squares are summed at once
-PIECE = 2**17  # elements: a few such arrays fit into a core's cache
 _FUSED_DEVICES = ("cpu", "cuda")  # where fused kernels are tested; elsewhere torch's default holds
 
 
@@ -185,50 +180,9 @@ def is_zero(value: float | Tensor) -> bool:
     return not isinstance(value, Tensor) and value == 0
 
 
-def pieces(
-    columns: list[list[Any]], state: Mapping[Tensor, Mapping[str, Any]]
-) -> Iterator[tuple[list[list[Any]], dict[Tensor, dict[str, Any]]]]:
-    """Cut a part of the fused kernel into pieces that stay in a CPU's cache while several passes go over them.
-
-    A temporary as large as a weight costs more than all else: the system hands out its memory page by page. Yields the
-    columns of each piece, as flat views, and the own state of its weights. Only the last piece of a weight counts its
-    step.
-    """
-    piece, room = [], PIECE
-    for i, p in enumerate(columns[0]):
-        size = p.numel()
-        for begin in range(0, max(size, 1), PIECE):
-            piece.append((i, begin, min(begin + PIECE, size), size))
-            room -= PIECE if size > PIECE else size
-            last = i == len(columns[0]) - 1 and begin + PIECE >= size
-            if room > 0 and not last:
-                continue
-            cut = [column and [_cut(column[i], *span) for i, *span in piece] for column in columns]
-            own = {
-                view: {key: _cut(t, *span) for key, t in state[columns[0][i]].items() if key in ("anchor", "kahan")}
-                for view, (i, *span) in zip(cut[0], piece, strict=True)
-            }
-            yield cut, own
-            piece, room = [], PIECE
-
-
-def _cut(t: Tensor, begin: int, end: int, size: int) -> Tensor:
-    """Return a flat view of a tensor of a weight of this size; of a step, a copy that is thrown away, but the last."""
-    if end - begin == size:
-        return t
-    if t.numel() != size:
-        return t if end == size else t.clone()
-    return t.as_strided((end - begin,), (1,), t.storage_offset() + begin)
-
-
 def pulls(group: Mapping[str, Any]) -> bool:
     """Whether a group decays towards anchors, which its state holds, and not towards zero."""
     return group["toward"] != "zero" and group["style"] not in NO_AMOUNT
-
-
-def turns(group: Mapping[str, Any], p: Tensor) -> bool:
-    """Whether a weight stays on its hyperball."""
-    return group["style"] == "hyperball" and p.ndim >= 2
 
 
 def step_with_decay(
@@ -285,54 +239,6 @@ def step_with_decay(
 def distances(params: list[Tensor], group: Mapping[str, Any], state: Mapping[Tensor, Any]) -> list[Tensor]:
     """Return ``w - w*``; the weights themselves where they decay towards zero."""
     return [(p - state[p]["anchor"]).to(p.dtype) for p in params] if pulls(group) else params
-
-
-def turn_weights(
-    kernel: Callable[[list[Tensor]], None], params: list[Tensor], radii: Sequence[float], lr: float | Tensor
-) -> None:
-    """Do ``W <- R * N(W - lr_t * R * N(u))`` with a kernel that does ``w <- w - lr_t * u``; norms of whole tensors.
-
-    Nothing is read from the device, so that a CUDA graph can capture it. Where u is 0, W stays.
-    """
-    updates = [torch.zeros_like(p) for p in params]
-    kernel(updates)
-    for p, update, radius in zip(params, updates, radii, strict=True):
-        length = norm(update)  # of lr_t * u
-        wide = p.float() if p.dtype.itemsize < 4 else p
-        local(wide).add_(local(update).mul_(torch.where(length > 0, lr * radius / length, 0.0)))
-        local(wide).mul_(torch.where(length > 0, radius / norm(wide), 1.0))
-        if wide is not p:
-            p.copy_(wide)
-
-
-def norm(tensor: Tensor) -> Tensor:
-    """Return the norm of a whole tensor, all of its shards, as a 0-dim tensor."""
-    part = local(tensor)
-    length = flat_norm((torch.view_as_real(part) if part.is_complex() else part).flatten())
-    if part is tensor:
-        return length
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    sharded: Any = tensor
-    summed = [Partial() if placement.is_shard() else Replicate() for placement in sharded.placements]
-    whole: Tensor = DTensor.from_local(length.square(), sharded.device_mesh, summed).full_tensor()
-    return whole.sqrt()
-
-
-def flat_norm(flat: Tensor) -> Tensor:
-    """Return the norm of a flat tensor to its accuracy, at any size: torch's own of 38M elements is off by 0.3 %."""
-    flat = flat.float() if flat.dtype.itemsize < 4 else flat
-    whole = flat.numel() // _CHUNK * _CHUNK
-    chunks = torch.linalg.vector_norm(flat[:whole].view(-1, _CHUNK), dim=1)
-    parts = torch.cat([chunks, flat[whole:]])
-    length: Tensor = torch.linalg.vector_norm(parts if parts.device.type == "mps" else parts.double())
-    return length
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a sharded tensor, and any other as it is."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
 
 
 def shrink(

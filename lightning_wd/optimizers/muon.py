@@ -18,7 +18,7 @@ from lightning_wd._private import is_fsdp1_piece
 from lightning_wd.decay import STYLES
 from lightning_wd.errors import ConfigError, choice, listed, number
 from lightning_wd.optimizers.adamw import AdamStep
-from lightning_wd.optimizers.base import KernelStep
+from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, pulls, step_with_decay
 from lightning_wd.optimizers.param_groups import as_float
 

@@ -14,8 +14,9 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from lightning_wd._private import device_dtype_check_for_fused
-from lightning_wd.optimizers.base import KernelStep, OnlyL2, without_style
+from lightning_wd.optimizers.base import OnlyL2, without_style
 from lightning_wd.optimizers.formula import SGD, Flags
+from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, add_penalty, distances, is_zero, pulls, step_with_decay
 
 __all__ = ["SGDL2", "SGDW", "SGDStep"]

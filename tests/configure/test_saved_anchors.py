@@ -13,7 +13,7 @@ from torch import nn
 
 import lightning_wd as wd
 from lightning_wd.mask import Rule
-from lightning_wd.optimizers import base
+from lightning_wd.optimizers import kernel_step
 
 
 def net() -> Any:
@@ -125,7 +125,7 @@ RUNS: dict[str, dict[str, Any]] = {
 def test_a_killed_run_resumes_to_the_same_bits(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the monitor goes on: the distance to the anchor, the angle beside the predicted one."""
     config = {**RUNS[run], "lr": 0.02}
-    monkeypatch.setattr(base, "MIN_NATIVE", 0)  # by the compiled pass, as large models are
+    monkeypatch.setattr(kernel_step, "MIN_NATIVE", 0)  # by the compiled pass, as large models are
     crash = CrashAfter(7, tmp_path / "last.ckpt")
     whole = fit(Net(config), tmp_path, wd.DecayMonitor(1))
     with pytest.raises(CrashError):

@@ -251,7 +251,7 @@ def test_kahan_by_default_where_16_bits_would_lose_the_decay(cls: Any, caplog: p
     """Only there, group by group, and said once; what is decided is saved."""
     caplog.set_level("INFO", "lightning_wd")
     dtypes = [torch.bfloat16, torch.bfloat16, torch.float32]
-    params = [torch.nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in dtypes]
+    params = [torch.nn.Parameter(torch.ones(2 + i, dtype=dtype)) for i, dtype in enumerate(dtypes)]
     lams = [1e-4, 0.1, 1e-4]
     groups = [{"params": [p], "weight_decay": lam} for p, lam in zip(params, lams, strict=True)]
     optimizer = cls(groups, lr=0.1)

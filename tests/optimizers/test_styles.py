@@ -14,7 +14,7 @@ from helpers.steps import inductor
 
 import lightning_wd as wd
 from lightning_wd import _private
-from lightning_wd.optimizers import base, compiled, kernels
+from lightning_wd.optimizers import compiled, kernel_step, kernels, pieces
 from lightning_wd.optimizers.muon import Muon
 
 STEPS = 200
@@ -60,7 +60,7 @@ def trajectory(dtype: torch.dtype) -> tuple[Any, Any, Any, list[float]]:
 @pytest.fixture
 def every_way(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small weights take the compiled ways too; torch.compile compiles nothing."""
-    monkeypatch.setattr(base, "MIN_NATIVE", 0)
+    monkeypatch.setattr(kernel_step, "MIN_NATIVE", 0)
     monkeypatch.setattr(compiled, "MIN_NUMEL", 0)
     monkeypatch.setattr(torch, "compile", lambda step, **settings: step)
     compiled._compiled.cache_clear()
@@ -185,7 +185,7 @@ def test_the_default_compiles_where_torchs_kernel_lacks_the_style(
 
     monkeypatch.setattr(compiled, "_run_native", counted)
 
-    def compiles(cls: Any = wd.AdamW, *, size: int = base.MIN_NATIVE, **settings: Any) -> bool:
+    def compiles(cls: Any = wd.AdamW, *, size: int = kernel_step.MIN_NATIVE, **settings: Any) -> bool:
         p = torch.nn.Parameter(torch.ones(size // 2, 2))
         optimizer = cls([p], **{"lr": 0.1, "weight_decay": 0.1, **settings})
         calls.clear()
@@ -202,7 +202,7 @@ def test_the_default_compiles_where_torchs_kernel_lacks_the_style(
     inside: list[dict[str, Any]] = [{}, {"style": "independent"}, {"style": "l2"}]
     assert not any(compiles(**settings) for settings in inside)
     assert not compiles(wd.SGDW, weight_decay=0.0)
-    assert not compiles(wd.SGDW, size=base.MIN_NATIVE - 2)
+    assert not compiles(wd.SGDW, size=kernel_step.MIN_NATIVE - 2)
     elsewhere: list[dict[str, Any]] = [{"fused": True}, {"foreach": False}, {"kahan": True}, {"compile": False}]
     assert not any(compiles(wd.SGDW, **settings) for settings in elsewhere)
 
@@ -225,7 +225,7 @@ def test_a_step_in_pieces_is_the_whole_step(
     """Weights cut anywhere, in any number: the same to the rounding of vectors and of what is left over; one step."""
     results = []
     for size in (2**17, 7):
-        monkeypatch.setattr(kernels, "PIECE", size)
+        monkeypatch.setattr(pieces, "PIECE", size)
         shapes = [(3, 5), (2,), (0,), (), (7,), (4, 4), (1,)]
         source = torch.Generator().manual_seed(0)
         params = [torch.nn.Parameter(torch.randn(shape, generator=source)) for shape in shapes]
