@@ -124,7 +124,7 @@ def check_toward(name: str, value: object, style: str | None, error: type[Explai
         )
     if style == "hyperball" and toward != "zero":
         raise error(
-            f"{name}={toward} has no meaning with style 'hyperball': it keeps a norm, and decays towards nothing.",
+            f"{name} {toward!r} has no meaning with style 'hyperball': it keeps a norm, and decays towards nothing.",
             fix=f"write {name}=zero, or a decay style",
         )
     return toward

@@ -167,6 +167,11 @@ class _Planner:
             if wd_mult and len(whole_shape(param)) < 2:
                 wd_mult, reason = 0.0, f"{reason}; hyperball keeps norms from two dimensions on"
             style = style if wd_mult else "none"
+            if wd_mult not in (0.0, 1.0):
+                raise MaskError(
+                    f"wd_mult={wd_mult:g} of {names[0]} has no meaning with style 'hyperball', which has no amount.",
+                    fix="write wd_mult: 0 to exclude it, or lr_mult to turn it less",
+                )
         pulled = wd_mult and style not in NO_AMOUNT
         toward = (verdict.toward or toward) if pulled else "zero"
         row = Row(names, param, wd_mult, lr_mult, style, reason, kind, settings, optimizer, toward, verdict.by)

@@ -121,7 +121,12 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
         differences += [switch, *unkept, *found]
         groups.append(filled)
     settle(f"the settings of {type(optimizer).__name__}", [*filter(None, differences)], optimizer.on_resume)
-    return {**state_dict, "param_groups": groups}
+    state = state_dict["state"]
+    for filled, pair in zip(groups, pairs, strict=True):
+        if filled.get("toward") != pair.theirs.get("toward"):  # the configured one holds, so its own anchors do
+            own = {key: state[key] for key in pair.theirs["params"] if key in state}
+            state = {**state, **{key: {k: v for k, v in held.items() if k != "anchor"} for key, held in own.items()}}
+    return {**state_dict, "param_groups": groups, "state": state}
 
 
 def _style_difference(optimizer: Any, pair: Pair) -> Difference | None:

@@ -85,13 +85,16 @@ def test_a_plan_of_hyperballs() -> None:
         wd.configure_optimizers(zero, {"decay": {"style": "hyperball"}})
     spared = {"rules": [{"name": "head.weight", "wd_mult": 0}]}
     wd.configure_optimizers(zero, {"decay": {"style": "hyperball"}, "mask": spared})
+    weaker = {"rules": [{"name": "head.weight", "wd_mult": 0.5}]}
+    with pytest.raises(wd.MaskError, match=r"wd_mult=0\.5 of head\.weight has no meaning with style 'hyperball'"):
+        wd.configure_optimizers(net(), {"decay": {"style": "hyperball"}, "mask": weaker})
 
 
 @pytest.mark.parametrize(
     ("decay", "more", "words"),
     [
         ({"toward": "int"}, {}, "optimizer.decay.toward 'int' is neither zero, init nor a file"),
-        ({"style": "hyperball", "toward": "init"}, {}, "optimizer.decay.toward=init has no meaning with style 'hyp"),
+        ({"style": "hyperball", "toward": "init"}, {}, "optimizer.decay.toward 'init' has no meaning with style 'hyp"),
         (
             {"style": "hyperball", "cautious": True},
             {},

@@ -145,7 +145,7 @@ def test_a_narrow_anchor_is_the_weight_rounded(compile: bool) -> None:
     torch.testing.assert_close(q, p)
 
 
-def test_another_toward_than_the_runs_is_said() -> None:
+def test_another_toward_than_the_runs_is_said(tmp_path: Path) -> None:
     def built(toward: str) -> Any:
         return wd.SGDW([parameter(1.0)], lr=0.1, weight_decay=0.5, toward=toward)
 
@@ -160,6 +160,14 @@ def test_another_toward_than_the_runs_is_said() -> None:
         target.load_state_dict(copy.deepcopy(saved))
     stepped(target)
     torch.testing.assert_close(target.param_groups[0]["params"][0].item(), 0.95)
+    assert not target.state[target.param_groups[0]["params"][0]]
+    torch.save({"w": torch.full((1,), 5.0)}, tmp_path / "w.ckpt")
+    of_file = wd.SGDW([("w", parameter(1.0))], lr=0.1, weight_decay=0.5, toward=str(tmp_path / "w.ckpt"))
+    of_file.on_resume = "config"
+    with pytest.warns(UserWarning, match="the configured values are used"):
+        of_file.load_state_dict(copy.deepcopy(saved))
+    stepped(of_file)  # towards 5, which the checkpoint's anchor is not
+    torch.testing.assert_close(of_file.param_groups[0]["params"][0].item(), 1.2)
 
 
 # --- a checkpoint ---------------------------------------------------------------------------------------------------
@@ -225,5 +233,5 @@ def test_what_is_refused() -> None:
         wd.AdamW([nn.Parameter(torch.ones(2, device="meta"))], toward="init")
     with pytest.raises(wd.ConfigError, match="anchor_dtype 'int8' is unknown"):
         wd.AdamW([parameter(1.0)], toward="init", anchor_dtype="int8")
-    with pytest.raises(wd.ConfigError, match="toward of group 0=init has no meaning with style 'hyperball'"):
+    with pytest.raises(wd.ConfigError, match="toward of group 0 'init' has no meaning with style 'hyperball'"):
         wd.AdamW([nn.Parameter(torch.ones(2, 2))], style="hyperball", toward="init")
