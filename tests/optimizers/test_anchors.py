@@ -170,6 +170,50 @@ def test_another_toward_than_the_runs_is_said(tmp_path: Path) -> None:
     torch.testing.assert_close(of_file.param_groups[0]["params"][0].item(), 1.2)
 
 
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "adamw", "weight_decay": 1.0, "decay": {"toward": "init", "cautious": True}},
+        {"name": "sgdw", "weight_decay": 1.0, "decay": {"toward": "init"}},
+        {"name": "muon", "decay": {"style": "hyperball"}},
+    ],
+    ids=lambda config: config["name"],
+)
+def test_a_distributed_checkpoint_of_shards(config: dict[str, Any], full: bool, mesh: Any) -> None:
+    """torch fills an empty optimizer by a step at rate 0 before it loads: the anchors and radii are those saved."""
+    from torch.distributed.checkpoint import state_dict as dcp
+    from torch.distributed.fsdp import fully_shard
+
+    def built() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        net: Any = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+        fully_shard(net, mesh=mesh)
+        return net, wd.configure_optimizers(net, {**config, "lr": 0.05})["optimizer"]
+
+    def train(net: Any, optimizer: Any) -> None:
+        for t in range(3):
+            optimizer.zero_grad()
+            net(torch.cos(torch.arange(20.0) + t).reshape(5, 4)).square().mean().backward()
+            optimizer.step()
+
+    net, optimizer = built()
+    train(net, optimizer)
+    options = dcp.StateDictOptions(full_state_dict=full, cpu_offload=full)
+    weights = copy.deepcopy(dcp.get_model_state_dict(net, options=options))
+    state = copy.deepcopy(dcp.get_optimizer_state_dict(net, optimizer, options=options))
+    resumed, other = built()
+    with torch.no_grad():
+        for p in resumed.parameters():
+            p.mul_(1.5)
+    dcp.set_model_state_dict(resumed, weights, options=options)
+    dcp.set_optimizer_state_dict(resumed, other, state, options=options)
+    train(net, optimizer)
+    train(resumed, other)
+    for a, b in zip(net.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a.full_tensor(), b.full_tensor())
+
+
 # --- a checkpoint ---------------------------------------------------------------------------------------------------
 
 

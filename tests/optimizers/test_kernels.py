@@ -117,15 +117,6 @@ def test_a_decay_around_a_fused_kernel_is_the_loops_bit_for_bit(mixed: bool) -> 
     assert not any(torch.equal(a, w) for a, w in zip(runs[0], weights, strict=True))
 
 
-@pytest.fixture
-def mesh() -> Any:
-    """A mesh of this process alone."""
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield torch.distributed.init_device_mesh("cpu", (1,))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("flags", [{}, {"fused": True}])
 @pytest.mark.parametrize("settings", [{"style": "constant"}, {"cautious_wd": True}, {}], ids=str)
 @pytest.mark.parametrize("cls", [wd.AdamW, wd.SGDW])
