@@ -211,7 +211,7 @@ def test_the_groups_and_their_options() -> None:
     """Every promised option is there, and no other."""
     options = {str(path.parent): {p.stem for p in FILES if p.parent == path.parent} for path in FILES}
     assert options["trainer"] == {"default", "cpu", "gpu", "ddp", "ddp_cpu", "fsdp2", "fsdp2_cpu"}
-    assert options["optimizer/mask"] == {"standard", "no_embeddings", "matrices", "all", "none"}
+    assert options["optimizer/mask"] == {"standard", "no_embeddings", "matrices", "adapters", "all", "none"}
     assert options["lr_scheduler"] == {
         *("none", "constant", "warmup_cosine", "warmup_linear", "warmup_one_minus_sqrt", "cosine_restarts", "wsd")
     }

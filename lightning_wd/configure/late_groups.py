@@ -164,7 +164,9 @@ def give_matrices_to_muon(groups: list[dict[str, Any]], module: nn.Module, plan:
     """Split each group: hidden matrices go to Muon; the output layer, embeddings and the rest stay with AdamW."""
     output = output_parameters(module, walk(module))
     hidden = {
-        id(row.param) for row in plan if row.kind == "weight" and len(row.shape) == 2 and id(row.param) not in output
+        id(row.param)
+        for row in plan
+        if row.kind in ("weight", "adapter") and len(row.shape) == 2 and id(row.param) not in output
     }
     split = []
     for group in groups:
