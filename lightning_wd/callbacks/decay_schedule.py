@@ -12,7 +12,7 @@ import lightning as L
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.callbacks.bases import Callback
+from lightning_wd._lightning import Callback
 from lightning_wd.callbacks.chosen_groups import as_globs, check_globs, chosen
 from lightning_wd.callbacks.restarts import cycle_steps, resolved_steps
 from lightning_wd.configure.budget import Budget, resumed

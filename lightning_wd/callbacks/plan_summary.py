@@ -11,8 +11,7 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from lightning_wd._lightning import wandb_loggers
-from lightning_wd.callbacks.bases import Callback
+from lightning_wd._lightning import Callback, wandb_loggers
 from lightning_wd.callbacks.decay_schedule import DecaySchedule
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.cautions import cautions

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 
+import lightning_wd.conf  # noqa: F401  the pack's resolvers
 from lightning_wd.callbacks import RateMonitor
 
 RESTARTS = {"name": "cosine_restarts", "first_cycle_epochs": 1}
