@@ -178,9 +178,9 @@ def _schedule_difference(optimizer: Any, pair: Pair) -> Difference | None:
 
 
 def _compared(optimizer: Any, saved: dict[str, Any]) -> list[str]:
-    """Return the settings that are compared: the optimizer's own, except what a schedule of the saved run drives."""
+    """Return the settings that are compared: the optimizer's own, except what steps or the saved schedule change."""
     driven = {"momentum", "betas"} if "max_momentum" in saved else set()
-    own = [key for key in optimizer.defaults if key not in VERSIONED | OURS | driven | {"lr"}]
+    own = [key for key in optimizer.defaults if key not in {*VERSIONED, *OURS, *driven, *optimizer.counters, "lr"}]
     return ["base_lr", "base_weight_decay", "cautious_wd", "kahan", *own]
 
 
