@@ -29,7 +29,7 @@ def takes_any(cls: type) -> bool:
 
 
 @functools.cache
-def keywords_of(cls: type) -> Mapping[str, inspect.Parameter]:
+def keywords_of(cls: Any) -> Mapping[str, inspect.Parameter]:
     """Return the keywords of a constructor besides the parameters to train.
 
     Where it takes any keyword, those of its bases count, which it may hand them to, and those that the class reads by
@@ -71,7 +71,8 @@ def _read_by_name(cls: type) -> Iterator[str]:
         any_keyword = [node.kwarg.arg for node in nodes if isinstance(node, ast.arguments) and node.kwarg]
         loops = [node for node in nodes if isinstance(node, (ast.For, ast.comprehension))]
         groups = [ast.unparse(loop.target) for loop in loops if "param_groups" in ast.unparse(loop.iter)]
-        read, written = set(), set()
+        read: set[str] = set()
+        written: set[str] = set()
         for node in nodes:
             match node:
                 case ast.Call(func=ast.Attribute(value=owner, attr="get" | "pop"), args=[ast.Constant(value=key), *_]):
