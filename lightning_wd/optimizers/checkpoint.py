@@ -29,7 +29,7 @@ ON_RESUME = ("checkpoint", "config", "error")
 
 # Settings that choose an implementation, or that older torch versions did not save: they do not identify an optimizer.
 _VERSIONED = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
-_OURS = {"style", "base_lr", "cautious_wd", "kahan", "base_weight_decay", "weight_decay"}
+_OURS = {"style", "base_lr", "cautious_wd", "kahan", "base_weight_decay", "weight_decay", "optimizer"}
 _NOT_NEGATIVE = {"lr", "weight_decay", "base_lr", "base_weight_decay", "initial_lr", "max_lr", "eps", "momentum"}
 _KINDS = {"l2": "an L2 penalty", "decoupled": "decoupled decay"}
 _DAMAGED = "the checkpoint is damaged or was edited: load another one"
@@ -116,6 +116,7 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
     _check_structure(optimizer, state_dict)
     _check_family(optimizer, state_dict)
     pairs = _paired(optimizer, state_dict)
+    _check_names(optimizer, pairs)
     _check_values(optimizer, pairs)
     switched = [_style_difference(optimizer, pair) for pair in pairs]
     _check_states(optimizer, pairs, state_dict["state"])
@@ -193,6 +194,15 @@ def _check_family(optimizer: Any, state_dict: dict[str, Any]) -> None:
             problem = f"the state of parameter {key!r} is of another optimizer."
             found = ", ".join(sorted(map(str, set(held) - known)))
             _refuse(optimizer, problem, found=found, valid=", ".join(sorted(known)), fix=fix)
+
+
+def _check_names(optimizer: Any, pairs: Iterable[_Pair]) -> None:
+    """Refuse groups that an optimizer of another name has stepped. A name is compared, never imported."""
+    for label, mine, theirs, _ in pairs:
+        saved, own = theirs.get("optimizer", mine.get("optimizer")), mine.get("optimizer")
+        if saved != own:
+            fix = f"configure {saved}, or start this optimizer without its state"
+            _refuse(optimizer, f"{label} was trained by another optimizer.", found=str(saved), valid=own, fix=fix)
 
 
 def _of_whom(group: dict[str, Any], classes: list[type[Optimizer]]) -> str:
@@ -383,6 +393,8 @@ def _check_values(optimizer: Any, pairs: Iterable[_Pair]) -> None:
 
 def _is_like(key: str, value: Any, like: Any) -> bool:
     """Whether a saved setting is of the kind of the optimizer's own, and in the range that any optimizer takes."""
+    if type(value) is type(like) and not isinstance(value, Tensor) and value == like:
+        return True
     if key in _VERSIONED:
         return isinstance(value, bool) or (value is None and key in ("foreach", "fused"))
     if isinstance(like, (bool, str)):
@@ -477,7 +489,7 @@ def _schedule_difference(optimizer: Any, pair: _Pair) -> Difference | None:
     :func:`lightning_wd.configure_optimizers` says whether its optimizer is ``scheduled``.
     """
     here, there = getattr(optimizer, "scheduled", None), "initial_lr" in pair.theirs
-    if here in (None, there) or "base_lr" not in pair.theirs:
+    if here in (None, there) or "base_lr" not in pair.theirs or (not here and "initial_lr" in pair.mine):
         return None
     ours, theirs = (("no lr_scheduler", "an lr_scheduler")[side] for side in (here, there))
     found = f"{theirs} in the checkpoint, {ours} in the configuration"
