@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.callbacks.bases import Callback
@@ -18,7 +17,7 @@ from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
-from lightning_wd.optimizers.param_groups import as_float, group_names, peak_lr
+from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_names, peak_lr, write
 
 __all__ = ["DecaySchedule"]
 
@@ -282,9 +281,9 @@ class DecaySchedule(Callback):
         optimizer, schedule, bases = trainer.optimizers[index], self._in_force, self._bases[index]
         restarts, follows = schedule.shape == "restarts", schedule.shape == "follow_lr"
         for group in optimizer.param_groups[len(bases) :]:  # all at first, later only groups that were added
-            base = group.get("base_weight_decay", group.get("weight_decay"))
+            base = configured_weight_decay(group)
             unit = math.sqrt(_resolved_steps(optimizer)) if restarts else 1.0
-            bases.append(None if base is None else as_float(base) * unit)
+            bases.append(None if base is None else base * unit)
         if restarts:
             factor = 1.0 / math.sqrt(_cycle_steps(trainer, optimizer))
         else:
@@ -296,10 +295,7 @@ class DecaySchedule(Callback):
             if follows:
                 peak = peak_lr(group)
                 value *= as_float(group["lr"]) / peak if peak else 0.0
-            if isinstance(group["weight_decay"], Tensor):
-                group["weight_decay"].fill_(value)
-            else:
-                group["weight_decay"] = value
+            write(group, "weight_decay", value)
 
 
 def _resolved_steps(optimizer: Optimizer) -> int:

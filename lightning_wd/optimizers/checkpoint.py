@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from lightning_wd.errors import CheckpointMismatchError, listed, warn
 from lightning_wd.mask.module_tree import without_wrappers
-from lightning_wd.optimizers.param_groups import group_label, peak_lr
+from lightning_wd.optimizers.param_groups import configured_weight_decay, group_label, peak_lr
 
 __all__ = ["ON_RESUME", "Difference", "carry_on", "fit_checkpoint", "settle"]
 
@@ -129,7 +129,7 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
         if getattr(optimizer, "scheduled", None) is False and "initial_lr" not in theirs:
             filled.pop("initial_lr", None)  # a learning-rate finder's
         if "weight_decay" in theirs:
-            filled["base_weight_decay"] = theirs.get("base_weight_decay", theirs["weight_decay"])
+            filled["base_weight_decay"] = configured_weight_decay(theirs)
         if switch:  # the saved number is in another unit, so it cannot replace the configured one
             filled.update({key: mine[key] for key in ("style", "weight_decay", "base_weight_decay")})
         keys = _compared(optimizer, theirs)
