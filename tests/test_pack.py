@@ -19,7 +19,7 @@ import torch
 from helpers.hydra_app import write_app
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -221,7 +221,18 @@ def test_the_groups_and_their_options() -> None:
 
 
 def test_every_optimizer_of_the_code_has_a_file() -> None:
-    assert sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")) == sorted(OPTIMIZERS)
+    assert sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")) == sorted([*OPTIMIZERS, "custom"])
+
+
+def test_any_other_class_by_its_path() -> None:
+    """With its own settings and the pack's amount in the unit of the style."""
+    rmsprop = ["optimizer=custom", "optimizer.name=torch.optim.RMSprop", "+optimizer.alpha=0.9"]
+    first = built(*rmsprop, "optimizer/decay=independent").param_groups[0]
+    assert (first["lr"], first["alpha"], first["style"], first["weight_decay"]) == (1e-2, 0.9, "independent", 1e-5)
+    assert type(built("optimizer=custom", "optimizer.name=torch.optim.Adam")) is type(built("optimizer=adamw"))
+    with pytest.raises(InstantiationException) as caught:
+        built("optimizer=custom")
+    assert "optimizer.name is not given" in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize(
