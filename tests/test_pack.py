@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -186,7 +187,8 @@ def test_default_amounts_are_those_of_the_code(decay: str) -> None:
 
 def test_independent_and_decoupled_defaults_are_one_strength_in_two_units() -> None:
     for name, family in (("adamw", "adam"), ("sgdw", "sgd")):
-        lr = OPTIMIZERS[name][2]
+        lr = OPTIMIZERS[name].lr
+        assert lr is not None
         converted = wd.convert(TYPICAL["decoupled"][family], from_="decoupled", to="independent", lr=lr)
         assert TYPICAL["independent"][family] == pytest.approx(converted)
 
@@ -233,6 +235,17 @@ def test_any_other_class_by_its_path() -> None:
     with pytest.raises(InstantiationException) as caught:
         built("optimizer=custom")
     assert "optimizer.name is not given" in str(caught.value.__cause__)
+
+
+def test_the_page_of_any_class() -> None:
+    """docs/custom.md: its code runs, and its commands compose."""
+    page = (ROOT / "docs/custom.md").read_text()
+    (commands,) = re.findall(r"```bash\n(.*?)```", page, re.S)
+    for command in commands.splitlines():
+        overrides = shlex.split(command.removeprefix("python train.py"))
+        assert f"optimizer.name={optimizer_of(*overrides).name}" in overrides
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(code, {})
 
 
 @pytest.mark.parametrize(

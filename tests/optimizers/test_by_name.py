@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
-from helpers.lit import Lit, fit
+from helpers.lit import Lit
+from helpers.small_run import CrashAfter, CrashError, Net, fit
 
 import lightning_wd as wd
 from lightning_wd.decay import step_fraction
@@ -203,30 +204,29 @@ def test_keywords_decide_whether_a_class_has_l2() -> None:
 
 
 def test_a_resumed_run_is_exact_and_its_checkpoint_names_no_class_to_import(tmp_path: Path) -> None:
-    config = {"name": f"{HERE}.Sign", "lr": 0.01, "weight_decay": 0.1, "scale": 0.5}
+    saved = tmp_path / "c.ckpt"
 
-    def run(steps: int, ckpt_path: str | None = None, name: str = "Sign") -> Any:
-        torch.manual_seed(0)
-        module = Lit({**config, "name": f"{HERE}.{name}"}, "constant")
-        return fit(module, tmp_path, ckpt_path, max_epochs=-1, max_steps=steps)
+    def run(*callbacks: L.Callback, name: str = "Sign", **resume: Any) -> list[torch.Tensor]:
+        module = Net({"name": f"{HERE}.{name}", "lr": 0.01, "weight_decay": 0.1, "scale": 0.5}, "warmup_cosine")
+        fit(module, tmp_path, *callbacks, **resume)
+        return list(module.parameters())
 
-    whole = run(16)
-    run(8).save_checkpoint(tmp_path / "half.ckpt")
-    saved = torch.load(tmp_path / "half.ckpt", weights_only=True)["optimizer_states"][0]
-    assert {group["optimizer"] for group in saved["param_groups"]} == {f"{HERE.partition('.')[0]}.Sign"}
-    again = run(16, str(tmp_path / "half.ckpt"))
-    weights = [list(each.lightning_module.parameters()) for each in (whole, again)]
-    assert all(map(torch.equal, *weights))
+    whole = run()
+    with pytest.raises(CrashError):
+        run(CrashAfter(7, saved))
+    assert all(map(torch.equal, whole, run(ckpt_path=saved)))
+    groups = torch.load(saved, weights_only=True)["optimizer_states"][0]["param_groups"]
+    package = HERE.partition(".")[0]
+    assert {group["optimizer"] for group in groups} == {f"{package}.Sign"}
     with pytest.raises(wd.CheckpointMismatchError) as caught:
-        run(16, str(tmp_path / "half.ckpt"), "Tiger")
+        run(name="Tiger", ckpt_path=saved)
     assert "does not fit this TigerW: group 'decay' was trained by another optimizer." in str(caught.value)
-    assert f"found: {HERE.partition('.')[0]}.Sign\n  valid: {HERE.partition('.')[0]}.Tiger" in str(caught.value)
+    assert f"found: {package}.Sign\n  valid: {package}.Tiger" in str(caught.value)
 
 
 def test_the_override_takes_a_class(tmp_path: Path) -> None:
-    module = Lit({"name": "adamw"})
     override = wd.OptimizerOverride({"name": f"{HERE}.Sign", "lr": 0.01, "scale": 0.5})
-    made = fit(module, tmp_path, max_steps=1, callbacks=[override])
+    made = fit(Net("adamw"), tmp_path, override, max_steps=1)
     assert (type(made.optimizers[0]).__name__, made.optimizers[0].param_groups[0]["scale"]) == ("SignW", 0.5)
 
 
@@ -265,8 +265,7 @@ def steps(net: torch.nn.Sequential, optimizer: torch.optim.Optimizer, *times: in
 )
 def test_classes_of_others_decay_exactly_and_resume(path: str, settings: dict[str, Any]) -> None:
     package = path.partition(".")[0]
-    pytest.importorskip(package, reason=f"{package} is not installed", exc_type=Exception)
-    importlib.import_module(path.rpartition(".")[0])
+    pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)
     with torch.compiler.set_stance("force_eager"):
 
         def built(net: torch.nn.Sequential, amount: float, style: str) -> torch.optim.Optimizer:
