@@ -53,6 +53,7 @@ class DecayGroups(Optimizer):
     default_weight_decay: ClassVar[float] = 0.0
     l2_form: ClassVar[Any] = None  # the class to build when every group is l2
     state_keys: ClassVar[frozenset[str] | None] = None  # names of its state tensors; None: unknown
+    own_name: ClassVar[str | None] = None  # what its groups have under `optimizer`, where one class steps them all
     plain_style: ClassVar[str | None] = "l2"  # of the torch class's own states, which name no style; None: unknown
     typed: Mapping[str, str] = {}  # how messages spell its settings, as `as_typed` takes it
     _initialising = False
@@ -105,6 +106,10 @@ class DecayGroups(Optimizer):
             self.admit(self, param_group)
         else:
             self.append_group(param_group)
+
+    def stepper_of(self, group: dict[str, Any]) -> Any:
+        """Return the optimizer that steps a group of this one: itself, except in a MultiOptimizer."""
+        return self
 
     def append_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as it is."""
@@ -258,7 +263,9 @@ class DecayGroups(Optimizer):
 
         torch.distributed.checkpoint fills an empty optimizer by such a step, and relies on lr 0 changing nothing.
         """
-        if self.state or not any(group["style"] == "constant" for group in self.param_groups):
+        if not any(group["style"] == "constant" for group in self.param_groups):
+            return False
+        if any(p in self.state for group in self.param_groups for p in group["params"]):  # others share a state
             return False
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return False

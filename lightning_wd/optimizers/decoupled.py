@@ -57,7 +57,7 @@ class _Decoupled(DecayGroups):
                 fix=f"use {self.base.__name__} as it is, or an optimizer with a learning rate",
             )
         super()._complete(group, label)
-        group.setdefault("optimizer", f"{self.base.__module__.partition('.')[0]}.{self.base.__name__}")
+        group.setdefault("optimizer", self.own_name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_given": self._given}
@@ -240,6 +240,7 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
             "__signature__": inspect.Signature(sorted([*parameters.values(), *added], key=lambda p: p.kind)),
             "base": optimizer_cls,
             "base_step": unhooked(optimizer_cls),
+            "own_name": f"{optimizer_cls.__module__.partition('.')[0]}.{optimizer_cls.__name__}",
             "styles": STYLES if own is not None else tuple(style for style in STYLES if style != "l2"),
             "default_weight_decay": own.default if own is not None else 0.0,
         },

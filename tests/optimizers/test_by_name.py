@@ -220,8 +220,8 @@ def test_a_resumed_run_is_exact_and_its_checkpoint_names_no_class_to_import(tmp_
     assert {group["optimizer"] for group in groups} == {f"{package}.Sign"}
     with pytest.raises(wd.CheckpointMismatchError) as caught:
         run(name="Tiger", ckpt_path=saved)
-    assert "does not fit this TigerW: group 'decay' was trained by another optimizer." in str(caught.value)
-    assert f"found: {package}.Sign\n  valid: {package}.Tiger" in str(caught.value)
+    assert "does not fit this TigerW: group 'decay' is of another optimizer." in str(caught.value)
+    assert f"found: optimizer '{package}.Sign'\n  valid: optimizer '{package}.Tiger'" in str(caught.value)
 
 
 def test_the_override_takes_a_class(tmp_path: Path) -> None:
