@@ -389,7 +389,7 @@ def test_hooks_run_once_and_state_survives() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(wd.ConfigError, match=r"optimizer=muon does not do optimizer.decay.style 'l2'"):
+    with pytest.raises(wd.ConfigError, match=r"optimizer muon does not do optimizer.decay.style 'l2'"):
         built(net(), decay={"style": "l2"})
     module = net()
     adamw = wd.configure_optimizers(module, {"name": "adamw", "weight_decay": 0.1})["optimizer"]
