@@ -17,7 +17,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import lightning_wd as wd
-from lightning_wd.configure.optimizer_config import OPTIMIZERS
+from lightning_wd.optimizers.by_name import OPTIMIZERS
 
 STYLES = ("decoupled", "independent", "constant", "corrected")
 L2 = ("adam_l2", "sgd_l2")
