@@ -23,7 +23,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
     tasks = {
         "gpt": [
             *("experiment=shakespeare_gpt", f"data.root={data}/tinyshakespeare", "model.preset=tiny"),
-            *("trainer.max_epochs=1", "optimizer.weight_decay=0.1"),
+            *("trainer.max_steps=300", "optimizer.weight_decay=0.1"),
         ],
         "resnet": [
             *("experiment=fashion_small", f"data.root={data}/fashion_mnist", "optimizer/decay=decoupled"),
