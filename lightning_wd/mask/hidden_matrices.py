@@ -68,7 +68,7 @@ def _matrices(row: Row, owner: nn.Module, *, first: bool, last: bool) -> Matrice
     convolution = isinstance(owner, ConvNd)
     if first and convolution:
         return Matrices(0, "input layer")
-    groups = owner.groups if convolution else 1
+    groups = int(owner.groups) if convolution else 1  # type: ignore[arg-type]
     rows, columns = row.shape[0] // groups, math.prod(row.shape[1:])
     if min(rows, columns) < 2:
         return Matrices(0, "depthwise convolution" if groups > 1 else "one row or column")

@@ -14,7 +14,7 @@ from studies.finished_runs import SMOKE, Run, new_figure, read_runs, write_csv
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 MEASURES = {"gpt": "validation loss (nats per character)", "resnet": "test error (%)"}
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = {"gpt": (1e-3, 3e-3, 1e-2, 3e-2), "resnet": (3e-3, 1e-2, 3e-2, 1e-1)}
 SEEDS = (1, 2, 3)  # seed 0 chooses the learning rates
 
 
@@ -33,15 +33,19 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
     }
     quiet = ["callbacks=none", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=50"]
     quiet.append("trainer.limit_val_batches=1")  # the test at the end counts
-    rates, seeds = (",".join(map(str, values[: 1 if smoke else None])) for values in (RATES, SEEDS))
     made: dict[str, list[str] | Callable[[Path], list[str]]] = {}
     for task, run in tasks.items():
         for name in OPTIMIZERS:
             own = ["hparams_search=resumable", *(SMOKE if smoke else [*run, *quiet]), f"optimizer={name}"]
             own.append("hydra.sweep.subdir=lr${optimizer.lr}_seed${seed}")
-            made[f"{task}/{name}/rates"] = [*own, f"optimizer.lr={rates}", "seed=0"]
-            made[f"{task}/{name}/seeds"] = partial(_at_the_best_rate, [*own, f"seed={seeds}"], task, name)
+            made[f"{task}/{name}/rates"] = [*own, f"optimizer.lr={_listed(RATES[task], smoke)}", "seed=0"]
+            seeds = f"seed={_listed(SEEDS, smoke)}"
+            made[f"{task}/{name}/seeds"] = partial(_at_the_best_rate, [*own, seeds], task, name)
     return made
+
+
+def _listed(values: tuple[float, ...], smoke: bool) -> str:
+    return ",".join(map(str, values[:1] if smoke else values))
 
 
 def _at_the_best_rate(overrides: list[str], task: str, optimizer: str, runs: Path) -> list[str]:

@@ -11,13 +11,13 @@ from models.resnet import Block
 from torch import nn
 
 import lightning_wd as wd
-from lightning_wd.mask.hidden_matrices import hidden_matrices
+from lightning_wd.mask.hidden_matrices import Matrices, hidden_matrices
 
 
-def judged(module: nn.Module, *, weights_only: bool = True) -> dict[str, tuple[int, str]]:
+def judged(module: nn.Module, *, weights_only: bool = True) -> dict[str, Matrices]:
     plan = wd.plan_decay(module)
     matrices = hidden_matrices(module, plan)
-    return {r.name: tuple(matrices[id(r.param)]) for r in plan if r.kind == "weight" or not weights_only}
+    return {r.name: matrices[id(r.param)] for r in plan if r.kind == "weight" or not weights_only}
 
 
 def between(*layers: nn.Module) -> nn.Module:

@@ -87,7 +87,7 @@ def test_the_float64_reference(shape: tuple[int, ...], settings: dict[str, Any])
     """The iteration is in bfloat16, so u is right to a hundredth."""
     lam = {"decoupled": 2.0, "corrected": 2.0, "none": 2.0}.get(settings["style"], 0.04)
     twin = reference.Muon(draw(*shape).numpy(), base_lr=0.02, lam=lam, **settings)
-    ours = {key: settings[key] for key in ("style", "momentum", "nesterov", "split") if key in settings}
+    ours: dict[str, Any] = {key: settings[key] for key in ("style", "momentum", "nesterov", "split") if key in settings}
     ours |= {"cautious_wd": settings.get("cautious", False)}
     ours |= {"adjust_lr_fn": "original"} if settings.get("original") else {}
     p = nn.Parameter(draw(*shape))
