@@ -31,7 +31,7 @@ def hidden_matrices(module: nn.Module, plan: DecayPlan) -> dict[int, Matrices]:
 
     - biases, norms, embeddings and whatever else is no weight (:mod:`lightning_wd.mask.evidence`), and the output
       layer;
-    - the first convolution, where no embedding or weight comes before it: "use Muon to optimize all the convolutional
+    - the first convolution, where no embedding or linear layer comes before it: "use Muon to optimize all the convolutional
       filters except the first one" (https://github.com/KellerJordan/Muon);
     - what has one row or one column, as each channel of a depthwise convolution: orthogonalising a vector is dividing
       it by its norm;
@@ -50,7 +50,12 @@ def hidden_matrices(module: nn.Module, plan: DecayPlan) -> dict[int, Matrices]:
     tree = walk(module)
     output = output_parameters(module, tree)
     owners = {id(found.param): found.module for found in tree.tensors}
-    first = next((row for row in plan if row.kind in ("weight", "embedding")), None)
+
+    def has_input(row: Row) -> bool:
+        layer: type = type(owners[id(row.param)])
+        return row.kind == "embedding" or (row.kind == "weight" and is_weighted(layer))  # type: ignore[arg-type]
+
+    first = next(filter(has_input, plan), None)
     return {
         id(row.param): _matrices(row, owners[id(row.param)], first=row is first, last=id(row.param) in output)
         for row in plan

@@ -72,7 +72,9 @@ def test_what_is_no_weight_says_its_kind() -> None:
 def test_stacked_experts_wait_for_a_rule() -> None:
     module = between(nn.Linear(8, 8))
     module.experts = nn.Parameter(torch.zeros(4, 8, 8))  # type: ignore[assignment]
-    assert judged(module)["experts"] == (0, "3 dimensions: a rule with split says where its matrices are")
+    found = judged(module)
+    assert found["experts"] == (0, "3 dimensions: a rule with split says where its matrices are")
+    assert found["0.weight"] == (0, "input layer")  # although the experts come first
 
 
 def test_resnet18_trains_by_muon() -> None:
