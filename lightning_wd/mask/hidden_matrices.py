@@ -31,8 +31,8 @@ def hidden_matrices(module: nn.Module, plan: DecayPlan) -> dict[int, Matrices]:
 
     - biases, norms, embeddings and whatever else is no weight (:mod:`lightning_wd.mask.evidence`), and the output
       layer;
-    - the first convolution, where no embedding or linear layer comes before it: "use Muon to optimize all the convolutional
-      filters except the first one" (https://github.com/KellerJordan/Muon);
+    - the first convolution, where no embedding or linear layer comes before it: "use Muon to optimize all the
+      convolutional filters except the first one" (https://github.com/KellerJordan/Muon);
     - what has one row or one column, as each channel of a depthwise convolution: orthogonalising a vector is dividing
       it by its norm;
     - tensors of three or more dimensions that no linear layer or convolution owns, such as fused experts: a rule with
@@ -53,7 +53,7 @@ def hidden_matrices(module: nn.Module, plan: DecayPlan) -> dict[int, Matrices]:
 
     def has_input(row: Row) -> bool:
         layer: type = type(owners[id(row.param)])
-        return row.kind == "embedding" or (row.kind == "weight" and is_weighted(layer))  # type: ignore[arg-type]
+        return row.kind == "embedding" or (row.kind == "weight" and is_weighted(layer))
 
     first = next(filter(has_input, plan), None)
     return {
