@@ -147,7 +147,10 @@ def _split(
     rows = tuple(rows)
     plan: DecayPlan | None = getattr(optimizer, "decay_plan", None)
     rate, weight_decay = _reference(optimizer, plan)
-    groups = DecayPlan(rows, whole.style).groups(lr=rate, weight_decay=weight_decay)
+    part = DecayPlan(rows, whole.style)
+    if (carried := getattr(optimizer, "carried", None)) is not None:
+        carried.carry_rules(part, rate)
+    groups = part.groups(lr=rate, weight_decay=weight_decay)
     if isinstance(optimizer, MuonAdamW):
         groups = give_matrices_to_muon(groups, module, whole)
     for row in rows if plan is not None else ():

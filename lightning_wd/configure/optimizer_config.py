@@ -16,6 +16,7 @@ from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, neare
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import SGDL2, SGDW, AdamL2, AdamW, MuonAdamW, decoupled, identify
 from lightning_wd.optimizers.checkpoint import ON_RESUME
+from lightning_wd.reference import FAMILIES, LR_RULES, Reference, check_tested
 
 __all__ = ["OPTIMIZERS", "OptimizerConfig", "plain_mask", "plain_rule"]
 
@@ -49,7 +50,10 @@ OPTIMIZERS = {
     "muon": Family(MuonAdamW, MuonAdamW, 1e-3, "muon"),
 }
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
-_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "on_resume")
+# The optimizers whose learning rate has a tested rule in the batch -> the family that it is the rule of.
+_FAMILY = dict.fromkeys(("adamw", "adam_l2", "nadamw", "radamw", "rmspropw"), "adam")
+_FAMILY |= dict.fromkeys(("sgdw", "sgd_l2"), "sgd")
+_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "reference", "on_resume")
 _DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "typical")
 _TYPICAL_KEYS = ("adam", "sgd", "muon")
 _BELOW_ONE = ("momentum", "alpha", "betas[0]", "betas[1]")
@@ -88,6 +92,11 @@ class OptimizerConfig(CheckedMapping):
         decay: ``style``, ``normalized``, ``timescale_epochs``, ``timescale_runs``, ``cautious`` (see
             :class:`lightning_wd.Decay`) and ``typical`` (the amounts the YAML files offer).
         mask: ``base`` and ``rules`` (see :class:`lightning_wd.Mask`), the name of a preset, or a Mask.
+        reference: ``{global_batch, steps, lr_rule}`` of the run where lr and weight_decay were tuned: rows that an
+            optimizer step saw, optimizer steps, and optionally how lr follows the batch, ``sqrt``, ``linear`` or
+            ``none``. They are carried over to the batch and steps of this run (:func:`lightning_wd.carry_over`), as
+            are a rule's ``lr`` and ``weight_decay`` and a schedule's ``max_lr``. ``normalized`` and the timescales are
+            taken as they stand. A rate that a finder finds is this run's own.
         on_resume: whose settings are used when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
             ``error``. Another decay style is refused, except under ``config``, which continues in the configured one.
         **hyperparameters: the optimizer's own keywords, such as ``betas`` or ``momentum``; None is its default.
@@ -108,6 +117,7 @@ class OptimizerConfig(CheckedMapping):
     group = "optimizer"
     decay: Decay
     mask: Mask
+    reference: Reference | None
 
     @classmethod
     def of(cls, value: object) -> OptimizerConfig:
@@ -139,6 +149,7 @@ class OptimizerConfig(CheckedMapping):
         weight_decay: float | None = None,
         decay: Mapping[str, Any] | None = None,
         mask: Mapping[str, Any] | str | Mask | None = None,
+        reference: Mapping[str, Any] | None = None,
         on_resume: str = "checkpoint",
         code: bool = False,
         **hyperparameters: Any,
@@ -158,6 +169,7 @@ class OptimizerConfig(CheckedMapping):
         _check_style_of(name, amounts.style)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
+        self.reference = None if reference is None else _reference(name, amounts.style, reference)
         dict.update(
             self,
             name=name,
@@ -165,6 +177,7 @@ class OptimizerConfig(CheckedMapping):
             weight_decay=amounts.weight_decay,
             decay={key: getattr(amounts, key, value) for key, value in given.items()},
             mask=_without_code(self.mask, code=code),
+            reference=None if reference is None else dict(reference),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
             **{**family.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
@@ -174,6 +187,11 @@ class OptimizerConfig(CheckedMapping):
         """The optimizer's own keywords, pairs of numbers as the tuples that torch has."""
         own = {key: value for key, value in self.items() if key not in _OWN_KEYS}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+
+    @property
+    def family(self) -> str | None:
+        """The family whose tested rule carries the learning rate over; None where there is none."""
+        return _FAMILY.get(self["name"])
 
     @property
     def typical_amount(self) -> bool:
@@ -193,6 +211,20 @@ def _decay(weight_decay: Any, given: Mapping[str, Any], family: str) -> Decay:
         weight_decay = own if typical.get(family) is None else typical[family]
         typed = {**typed, "weight_decay": f"optimizer.decay.typical.{family}"}
     return Decay(**values, weight_decay=weight_decay, typed=typed)
+
+
+def _reference(name: str, style: str, given: Mapping[str, Any]) -> Reference:
+    """Return the checked reference, its rule for the learning rate filled in."""
+    family = _FAMILY.get(name)
+    check_tested(style, family, "optimizer.reference")
+    reference = Reference.of("optimizer.reference", given, FAMILIES.get(str(family), ""))
+    if not reference.lr_rule:
+        raise ConfigError(
+            f"optimizer.reference has no tested rule for the learning rate of {name}.",
+            valid=f"{', '.join(_FAMILY)}; with {name}, a rule of your choice: {', '.join(LR_RULES)}",
+            fix="write optimizer.reference.lr_rule=none to keep lr and carry the decay over, or sqrt or linear",
+        )
+    return reference
 
 
 def _check_style_of(name: str, style: str) -> None:

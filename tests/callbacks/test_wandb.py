@@ -52,7 +52,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
     loggers = [WandbLogger(save_dir=run, offline=True), RunCSVLogger(run)]
-    config = {"name": "adamw", "lr": 0.1, "weight_decay": 1e-3}  # a timescale of 667 runs, which is warned of
+    reference = {"global_batch": 4, "steps": 15}
+    config = {"name": "adamw", "lr": 0.1, "weight_decay": 1e-3, "reference": reference}  # a timescale of 667 runs, which is warned of
     fit(Net(config), run, wd.DecayPlanSummary(), wd.DecayMonitor(5), logger=loggers, log_every_n_steps=5)
     close()
     history: dict[str, list[tuple[int | None, Any]]] = {}
