@@ -59,7 +59,12 @@ def _parser() -> argparse.ArgumentParser:
         example = f"Example: lightning-wd {name} {example}"
         made = commands.add_parser(name, help=about, description=about, epilog=example)
         # How messages spell a setting: from_ as --from. They call a mask a mask.
-        typed = {"mask": "mask", "mask.base": "--mask", "value": "the amount"}
+        typed = {"mask": "mask", "mask.base": "--mask", "value": "the amount", "weight_decay": "the amount"}
+        typed |= {
+            "reference.global_batch": "--from-batch",
+            "reference.steps": "--from-steps",
+            "global_batch": "--batch",
+        }
         made.set_defaults(run=run, typed=typed)
 
         def add(*names: str, **settings: Any) -> None:
@@ -87,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command(
         _convert,
-        "convert an amount of decay between units; exact at the peak learning rate",
+        "convert an amount of decay between units, exact at the peak learning rate; with --batch and --steps, carry lr "
+        "and the amount over to them first",
         "0.1 --from decoupled --to independent --lr 1e-3",
     )
     add("value", type=float, help="the amount")
@@ -97,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--momentum", type=float, help="SGD's momentum, for sgd_l2")
     add("--total-steps", type=int, help="optimizer steps of the run, for normalized and timescale_runs")
     add("--steps-per-epoch", type=float, help="optimizer steps of an epoch, for timescale_epochs")
+    add("--from-batch", type=int, help="rows of an optimizer step where lr and the amount were tuned")
+    add("--from-steps", type=int, help="optimizer steps of the run where they were tuned")
+    add("--batch", type=int, help="rows of an optimizer step here")
+    add("--steps", type=int, help="optimizer steps of the run here")
+    add("--family", metavar="FAMILY", help="adam: lr follows the square root of the batch; sgd: lr follows the batch")
 
     add = command(
         _identify,
@@ -309,9 +320,17 @@ _NEEDS = {
 }
 
 
+_CARRY = ("from_batch", "from_steps", "batch", "steps", "family")
+_STYLE_OF = {"decoupled": "decoupled", "independent": "independent", "sgd_l2": "l2"}  # others are taken as they stand
+
+
 def _convert(options: argparse.Namespace) -> int:
     from lightning_wd.decay import convert
 
+    lines = []
+    if any(getattr(options, name) is not None for name in _CARRY):
+        _carry_over(options)
+        lines.append(f"{'lr':<16} {options.lr:.6g}")
     known = {name: getattr(options, name) for name in ("lr", *_NEEDS)}
     missing = {unit: name for name, units in _NEEDS.items() if known[name] is None for unit in units}
     for unit in (options.from_, options.to):
@@ -319,16 +338,40 @@ def _convert(options: argparse.Namespace) -> int:
             option = options.typed[missing[unit]]
             raise ConfigError(f"unit '{unit}' needs {option}.", fix=f"add {option} <number>")
     if options.to is not None:
-        print(convert(options.value, from_=options.from_, to=options.to, **known))
-        return 0
-    lines = [
-        f"{unit:<16} needs {options.typed[missing[unit]]}"
-        if unit in missing
-        else f"{unit:<16} {convert(options.value, from_=options.from_, to=unit, **known):.6g}"
-        for unit in UNITS
-    ]
+        lines.append(str(convert(options.value, from_=options.from_, to=options.to, **known)))
+    else:
+        lines += [
+            f"{unit:<16} needs {options.typed[missing[unit]]}"
+            if unit in missing
+            else f"{unit:<16} {convert(options.value, from_=options.from_, to=unit, **known):.6g}"
+            for unit in UNITS
+        ]
     print(*lines, sep="\n")
     return 0
+
+
+def _carry_over(options: argparse.Namespace) -> None:
+    """Replace lr and the amount by those at another batch and number of steps."""
+    from lightning_wd.reference import carry_over
+
+    missing = [options.typed[name] for name in _CARRY if getattr(options, name) is None]
+    if missing:
+        raise ConfigError(
+            f"nothing can be carried over without {', '.join(missing)}.",
+            fix="add --from-batch, --from-steps, --batch and --steps <number>, and --family adam or sgd",
+        )
+    if options.total_steps is not None:
+        raise ConfigError("--steps and --total-steps are one number.", fix="remove --total-steps")
+    carried = carry_over(
+        options.lr,
+        options.value,
+        reference={"global_batch": options.from_batch, "steps": options.from_steps},
+        global_batch=options.batch,
+        steps=options.steps,
+        family=options.family,
+        style=_STYLE_OF.get(options.from_, "none"),
+    )
+    options.lr, options.value, options.total_steps = *carried, options.steps
 
 
 def _identify(options: argparse.Namespace) -> int:

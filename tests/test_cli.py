@@ -333,6 +333,36 @@ def test_help_loads_no_torch() -> None:
 # --- convert ----------------------------------------------------------------------------------------------------------
 
 
+CARRY = "--from-batch 256 --from-steps 1000 --batch 1024 --steps 250 --family adam"
+
+
+@pytest.mark.parametrize(
+    ("amount", "printed"),
+    [
+        ("0.1 --from decoupled --to independent", "lr               0.002\n0.0004\n"),
+        ("1e-4 --from independent --to independent", "lr               0.002\n0.0004\n"),
+        ("0.05 --from normalized --to normalized", "lr               0.002\n0.05\n"),
+        ("2 --from timescale_runs --to timescale_runs", "lr               0.002\n2.0\n"),
+    ],
+)
+def test_convert_carries_over(amount: str, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"convert {amount} --lr 1e-3 {CARRY}".split()) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_convert_carries_over_in_every_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"convert 0.1 --from decoupled --lr 1e-3 {CARRY}".split()) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "lr               0.002",
+        "decoupled        0.2",
+        "independent      0.0004",
+        "normalized       0.00632456",
+        "timescale_epochs needs --steps-per-epoch",
+        "timescale_runs   10",
+        "sgd_l2           needs --momentum",
+    ]
+
+
 def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "5e-4", "--from", "sgd_l2", "--to", "decoupled", "--lr", "0.1", "--momentum", "0.9"]) == 0
     assert float(capsys.readouterr().out) == pytest.approx(5e-3, rel=1e-12)
@@ -388,6 +418,13 @@ def test_one_unit_is_a_plain_number(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("1 --from decoupled --lr 1 --total-steps -5", "--total-steps must be a number > 0 but got -5.\n"),
         ("1 --from palm --lr 1", "--from 'palm' is unknown.\n"),
+        (f"1 --from palm --lr 1 {CARRY}", "--from 'palm' is unknown.\n"),
+        ("1 --from decoupled --lr 1 --batch 8", "nothing can be carried over without --from-batch, --from-steps, "),
+        (f"1 --from decoupled --lr 1 {CARRY} --from-batch 0", "--from-batch must be a whole number >= 1 but got 0.\n"),
+        (f"1 --from decoupled --lr 1 {CARRY} --batch 0", "--batch must be a whole number >= 1 but got 0.\n"),
+        (f"1 --from decoupled --lr 1 {CARRY} --family adamw", "--family 'adamw' is unknown.\n  valid: adam, sgd\n"),
+        (f"1 --from decoupled --lr 1 {CARRY} --total-steps 9", "--steps and --total-steps are one number.\n"),
+        (f"1 --from sgd_l2 --lr 1 {CARRY}", "reference has no tested rule for style 'l2' of an adaptive optimizer.\n"),
         ("1 --from independent --to decoupled --lr 0", "--lr is 0, so no 'decoupled' coefficient gives"),
     ],
 )
