@@ -26,6 +26,7 @@ ORDER = (
     "reference",
     "schedules",
     "mask",
+    "scale_invariance",
     "optimizers",
     "configure",
     "callbacks",
