@@ -7,15 +7,20 @@ with a norm layer behind it. Decay then sets ``||w||``, and so the angle that a 
 
 from __future__ import annotations
 
+import inspect
 import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_wd._lightning import either
 from lightning_wd.errors import ConfigError
 from lightning_wd.mask.module_tree import walk
 
-__all__ = ["INVARIANT", "dense", "radial_products", "radial_share", "scale_invariant"]
+__all__ = ["INVARIANT", "dense", "radial_products", "radial_share", "scale_invariant", "training_loss"]
 
 INVARIANT = 1e-5  # below it a tensor counts as scale-invariant: float32 leaves about 1e-7, a head has about 1e-3
 
@@ -90,6 +95,45 @@ def scale_invariant(module: nn.Module, loss: Tensor) -> dict[str, float]:
         found.name: math.nan if g is None else radial_share(*radial_products(dense(g), dense(found.param)).tolist())
         for found, g in zip(tensors, grads, strict=True)
     }
+
+
+def training_loss(module: Any, batch: Any = None) -> Any:
+    """Return the loss of a LightningModule's training step, outside of a Trainer.
+
+    ``batch`` is by default the first of its ``train_dataloader``.
+
+    Raises:
+        ConfigError: it has no such step, steps its optimizers itself, has no data, or returns no loss.
+    """
+    name = type(module).__name__
+    if not hasattr(module, "training_step") or not module.automatic_optimization:
+        why = "steps its optimizers itself" if hasattr(module, "training_step") else "has no training_step"
+        raise ConfigError(
+            f"no training loss of {name} can be computed: it {why}.",
+            fix="name a LightningModule whose training_step returns the loss, or call wd.scale_invariant(model, loss)",
+        )
+    if batch is None:
+        bases = either("lightning.pytorch.LightningModule")
+        if any(type(module).train_dataloader is base.train_dataloader for base in bases):
+            raise ConfigError(
+                f"{name} has no train_dataloader to take a batch from.",
+                fix="write --batch my_pkg.data:batch, a function without arguments that returns one",
+            )
+        module.prepare_data()
+        module.setup("fit")
+        batch = next(iter(module.train_dataloader()))
+    arguments = (batch, 0)[: len(inspect.signature(module.training_step).parameters)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are trying to `self.log")  # there is no trainer
+        returned = module.training_step(*arguments)
+    loss = returned.get("loss") if isinstance(returned, Mapping) else returned
+    if loss is None:
+        raise ConfigError(
+            f"training_step of {name} returned no loss.",
+            found=type(returned).__name__,
+            fix="return the loss, or a dict that has it as 'loss'",
+        )
+    return loss
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -64,7 +64,14 @@ _TYPED["weight_decay"] = "optimizer.weight_decay"
 _RENAMED = {**RENAMED, **{name: f"decay.{name}" for name in _DECAY_KEYS}, "cautious_wd": "decay.cautious"}
 _ALIASES = {**ALIASES, "decoupled": "write optimizer/decay=decoupled, or optimizer.decay.style=decoupled"}
 _AMOUNT = "write optimizer.weight_decay: the amount, in the unit of the style"
-_DECAY_NAMES = {"renamed": {"cautious_wd": "cautious"}, "aliases": {"weight_decay": _AMOUNT, "wd": _AMOUNT}}
+_NO_BATCH = (
+    "no batch is there when the optimizer is built. `lightning-wd audit pkg:Model --batch` lists the tensors that decay "
+    "only as a learning rate: give them the style by rules, optimizer.mask.rules=[{name: <tensor>, style: corrected}]"
+)
+_DECAY_NAMES = {
+    "renamed": {"cautious_wd": "cautious"},
+    "aliases": {"weight_decay": _AMOUNT, "wd": _AMOUNT, "corrected_on": _NO_BATCH},
+}
 
 # The default amount of each style in its own unit; `conf/optimizer/decay/*.yaml` say the same (a test holds it).
 TYPICAL: dict[str, dict[str, float]] = {

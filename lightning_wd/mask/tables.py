@@ -13,7 +13,7 @@ from rich.text import Text
 __all__ = ["SHOWN_UNITS", "amounts_table", "plan_table", "totals_table"]
 
 SHOWN_UNITS = ("decoupled", "independent", "normalized", "timescale_steps", "timescale_epochs", "timescale_runs")
-_NUMERIC_COLUMNS = ("shape", "wd_mult", "lr_mult", "tensors", "parameters", "value")
+_NUMERIC_COLUMNS = ("shape", "wd_mult", "lr_mult", "scale_invariance", "tensors", "parameters", "value")
 _SAID = (*_NUMERIC_COLUMNS, "group")  # columns whose cells need their names beside them
 
 
@@ -55,8 +55,10 @@ class _FittingTable(Table):
 def plan_table(plan: Mapping[str, Any]) -> Table:
     """Return the table of a decay plan's ``to_dict()``: one line for each parameter, with the reason.
 
-    Under ``wd_mult`` and ``lr_mult`` stands a group's own ``weight_decay`` or ``lr`` where a rule sets it.
+    Under ``wd_mult`` and ``lr_mult`` stands a group's own ``weight_decay`` or ``lr`` where a rule sets it. Where rows
+    have a ``scale_invariance``, it has a column.
     """
+    measured = ["scale_invariance"] * any("scale_invariance" in row for row in plan["parameters"])
     rows = [
         (
             " = ".join(row["names"]),
@@ -65,11 +67,13 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
             _factor(row, "wd_mult", "weight_decay"),
             _factor(row, "lr_mult", "lr"),
             row["style"] or "-",
+            *("-" if row.get(key) is None else f"{row[key]:.1e}" for key in measured),
             row["reason"],
         )
         for row in plan["parameters"]
     ]
-    return _FittingTable("Decay plan", ("parameter", "shape", "group", "wd_mult", "lr_mult", "style", "reason"), rows)
+    columns = ("parameter", "shape", "group", "wd_mult", "lr_mult", "style", *measured, "reason")
+    return _FittingTable("Decay plan", columns, rows)
 
 
 def _factor(row: Mapping[str, Any], multiplier: str, own: str) -> str:
