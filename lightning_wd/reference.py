@@ -32,7 +32,7 @@ DECAY_EQUATIONS = {
     **dict.fromkeys(("decoupled", "corrected", "l2"), "lam0 * (lr0*T0)/(lr*T), arXiv 2405.13698"),
     **dict.fromkeys(("independent", "constant"), "lam0 * T0/T, arXiv 2405.13698"),
 }
-_KEYS = ("global_batch", "steps", "lr_rule")
+KEYS = ("global_batch", "steps", "lr_rule")
 _MEANING = {"global_batch": "rows that an optimizer step saw there", "steps": "optimizer steps of the run there"}
 _RENAMED = {"total_steps": "steps", "max_steps": "steps", "batch": "global_batch", "batch_size": "global_batch"}
 
@@ -61,10 +61,10 @@ class Reference:
         if not isinstance(value, Mapping):
             raise ConfigError(
                 f"{name} must be a mapping but got {value!r}.",
-                valid=_KEYS,
+                valid=KEYS,
                 fix=f"write {name}={{global_batch: <{_MEANING['global_batch']}>, steps: <{_MEANING['steps']}>}}",
             )
-        keys(name, value, _KEYS, typed=f"{name}.{{}}", renamed=_RENAMED)
+        keys(name, value, KEYS, typed=f"{name}.{{}}", renamed=_RENAMED)
         for key, meaning in _MEANING.items():
             if value.get(key) is None:
                 raise ConfigError(

@@ -88,7 +88,7 @@ class Lit(L.LightningModule):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, eps=0), nn.Linear(8, 1), nn.Linear(3, 3))
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, eps=1e-9), nn.Linear(8, 1), nn.Linear(3, 3))
 
     def training_step(self, batch, batch_idx):
         loss = self.net[:3](batch).sub(1).square().mean()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,3 +96,11 @@ def test_what_is_refused(change: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(wd.ConfigError) as caught:
         wd.carry_over(**{**given, **change})
     assert [each for each in words if each not in str(caught.value)] == []
+
+
+def test_the_page_about_it() -> None:
+    page = Path(__file__).parents[1] / "docs/carry_over.md"
+    assert doctest.testfile(str(page), module_relative=False) == (0, 2)
+    (block,) = (part.partition("```")[0] for part in page.read_text().split("```yaml")[1:])
+    config = wd.OptimizerConfig(yaml.safe_load(block)["optimizer"])
+    assert config["reference"] == {"global_batch": 256, "steps": 10000}

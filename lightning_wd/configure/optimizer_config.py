@@ -16,7 +16,7 @@ from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, neare
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import SGDL2, SGDW, AdamL2, AdamW, MuonAdamW, decoupled, identify
 from lightning_wd.optimizers.checkpoint import ON_RESUME
-from lightning_wd.reference import FAMILIES, LR_RULES, Reference, check_tested
+from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
 
 __all__ = ["OPTIMIZERS", "OptimizerConfig", "plain_mask", "plain_rule"]
 
@@ -65,8 +65,8 @@ _RENAMED = {**RENAMED, **{name: f"decay.{name}" for name in _DECAY_KEYS}, "cauti
 _ALIASES = {**ALIASES, "decoupled": "write optimizer/decay=decoupled, or optimizer.decay.style=decoupled"}
 _AMOUNT = "write optimizer.weight_decay: the amount, in the unit of the style"
 _NO_BATCH = (
-    "no batch is there when the optimizer is built. `lightning-wd audit pkg:Model --batch` lists the tensors that decay "
-    "only as a learning rate: give them the style by rules, optimizer.mask.rules=[{name: <tensor>, style: corrected}]"
+    "no batch is there when the optimizer is built. `lightning-wd audit pkg:Model --batch` lists the tensors that "
+    "decay only as a learning rate: give them the style by rules, mask.rules=[{name: <tensor>, style: corrected}]"
 )
 _DECAY_NAMES = {
     "renamed": {"cautious_wd": "cautious"},
@@ -176,6 +176,8 @@ class OptimizerConfig(CheckedMapping):
         _check_style_of(name, amounts.style)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
+        if reference == dict.fromkeys(KEYS):  # as the YAML files have it
+            reference = None
         self.reference = None if reference is None else _reference(name, amounts.style, reference)
         dict.update(
             self,

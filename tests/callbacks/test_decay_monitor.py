@@ -318,7 +318,9 @@ def test_a_group_may_span_two_devices() -> None:
 
 def test_the_fraction_that_decays_only_as_a_learning_rate() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, eps=0), nn.Linear(5, 3), nn.Linear(2, 2))  # the last unused
+    net = nn.Sequential(
+        nn.Linear(6, 5), nn.BatchNorm1d(5, eps=1e-9), nn.Linear(5, 3), nn.Linear(2, 2)
+    )  # the last unused
     nn.init.ones_(net[1].bias)  # type: ignore[arg-type]
     optimizer = wd.configure_optimizers(net, {"name": "adamw", "lr": 0.1, "weight_decay": 0.5})["optimizer"]
     net[:3](torch.randn(16, 6)).square().mean().backward()

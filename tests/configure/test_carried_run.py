@@ -342,6 +342,13 @@ def test_more_rows_than_the_reference_saw_are_remarked(tmp_path: Path) -> None:
     assert remark.endswith("(tokens per parameter)^-0.527 (arXiv 2505.13738), here x 0.482; not applied")
 
 
+def test_what_the_yaml_files_have_is_no_reference() -> None:
+    nulls = dict.fromkeys(("global_batch", "steps", "lr_rule"))
+    assert wd.OptimizerConfig(reference=nulls).reference is wd.OptimizerConfig(reference=nulls)["reference"] is None
+    with pytest.raises(wd.ConfigError, match=r"optimizer\.reference has no steps"):
+        wd.OptimizerConfig(reference={**nulls, "global_batch": 4})
+
+
 def test_a_reference_survives_a_checkpoint(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     config = wd.OptimizerConfig(**TUNED, reference=TWO_BY_32)
