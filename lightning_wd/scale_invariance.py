@@ -23,6 +23,7 @@ from lightning_wd.mask.module_tree import walk
 __all__ = ["INVARIANT", "dense", "radial_products", "radial_share", "scale_invariant", "training_loss"]
 
 INVARIANT = 1e-5  # below it a tensor counts as scale-invariant: float32 leaves about 1e-7, a head has about 1e-3
+_CHUNK = 2**22  # elements widened at once
 
 
 def scale_invariant(module: nn.Module, loss: Tensor) -> dict[str, float]:
@@ -103,11 +104,12 @@ def training_loss(module: Any, batch: Any = None) -> Any:
     ``batch`` is by default the first of its ``train_dataloader``.
 
     Raises:
-        ConfigError: it has no such step, steps its optimizers itself, has no data, or returns no loss.
+        ConfigError: it is no LightningModule, steps its optimizers itself, has no data, or returns no loss.
     """
     name = type(module).__name__
-    if not hasattr(module, "training_step") or not module.automatic_optimization:
-        why = "steps its optimizers itself" if hasattr(module, "training_step") else "has no training_step"
+    lightning = hasattr(type(module), "automatic_optimization")
+    if not lightning or not module.automatic_optimization:
+        why = "steps its optimizers itself" if lightning else "is no LightningModule"
         raise ConfigError(
             f"no training loss of {name} can be computed: it {why}.",
             fix="name a LightningModule whose training_step returns the loss, or call wd.scale_invariant(model, loss)",
@@ -146,8 +148,12 @@ def dense(tensor: Tensor) -> Tensor:
 def radial_products(g: Tensor, w: Tensor) -> Tensor:
     """Return ``<g, w>``, ``<g, g>`` and ``<w, w>``, in float64 where the device has it: the first is small."""
     dtype = torch.float32 if w.device.type == "mps" else torch.float64
-    g, w = g.flatten().to(dtype), w.flatten().to(dtype)
-    return torch.stack([torch.dot(g, w), torch.dot(g, g), torch.dot(w, w)])
+    products = torch.zeros(3, dtype=dtype, device=w.device)
+    g, w = g.flatten(), w.flatten()
+    for start in range(0, w.numel(), _CHUNK):
+        a, b = (part[start : start + _CHUNK].to(dtype) for part in (g, w))
+        products += torch.stack([torch.dot(a, b), torch.dot(a, a), torch.dot(b, b)])
+    return products
 
 
 def radial_share(gw: float, gg: float, ww: float) -> float:

@@ -176,7 +176,7 @@ def test_what_decays_only_as_a_learning_rate(arguments: str, capsys: pytest.Capt
     [
         (
             "audited:Model --batch",
-            "no training loss of Model can be computed: it has no training_step.\n  fix: name a L",
+            "no training loss of Model can be computed: it is no LightningModule.\n  fix: name a L",
         ),
         ("audited:Manual --batch", "no training loss of Manual can be computed: it steps its optimizers itself.\n"),
         (

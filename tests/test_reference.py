@@ -59,9 +59,9 @@ def test_nothing_changes_in_place_and_the_timescale_stays_elsewhere(
     tuned = {"global_batch": batch, "steps": steps}
     assert wd.carry_over(lr, lam, reference=tuned, global_batch=batch, steps=steps, family=family) == (lr, lam)
     there = {"global_batch": other_batch, "steps": other_steps}
-    found = wd.carry_over(lr, lam, reference=tuned, **there, family=family)
+    found = wd.carry_over(lr, lam, reference=tuned, global_batch=other_batch, steps=other_steps, family=family)
     assert found.lr * found.weight_decay * other_steps == pytest.approx(lr * lam * steps, rel=1e-12)
-    back = wd.carry_over(*found, reference=there, **tuned, family=family)
+    back = wd.carry_over(*found, reference=there, global_batch=batch, steps=steps, family=family)
     assert back == pytest.approx((lr, lam), rel=1e-12)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_wd as wd
-from lightning_wd.scale_invariance import INVARIANT
+from lightning_wd.scale_invariance import INVARIANT, radial_products
 
 
 class Residual(nn.Module):
@@ -30,9 +30,10 @@ class Residual(nn.Module):
         )
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 5))
         self.unused = nn.Linear(2, 2)
-        for norm in (self.stem[1], self.block[1], self.block[4]):  # as after some training
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
+        for norm in self.modules():
+            if isinstance(norm, nn.BatchNorm2d):  # as after some training
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.uniform_(norm.bias, -0.5, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -86,6 +87,13 @@ def test_the_number_is_the_share_of_the_gradient_along_the_weights() -> None:
         net.weight.copy_(torch.tensor([[2.0, 0.0, 0.0]]))
     found = wd.scale_invariant(net, -net(x).sum())  # g = -x: <g, w> = -2, ||g|| = 3, ||w|| = 2
     assert found == {"weight": pytest.approx(1 / 3, rel=1e-15)}
+
+
+def test_a_tensor_of_several_chunks() -> None:
+    torch.manual_seed(0)
+    g, w = torch.randn(2, 2**22 + 5, dtype=torch.float64)
+    expected = torch.stack([g @ w, g @ g, w @ w])
+    torch.testing.assert_close(radial_products(g, w), expected, rtol=1e-10, atol=1e-6)
 
 
 def test_where_nothing_is_known_is_nan_and_frozen_tensors_are_left_out() -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from lightning_wd.configure.budget import Budget
+from lightning_wd.configure.late_groups import base_values
 from lightning_wd.configure.optimizer_config import OptimizerConfig
 from lightning_wd.decay import AMOUNTS
 from lightning_wd.mask import DecayPlan
@@ -77,13 +78,18 @@ class CarriedRun:
         reference, style = self._reference, self._decay.style
         batch, steps = self._budget.global_batch(_NEEDED_BY), self._budget.total_steps(_NEEDED_BY)
         lr, lam = (as_float(optimizer.defaults[key]) for key in ("lr", "weight_decay"))
+        reading, whose = getattr(optimizer, "first_step", None), "a finder's"
+        if reading is not None and reading.goes_on:
+            (lr, lam), whose = base_values(optimizer, optimizer.decay_plan), "the checkpoint's"
         before: dict[str, Any] = {"global_batch": reference.global_batch, "steps": reference.steps, "lr": self._lr}
-        rules = {"lr": EQUATIONS[self._reference.lr_rule]}
+        rules = {"lr": EQUATIONS[reference.lr_rule]}
         remarks = []
-        if lr != self.lr():
-            rules["lr"] = f"a finder's, not the rule's {self.lr():.4g}"
+        if not math.isclose(lr, self.lr()):
+            rules["lr"] = f"{whose}, not the rule's {self.lr():.4g}"
         if self._decay.weight_decay is not None and style != "none":
             before["weight_decay"], rules["weight_decay"] = self._decay.weight_decay, DECAY_EQUATIONS[style]
+            if not math.isclose(lam, rule := self.weight_decay(self._decay.weight_decay, lr)):
+                rules["weight_decay"] = f"{whose}, not the rule's {rule:.4g}"
         elif style != "none":
             unit = next(name for name in AMOUNTS if getattr(self._decay, name) is not None)
             rules["weight_decay"] = f"{unit} {getattr(self._decay, unit):g}, taken as it stands"
@@ -92,9 +98,6 @@ class CarriedRun:
                 remarks.append(
                     f"normalized has a rule of its own: its timescale, in runs, is {part:.3g} x as long here"
                 )
-        reading = getattr(optimizer, "first_step", None)
-        if reading is not None and reading.goes_on:
-            remarks.append("the run is resumed: its groups keep the checkpoint's lr and weight_decay")
         rows = batch * steps / (reference.global_batch * reference.steps)
         if rows != 1 and self._family == "adam" and style != "none":
             remarks.append(

@@ -178,8 +178,9 @@ def test_an_interrupted_run_equals_one_that_was_not(tmp_path: Path) -> None:
     assert of_group(resumed) == of_group(made)
     for one, other in zip(whole.parameters(), resumed.lightning_module.parameters(), strict=True):
         assert torch.equal(one, other)
-    remarks = json.loads((tmp_path / "decay_plan.json").read_text())["carried_over"]["remarks"]
-    assert "the run is resumed: its groups keep the checkpoint's lr and weight_decay" in remarks
+    carried = json.loads((tmp_path / "decay_plan.json").read_text())["carried_over"]
+    assert (carried["here"]["lr"], carried["here"]["weight_decay"]) == of_group(made)
+    assert carried["rules"]["lr"] == "lr0 * sqrt(B/B0), arXiv 2205.10287"
 
 
 @pytest.mark.parametrize("on_resume", ["checkpoint", "config"])
@@ -187,10 +188,15 @@ def test_a_resume_with_another_batch(on_resume: str, tmp_path: Path) -> None:
     config, path = {**TUNED, "reference": TWO_BY_32, "on_resume": on_resume}, str(tmp_path / "saved.ckpt")
     saved = fit(Sized(config, "constant"), tmp_path)
     saved.save_checkpoint(path)
+    module, summary = Sized(config, "constant", batch_size=8), wd.DecayPlanSummary()
     with pytest.warns(UserWarning, match=r"\(base_lr\) is 0\.00141421.* in the checkpoint, 0\.002 in"):
-        made = fit(Sized(config, "constant", batch_size=8), tmp_path, path, max_epochs=6)
+        made = fit(module, tmp_path, path, max_epochs=6, callbacks=[summary])
+    carried = json.loads((tmp_path / "decay_plan.json").read_text())["carried_over"]
+    assert (carried["here"]["lr"], carried["here"]["weight_decay"]) == of_group(made)
     if on_resume == "checkpoint":
         assert of_group(made) == of_group(saved)
+        assert carried["rules"]["lr"] == "the checkpoint's, not the rule's 0.002"
+        assert carried["rules"]["weight_decay"] == "the checkpoint's, not the rule's 0.07071"
     else:  # 16 steps done, and 4 epochs of 4
         assert of_group(made) == pytest.approx((2e-3, 0.1 * 32 / (2 * 32)))
 
