@@ -18,7 +18,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_wd"
 
 # Each room may import the rooms before it.
-ORDER = ("errors", "_lightning", "_private", "decay", "schedules", "mask", "optimizers", "configure", "callbacks")
+ORDER = (
+    "errors",
+    "_lightning",
+    "_private",
+    "decay",
+    "reference",
+    "schedules",
+    "mask",
+    "scale_invariance",
+    "optimizers",
+    "configure",
+    "callbacks",
+)
 BEFORE = {room: frozenset(ORDER[:position]) for position, room in enumerate(ORDER)}
 MAY_IMPORT: dict[str, frozenset[str]] = {
     **BEFORE,
