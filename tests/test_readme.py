@@ -11,35 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.pages import PREFIX, blocks, broken_links, commands
 from helpers.recipe import ROOT, run_folder, train, train_here
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-PREFIX = ".venv/bin/python recipes/train.py"
+BLOCKS = blocks(README)
 
 # What no test can run here, and why.
 NOT_RUN = {
     "make train": ".ci/run runs it in a clean checkout",
     "make test": "that is this test run",
-    "pip install lightning-wd": "the package is not on the index yet",
+    "pip install .": "tests/test_package.py installs the wheel",
     "python3 -m venv .venv": "make runs it",
     '.venv/bin/pip install -c constraints.txt -e ".[test]"': "make runs it, with the tools of `make check` added",
     ".venv/bin/python -m pytest": "that is this test run",
 }
 
 
-def commands() -> list[str]:
-    lines = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
-    shell = [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip() and not line.startswith("#")]
-    return [*shell, *re.findall(rf"`({re.escape(PREFIX)}[^`]*)`", README)]
-
-
 RUN = (PREFIX, ".venv/bin/torchrun ", ".venv/bin/lightning-wd ")
-RECIPES = sorted({c for c in commands() if c.startswith(RUN)}, key=lambda c: ("ckpt_path" in c, c))
+RECIPES = sorted({c for c in commands(README) if c.startswith(RUN)}, key=lambda c: ("ckpt_path" in c, c))
 
 
 def test_every_command_is_run_or_has_a_reason() -> None:
-    assert sorted({command for command in commands() if command not in RECIPES}) == sorted(NOT_RUN)
+    assert sorted({command for command in commands(README) if command not in RECIPES}) == sorted(NOT_RUN)
 
 
 @pytest.fixture(scope="module")
@@ -126,5 +120,4 @@ def test_names_in_the_text_exist() -> None:
 
 
 def test_links_are_not_broken() -> None:
-    local = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if not target.startswith("http")]
-    assert [target for target in local if not (ROOT / target).exists()] == []
+    assert broken_links(ROOT / "README.md") == []
