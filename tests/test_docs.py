@@ -71,12 +71,20 @@ def test_command_of_the_hydra_app(
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
-def test_python_blocks(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of a page one after the other, in one namespace."""
+def test_python_blocks(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The blocks of a page one after the other, in one namespace; a text block after one is what it prints."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "docs"}
-    for code in (text for language, text in blocks(PAGES[page]) if language == "python"):
-        exec(compile(code, page, "exec"), names)
+    before = ""
+    for language, text in blocks(PAGES[page]):
+        if language == "python":
+            capsys.readouterr()
+            exec(compile(text, page, "exec"), names)
+        elif (before, language) == ("python", "text"):
+            assert capsys.readouterr().out == text
+        before = language
 
 
 OVERRIDES = sorted(
