@@ -14,8 +14,8 @@ import hydra
 import pytest
 import yaml
 from helpers.examples import EXAMPLES, example
-from helpers.pages import PREFIX, blocks, broken_links, commands, table
-from helpers.recipe import ROOT, job_config, run_folder, train_here
+from helpers.pages import PREFIX, blocks, broken_links, commands, table, train_as_written
+from helpers.recipe import ROOT, job_config, job_of_its_own
 
 import lightning_wd as wd
 from lightning_wd import cli
@@ -47,13 +47,11 @@ def test_every_command_is_run_or_has_a_reason() -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith((PREFIX, TOOL)) and c not in OF_README])
 def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As written; the recipe for one epoch."""
     monkeypatch.chdir(tmp_path)
     if command.startswith(TOOL):
         assert cli.main(shlex.split(command.removeprefix(TOOL))) == 0
     else:
-        done = train_here(*shlex.split(command.removeprefix(PREFIX)), "trainer.max_epochs=1", cwd=tmp_path)
-        assert (run_folder(done) / "metrics.csv").is_file()
+        train_as_written(command, tmp_path)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(APP)])
@@ -63,7 +61,8 @@ def test_command_of_the_hydra_app(
     monkeypatch.chdir(tmp_path)
     overrides = shlex.split(command.removeprefix(APP))
     monkeypatch.setattr(sys, "argv", ["hydra_app.py", "--config-path", str(EXAMPLES), *overrides])
-    example("hydra_app").main()
+    with job_of_its_own():
+        example("hydra_app").main()
     named = next(word for word in overrides if word.startswith("optimizer=")).removeprefix("optimizer=")
     shown = re.findall(r"^(\w+) decay (\w+) ", capsys.readouterr().out, re.M)
     classes = {"adamw": "AdamW", "sgdw": "SGDW", "adam_l2": "AdamL2"}
@@ -99,9 +98,10 @@ OVERRIDES = sorted(
 @pytest.mark.parametrize("overrides", OVERRIDES)
 def test_overrides_in_the_text_compose(overrides: str, tmp_path: Path) -> None:
     words = [word for word in shlex.split(overrides) if "ckpt_path" not in word]
-    cfg = job_config(*words, folder=tmp_path)
-    hydra.utils.instantiate(cfg.optimizer)
-    hydra.utils.instantiate(cfg.lr_scheduler)
+    with job_of_its_own():
+        cfg = job_config(*words, folder=tmp_path)
+        hydra.utils.instantiate(cfg.optimizer)
+        hydra.utils.instantiate(cfg.lr_scheduler)
 
 
 def test_yaml_blocks_can_be_read() -> None:
@@ -160,6 +160,7 @@ def test_the_notebook_shows_what_it_says(tmp_path: Path, monkeypatch: pytest.Mon
     for cell in json.loads(NOTEBOOK.read_text())["cells"]:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), names)
+    names["plt"].close("all")
     large, small = names["left"]["Adam with L2"]
     assert (round(large, 1), round(small, 1)) == (1.0, 0.4)
     assert names["left"]["AdamW"] == pytest.approx([0.61, 0.61], abs=0.02)  # (1 - lr * lam) ** 1000

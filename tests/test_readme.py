@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.pages import PREFIX, blocks, broken_links, commands
-from helpers.recipe import ROOT, run_folder, train, train_here
+from helpers.pages import PREFIX, blocks, broken_links, commands, train_as_written
+from helpers.recipe import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = blocks(README)
@@ -60,18 +60,7 @@ RESUMES = pytest.mark.filterwarnings("ignore")  # Lightning warns of a resume in
     "command", [pytest.param(c, marks=[RESUMES] * ("ckpt_path" in c)) for c in RECIPES if c.startswith(PREFIX)]
 )
 def test_command(command: str, tmp_path: Path) -> None:
-    """As written, but for one epoch; ``ckpt_path=last`` resumes a default run made for it."""
-    overrides = shlex.split(command.removeprefix(PREFIX))
-    if not any(word.startswith(("trainer.max", "ckpt_path")) for word in overrides):
-        overrides.append("trainer.max_epochs=1")
-    if "ckpt_path=last" in overrides:
-        overrides.append("trainer.max_epochs=2")
-        train_here("trainer.max_epochs=1", cwd=tmp_path)
-    # Here where it can be, as starting a process takes seconds; not where it starts others.
-    alone = not any(word.startswith("trainer.devices") for word in overrides)
-    done = (train_here if alone else train)(*overrides, cwd=tmp_path)
-    assert (run_folder(done) / "metrics.csv").is_file()
-    assert "Test metric" in done.stdout
+    train_as_written(command, tmp_path)
 
 
 def test_the_module_of_the_readme_trains_from_the_groups_of_the_readme(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
-from helpers.recipe import ROOT
+from helpers.recipe import ROOT, run_folder, train, train_here
 
 PREFIX = ".venv/bin/python recipes/train.py"
 
@@ -20,6 +21,21 @@ def commands(text: str) -> list[str]:
     lines = [line for language, block in blocks(text) if language == "bash" for line in block.splitlines()]
     shell = [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip() and not line.startswith("#")]
     return [*shell, *re.findall(rf"`({re.escape(PREFIX)}[^`]*)`", text)]
+
+
+def train_as_written(command: str, cwd: Path) -> None:
+    """Run a command of the recipe, but for one epoch; ``ckpt_path=last`` resumes a default run made for it."""
+    overrides = shlex.split(command.removeprefix(PREFIX))
+    if not any(word.startswith(("trainer.max", "ckpt_path")) for word in overrides):
+        overrides.append("trainer.max_epochs=1")
+    if "ckpt_path=last" in overrides:
+        overrides.append("trainer.max_epochs=2")
+        train_here("trainer.max_epochs=1", cwd=cwd)
+    # Here where it can be, as starting a process takes seconds; not where it starts others.
+    alone = not any(word.startswith("trainer.devices") for word in overrides)
+    done = (train_here if alone else train)(*overrides, cwd=cwd)
+    assert (run_folder(done) / "metrics.csv").is_file()
+    assert "Test metric" in done.stdout
 
 
 def broken_links(page: Path) -> list[str]:
