@@ -83,7 +83,6 @@ NAMES: dict[str, _Name] = {
     "foreach_add_": _Name("torch._foreach_add_", _LOOPS, _each(Tensor.add_)),
     "foreach_mul": _Name("torch._foreach_mul", _LOOPS, _each(torch.mul)),
     "foreach_sub_": _Name("torch._foreach_sub_", _LOOPS, _each(Tensor.sub_)),
-    "muon": _Name("torch.optim._muon.muon", "Muon is refused"),
     "get_cpp_compiler": _Name("torch._inductor.cpp_builder.get_cpp_compiler", _NO_COMPILER, lambda: None),
     "CppCodeCache": _Name("torch._inductor.codecache.CppCodeCache", _NO_COMPILER),
     "has_triton": _Name("torch.utils._triton.has_triton", _NO_COMPILER, lambda: False),

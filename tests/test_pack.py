@@ -24,7 +24,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import lightning_wd as wd
-from lightning_wd.configure.optimizer_config import OPTIMIZERS, TYPICAL
+from lightning_wd.configure.optimizer_config import TYPICAL
+from lightning_wd.optimizers.by_name import OPTIMIZERS
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -198,8 +199,6 @@ def test_masks_are_plain_data(mask: str) -> None:
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_a_name_alone_means_what_its_file_says(name: str) -> None:
     """`{"name": ...}` in Python and `optimizer=...` in Hydra mean the same."""
-    if name == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch < 2.9 has no Muon")
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
     alone = wd.configure_optimizers(net, {"name": name})["optimizer"]
     filed = built(f"optimizer={name}")
@@ -212,7 +211,9 @@ def test_the_groups_and_their_options() -> None:
     options = {str(path.parent): {p.stem for p in FILES if p.parent == path.parent} for path in FILES}
     assert options["trainer"] == {"default", "cpu", "gpu", "ddp", "ddp_cpu", "fsdp2", "fsdp2_cpu"}
     assert options["optimizer/mask"] == {"standard", "no_embeddings", "matrices", "all", "none"}
-    assert options["lr_scheduler"] == {"none", "constant", "warmup_cosine", "cosine_restarts", "wsd"}
+    assert options["lr_scheduler"] == {
+        *("none", "constant", "warmup_cosine", "warmup_linear", "warmup_one_minus_sqrt", "cosine_restarts", "wsd")
+    }
     assert options["logger"] == {"csv", "wandb", "wandb_offline", "tensorboard", "none"}
     assert options["optimizer/decay"] == {
         *("decoupled", "independent", "normalized", "timescale", "constant", "corrected", "l2", "none")

@@ -293,11 +293,9 @@ def probe(name):
     lightning.pytorch.Trainer(strategy=strategy, accelerator="cpu", devices=2, logger=False, enable_progress_bar=False,
                               enable_model_summary=False, enable_checkpointing=False)
     matrix = lambda: [nn.Parameter(torch.eye(2))]
-    muon = {"name": "muon", "lr": 0.1}
     return {"heard": heard, "weights": results, "plan": [[r.name, r.wd_mult] for r in wd.plan_decay(net)],
             "launcher": type(strategy._launcher).__name__,
-            "compile": refusal(lambda: wd.AdamW(matrix(), compile=True)),
-            "muon": refusal(lambda: wd.configure_optimizers(nn.Linear(2, 2, bias=False), muon))}
+            "compile": refusal(lambda: wd.AdamW(matrix(), compile=True))}
 
 for line in sys.stdin:
     if (child := os.fork()) == 0:
@@ -355,10 +353,6 @@ def test_the_package_works_without_it(name: str | None, without: Callable[[str |
         assert f"found: RuntimeError: torch {torch.__version__} has no {name}" in found["compile"]
     else:
         assert found["compile"] == whole["compile"]
-    if name == "muon":
-        assert found["muon"].startswith(f"ConfigError: torch {torch.__version__} has no Muon that this class can call.")
-    else:
-        assert found["muon"] is None
 
 
 # --- no private name elsewhere ----------------------------------------------------------------------------------------
@@ -404,7 +398,7 @@ def _private_parts(dotted: str) -> Iterator[str]:
         ("from hydra import _internal as i", ["hydra._internal"]),
         ("from torch import nn\nnn.Module._version", ["torch.nn.Module._version"]),
         ("import torch\ntorch.__version__; self._x; torch.optim.AdamW", []),
-        ("from lightning_wd._private import muon", []),
+        ("from lightning_wd._private import fused_sgd_", []),
     ],
 )
 def test_a_planted_private_name_is_found(source: str, found: list[str]) -> None:

@@ -14,12 +14,13 @@ from lightning_wd.configure.checked_mapping import CheckedMapping
 from lightning_wd.configure.checkpoint_content import keep_checkpoints_plain
 from lightning_wd.configure.first_step import FirstStep
 from lightning_wd.configure.late_groups import LateGroups, give_matrices_to_muon
-from lightning_wd.configure.lr_scheduler import ScheduleRequest
 from lightning_wd.configure.neighbours import check_neighbours, watch
-from lightning_wd.configure.optimizer_config import OPTIMIZERS, OptimizerConfig
+from lightning_wd.configure.optimizer_config import OptimizerConfig
+from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.decay import Decay
 from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywords, number, warn
 from lightning_wd.mask.planner import plan_checked
+from lightning_wd.optimizers.by_name import optimizer_class
 
 __all__ = ["build", "configure_optimizers"]
 
@@ -129,7 +130,7 @@ def _configure(
 
 def _build(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, coefficient: float) -> Any:
     l2 = all(group["style"] == "l2" for group in groups)
-    cls: Any = OPTIMIZERS[config["name"]].l2 if l2 else OPTIMIZERS[config["name"]].cls
+    cls: Any = optimizer_class(config["name"], "l2" if l2 else "")
     keywords = config.hyperparameters
     own = {} if l2 else {"style": config.decay.style, "cautious_wd": config.decay.cautious}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,8 +12,7 @@ from torch.optim import Optimizer
 from lightning_wd._private import attached_trainer, inner_schedulers, per_group_lists
 from lightning_wd.errors import ConfigError
 from lightning_wd.mask import DecayPlan, Mask, plan_decay
-from lightning_wd.mask.layers import output_parameters
-from lightning_wd.mask.module_tree import walk
+from lightning_wd.mask.hidden_matrices import hidden_matrices
 from lightning_wd.mask.plan import Row
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.muon import MuonAdamW
@@ -161,19 +161,18 @@ def _split(
 
 
 def give_matrices_to_muon(groups: list[dict[str, Any]], module: nn.Module, plan: DecayPlan) -> list[dict[str, Any]]:
-    """Split each group: hidden matrices go to Muon; the output layer, embeddings and the rest stay with AdamW."""
-    output = output_parameters(module, walk(module))
-    hidden = {
-        id(row.param) for row in plan if row.kind == "weight" and len(row.shape) == 2 and id(row.param) not in output
-    }
-    split = []
+    """Split each group: hidden matrices and convolutions go to Muon, the rest stays with AdamW."""
+    matrices = hidden_matrices(module, plan)
+    divided = []
     for group in groups:
-        for muon in (True, False):
-            members = [(name, p) for name, p in group["params"] if (id(p) in hidden) is muon]
-            if members:
-                name = f"{group['name']}_muon" if muon else group["name"]
-                split.append({**group, "params": members, "name": name, "use_muon": muon})
-    return split
+        members: dict[int, list[Any]] = {}
+        for name, p in group["params"]:
+            members.setdefault(matrices[id(p)].split, []).append((name, p))
+        for split in sorted(members, key=lambda split: split or math.inf):
+            suffix = {0: "", 1: "_muon"}.get(split, f"_muon_split{split}")
+            own = {"use_muon": True, "split": split} if split else {"use_muon": False}
+            divided.append({**group, "params": members[split], "name": group["name"] + suffix, **own})
+    return divided
 
 
 def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:

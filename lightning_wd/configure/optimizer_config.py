@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
 from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
-from lightning_wd.optimizers import SGDL2, SGDW, AdamL2, AdamW, MuonAdamW, decoupled, identify
+from lightning_wd.optimizers import identify
+from lightning_wd.optimizers.by_name import OPTIMIZERS, family, hyperparameters_of, optimizer_class
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 
-__all__ = ["OPTIMIZERS", "OptimizerConfig", "plain_mask", "plain_rule"]
+__all__ = ["OptimizerConfig", "plain_mask", "plain_rule"]
 
-
-class Family(NamedTuple):
-    """What stands behind an optimizer's name."""
-
-    cls: type[torch.optim.Optimizer]  # where some group's decay is decoupled
-    l2: type[torch.optim.Optimizer]  # where every group is l2
-    lr: float  # default learning rate
-    typical: str  # the key in `decay.typical`
-    defaults: Mapping[str, Any] = MappingProxyType({})  # keywords whose default here is not the class's
-
-
-def _family(cls: type[torch.optim.Optimizer], lr: float) -> Family:
-    made = decoupled(cls)  # type: ignore[arg-type]  # classes are hashable
-    return Family(made, made, lr, "adam")
-
-
-OPTIMIZERS = {
-    "adamw": Family(AdamW, AdamL2, 1e-3, "adam"),
-    "sgdw": Family(SGDW, SGDL2, 5e-2, "sgd", {"momentum": 0.9}),
-    "adam_l2": Family(AdamW, AdamL2, 1e-3, "adam"),
-    "sgd_l2": Family(SGDW, SGDL2, 5e-2, "sgd", {"momentum": 0.9}),
-    "nadamw": _family(torch.optim.NAdam, 1e-3),
-    "radamw": _family(torch.optim.RAdam, 1e-3),
-    "rmspropw": _family(torch.optim.RMSprop, 1e-3),
-    "adagradw": _family(torch.optim.Adagrad, 1e-2),
-    "adamaxw": _family(torch.optim.Adamax, 2e-3),
-    "adafactor": _family(torch.optim.Adafactor, 1e-2),
-    "muon": Family(MuonAdamW, MuonAdamW, 1e-3, "muon"),
-}
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
 _OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "on_resume")
 _DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "typical")
 _TYPICAL_KEYS = ("adam", "sgd", "muon")
 _BELOW_ONE = ("momentum", "alpha", "betas[0]", "betas[1]")
-_NOT_HYPERPARAMETERS = ("self", "params", "lr", "weight_decay", "style", "cautious_wd", "decoupled_weight_decay")
 _TYPED = {name: f"optimizer.decay.{name}" for name in ("style", *AMOUNTS, "cautious")}
 _TYPED["weight_decay"] = "optimizer.weight_decay"
 # Names of other libraries, and of keys that belong elsewhere.
@@ -143,7 +110,7 @@ class OptimizerConfig(CheckedMapping):
         code: bool = False,
         **hyperparameters: Any,
     ) -> None:
-        family = OPTIMIZERS[choice("optimizer.name", name, OPTIMIZERS)]
+        named = family(name)
         hyperparameters = {key: value for key, value in hyperparameters.items() if value is not None}
         if isinstance(decay, str):
             close = nearest(decay, (*STYLES, "normalized", "timescale")) or "decoupled"
@@ -154,19 +121,19 @@ class OptimizerConfig(CheckedMapping):
             )
         given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
-        amounts = self.decay = _decay(weight_decay, given, family.typical)
+        amounts = self.decay = _decay(weight_decay, given, named.typical)
         _check_style_of(name, amounts.style)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
         dict.update(
             self,
             name=name,
-            lr=number("optimizer.lr", family.lr if lr is None else lr),
+            lr=number("optimizer.lr", named.lr if lr is None else lr),
             weight_decay=amounts.weight_decay,
             decay={key: getattr(amounts, key, value) for key, value in given.items()},
             mask=_without_code(self.mask, code=code),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
-            **{**family.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
+            **{**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
 
     @property
@@ -178,20 +145,20 @@ class OptimizerConfig(CheckedMapping):
     @property
     def typical_amount(self) -> bool:
         """Whether the amount of decay is the style's typical one, as for a user who sets none."""
-        family, decay = OPTIMIZERS[self["name"]].typical, self["decay"]
-        offered = ((decay.get("typical") or {}).get(family), TYPICAL.get(decay["style"], {}).get(family))
+        kind, decay = family(self["name"]).typical, self["decay"]
+        offered = ((decay.get("typical") or {}).get(kind), TYPICAL.get(decay["style"], {}).get(kind))
         return self["weight_decay"] is not None and self["weight_decay"] in offered
 
 
-def _decay(weight_decay: Any, given: Mapping[str, Any], family: str) -> Decay:
+def _decay(weight_decay: Any, given: Mapping[str, Any], kind: str) -> Decay:
     """Return the checked decay; where no amount is given, the style's typical one."""
     values = {key: given[key] for key in ("style", *AMOUNTS[1:], "cautious") if given.get(key) is not None}
     typical = checked_mapping("optimizer.decay.typical", given.get("typical") or {}, _TYPICAL_KEYS)
     typed = _TYPED
     if weight_decay is None and not set(AMOUNTS).intersection(values) and given["style"] != "none":
-        own = TYPICAL.get(str(given["style"]), {}).get(family, 0.0)
-        weight_decay = own if typical.get(family) is None else typical[family]
-        typed = {**typed, "weight_decay": f"optimizer.decay.typical.{family}"}
+        own = TYPICAL.get(str(given["style"]), {}).get(kind, 0.0)
+        weight_decay = own if typical.get(kind) is None else typical[kind]
+        typed = {**typed, "weight_decay": f"optimizer.decay.typical.{kind}"}
     return Decay(**values, weight_decay=weight_decay, typed=typed)
 
 
@@ -204,7 +171,7 @@ def _check_style_of(name: str, style: str) -> None:
             nearest=twin,
             fix=f"write optimizer={twin} optimizer/decay={style}",
         )
-    cls: Any = OPTIMIZERS[name].cls
+    cls: Any = family(name).cls
     styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
     if style == "l2" and hasattr(cls, "base") and not identify(cls.base).may_be_l2:  # made by decoupled()
         styles = tuple(style for style in styles if style != "l2")
@@ -244,17 +211,10 @@ def plain_rule(rule: Rule) -> dict[str, Any]:
     return plain
 
 
-def _hyperparameter_defaults(cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Return the keywords that an optimizer's constructor takes besides those that every config has."""
-    # classes made by decoupled() define __signature__; AdamW's would be that of __new__
-    signature = getattr(cls, "__signature__", None) or inspect.signature(cls.__init__)
-    return {key: p.default for key, p in signature.parameters.items() if key not in _NOT_HYPERPARAMETERS}
-
-
 def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    known = _hyperparameter_defaults(OPTIMIZERS[name].l2 if style == "l2" else OPTIMIZERS[name].cls)
+    known = hyperparameters_of(optimizer_class(name, style))
     unknown = [key for key in given if key not in known]
-    others = [o for o in OPTIMIZERS if unknown and unknown[0] in _hyperparameter_defaults(OPTIMIZERS[o].cls)]
+    others = [o for o in OPTIMIZERS if unknown and unknown[0] in hyperparameters_of(OPTIMIZERS[o].cls)]
     if others:
         raise ConfigError(
             f"optimizer.{unknown[0]} is not a setting of {name}.",
@@ -293,8 +253,8 @@ def _check_hyperparameter(key: str, value: Any, default: Any) -> Any:
 def _hyperparameter_types() -> dict[str, Any]:
     """Return every keyword of an optimizer with its type; Any where the optimizers differ."""
     types: dict[str, Any] = {}
-    for family in OPTIMIZERS.values():
-        for key, default in {**_hyperparameter_defaults(family.l2), **_hyperparameter_defaults(family.cls)}.items():
+    for named in OPTIMIZERS.values():
+        for key, default in {**hyperparameters_of(named.l2), **hyperparameters_of(named.cls)}.items():
             kind = _TYPES[type(default)]
             types[key] = kind if types.get(key, kind) == kind else Any
     return types

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from lightning_wd.errors import MaskError, explain, listed, nearest
+from lightning_wd.mask.matching import compile_name, is_a
 from lightning_wd.mask.module_tree import Tree
 from lightning_wd.mask.plan import Row
-from lightning_wd.mask.rules import PROPERTIES, Rule, compile_name, is_a
+from lightning_wd.mask.rules import PROPERTIES, Rule
 
 __all__ = ["RuleUse", "check_uses", "unmatched"]
 

@@ -64,5 +64,5 @@ def peer_plan(module: nn.Module, peer: str) -> DecayPlan:
         names = (first.name, *(found.name for found in tied))
         frozen = not first.param.requires_grad
         wd_mult, reason = (0.0, "frozen") if frozen else (float(decays(first)), peer)
-        rows.append(Row(names, first.param, wd_mult, 1.0, None, reason, classify(first), {}, frozen))
+        rows.append(Row(names, first.param, wd_mult, 1.0, None, reason, classify(first), {}, frozen=frozen))
     return DecayPlan(tuple(rows))

@@ -36,7 +36,9 @@ class Row:
     style: str | None  # None where neither the plan nor a rule names one
     reason: str  # what decided
     kind: str  # one of evidence.KINDS, whatever the rules say
-    settings: Mapping[str, Any]  # its group takes them as they are: a rule's weight_decay and lr, a mark's _optim
+    settings: Mapping[str, Any]  # its group takes them as they are: a rule's absolutes and hyperparameters, a mark's
+    optimizer: str | None = None  # what steps it; None where neither the plan nor a rule names one
+    by: Mapping[str, int] = field(default_factory=dict)  # property -> position of the rule that decides it
     frozen: bool = False  # it does not train, so it is in no group
     group: str | None = None  # the name of its group, which the plan gives; None where it is frozen
     shape: tuple[int, ...] = field(init=False)  # the whole tensor's where it is sharded; FSDP1 may cut it up later
@@ -56,7 +58,19 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain data."""
-        keys = ("name", "names", "shape", "numel", "wd_mult", "lr_mult", "style", "group", "reason", "kind")
+        keys = (
+            "name",
+            "names",
+            "shape",
+            "numel",
+            "wd_mult",
+            "lr_mult",
+            "style",
+            "optimizer",
+            "group",
+            "reason",
+            "kind",
+        )
         row = {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in keys}
         if self.settings:  # text where JSON has no such type
             text = json.dumps(dict(self.settings), default=lambda v: v.tolist() if isinstance(v, Tensor) else repr(v))
@@ -96,6 +110,7 @@ class DecayPlan:
 
     rows: tuple[Row, ...]
     style: str | None = None
+    optimizer: str | None = None  # what steps the rows that no rule gives another one
 
     def __post_init__(self) -> None:
         named: dict[Any, str] = {}
@@ -103,7 +118,7 @@ class DecayPlan:
             if not row.frozen:
                 key = _key(row)
                 if key not in named:
-                    named[key] = _group_name(row, self.style, taken=named.values())
+                    named[key] = _group_name(row, self, taken=named.values())
                 row.group = named[key]
 
     def __iter__(self) -> Iterator[Row]:
@@ -126,6 +141,11 @@ class DecayPlan:
     def _by_name(self) -> dict[str, Row]:
         return {name: row for row in self.rows for name in row.names}
 
+    @cached_property
+    def optimizers(self) -> tuple[str | None, ...]:
+        """What steps the rows, or would step them if they were not frozen, in their order."""
+        return tuple(dict.fromkeys(row.optimizer for row in self.rows))
+
     def groups(self, *, lr: Any, weight_decay: float, **defaults: Any) -> list[dict[str, Any]]:
         """Return parameter groups for a torch optimizer, with ``weight_decay * row.wd_mult`` and ``lr * row.lr_mult``.
 
@@ -135,7 +155,8 @@ class DecayPlan:
         Where a rule sets the style, the decay stays as strong at the peak: between ``decoupled``, ``corrected``,
         ``independent`` and ``constant`` the coefficient is converted by ``lam_independent = lr * lam_decoupled``. L2
         has no equivalent in another unit, so its group uses the number unchanged. A rule's own ``weight_decay`` is in
-        the unit of its group's style and is not converted; its ``lr`` is the group's peak.
+        the unit of its group's style and is not converted; its ``lr`` is the group's peak. A rule's ``optimizer`` is in
+        its group, for :class:`lightning_wd.MultiOptimizer`.
 
         Args:
             lr: peak learning rate, >= 0; a float or a 0-dim tensor.
@@ -168,6 +189,7 @@ class DecayPlan:
                     "weight_decay": self._coefficient(first, amount, peak),
                     **first.settings,
                     **({} if first.style is None else {"style": first.style}),
+                    **({} if first.optimizer is None else {"optimizer": first.optimizer}),
                 }
                 if 0 < _FAR * peak < first.settings.get("lr", 0.0):
                     warn(
@@ -235,11 +257,11 @@ class DecayPlan:
 
 def _key(row: Row) -> Any:
     own = tuple(sorted((key, repr(value)) for key, value in row.settings.items())) if row.settings else ()
-    return row.wd_mult, row.lr_mult, row.style, own
+    return row.wd_mult, row.lr_mult, row.style, row.optimizer, own
 
 
-def _group_name(row: Row, style: str | None, taken: Container[str]) -> str:
-    """Return a name such as ``decay``, ``no_decay``, ``decay_x0.1_lr_x10`` or ``decay_decoupled``."""
+def _group_name(row: Row, plan: DecayPlan, taken: Container[str]) -> str:
+    """Return a name such as ``decay``, ``no_decay``, ``decay_x0.1_lr_x10``, ``decay_decoupled`` or ``decay_sgdw``."""
     own = dict(row.settings)
     wd, lr = own.pop("weight_decay", None), own.pop("lr", None)
 
@@ -250,8 +272,10 @@ def _group_name(row: Row, style: str | None, taken: Container[str]) -> str:
                 parts.append(f"{prefix}{value:.{digits}g}")
             elif factor != 1:
                 parts.append(f"{prefix}x{factor:.{digits}g}")
-        if row.style != style:
+        if row.style != plan.style:
             parts.append(str(row.style))
+        if row.optimizer != plan.optimizer:
+            parts.append(str(row.optimizer).rpartition(".")[2])
         return "_".join([*parts, *(f"{key}_{value}" for key, value in sorted(own.items()))])
 
     numbered = (f"{named(17)}_{i}" for i in itertools.count(2))

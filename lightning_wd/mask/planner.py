@@ -41,7 +41,8 @@ def plan_decay(
 ) -> DecayPlan:
     """Plan which parameters of ``module`` decay: each tensor once, with its multipliers and the reason.
 
-    Each property (weight decay, learning rate, style) comes from the first evidence that sets it: the mask's rules;
+    Each property (weight decay, learning rate, style, optimizer, hyperparameters) comes from the first evidence that
+    sets it: the mask's rules;
     hooks and marks of the model's author; then what the tensor is: a bias, norm, weight_norm magnitude, state-space
     parameter, scale or distribution parameter, vector or scalar, table of positions or tokens, or embedding. The mask's
     base says which of these decay; all other tensors are weights and decay.
@@ -74,11 +75,22 @@ def plan_decay(
     return plan_checked(module, as_mask(mask), style, include_frozen=include_frozen)
 
 
-def plan_checked(module: nn.Module, mask: Mask, style: str | None, *, include_frozen: bool = False) -> DecayPlan:
-    """Plan for a mask and a style that were checked."""
+def plan_checked(
+    module: nn.Module,
+    mask: Mask,
+    style: str | None,
+    *,
+    optimizer: str | None = None,
+    hidden: str | None = None,
+    include_frozen: bool = False,
+) -> DecayPlan:
+    """Plan for a mask and a style that were checked.
+
+    What no rule gives an optimizer is stepped by ``optimizer``, hidden matrices by ``hidden``, if there is one.
+    """
     tree = walk(module)
     _check_shapes(tree)
-    planner = _Planner(module, mask, style, tree)
+    planner = _Planner(module, mask, style, tree, optimizer, hidden)
     rows = [planner.row(found, include_frozen) for found in tree.by_tensor()]
     check_uses(planner.uses, mask.base, tree)
     _refuse_tensors(
@@ -86,7 +98,7 @@ def plan_checked(module: nn.Module, mask: Mask, style: str | None, *, include_fr
         "no rule places these parameters (base is null).",
         "add a last rule for the rest, such as Rule(wd_mult=1), or give the mask a base such as 'standard'",
     )
-    return DecayPlan(tuple(rows), style)
+    return DecayPlan(tuple(rows), style, optimizer)
 
 
 class _Verdict(NamedTuple):
@@ -95,7 +107,8 @@ class _Verdict(NamedTuple):
     wd_mult: float | None
     lr_mult: float | None
     style: str | None
-    settings: Mapping[str, Any]  # what its group takes as it stands: a rule's absolutes, the settings of a mark
+    optimizer: str | None
+    settings: Mapping[str, Any]  # what its group takes as it stands: absolutes and hyperparameters, a mark's settings
     by: Mapping[str, int]  # property -> position of the rule that decides it, if one does
     reason: str
     spared: bool  # whether the mask's base leaves out what a rule makes decay
@@ -110,13 +123,15 @@ class _Verdict(NamedTuple):
 class _Planner:
     """Judges one tensor after another, and keeps what each of the user's rules did."""
 
-    def __init__(self, module: nn.Module, mask: Mask, style: str | None, tree: Tree) -> None:
-        self.mask, self.style = mask, style
+    def __init__(
+        self, module: nn.Module, mask: Mask, style: str | None, tree: Tree, optimizer: str | None, hidden: str | None
+    ) -> None:
+        self.mask, self.style, self.optimizer, self.hidden = mask, style, optimizer, hidden
         self.exempt = EXEMPT[mask.base] if mask.base else frozenset()
         self.heeds_hooks = mask.base not in ("all", "none", None)
         self.hooked = hooked_names(tree) if tree.hooked and self.heeds_hooks else {}
         self.scales = layer_scales(module, tree, mask.layer_decay) if mask.layer_decay is not None else {}
-        self.output = output_parameters(module, tree) if style == "corrected" else frozenset()
+        self.output = output_parameters(module, tree) if hidden or style == "corrected" else frozenset()
         self.uses = [RuleUse(rule) for rule in mask.rules]
         self.unplaced: list[str] = []
         # Many tensors share kind, class and matching rules, so decisions are cached.
@@ -130,10 +145,13 @@ class _Planner:
         if len(named) > 1:
             names = tuple(found.name for found in named)
             verdicts = [verdict, *(self.judge(found, classify(found)) for found in named[1:])]
-        if not (include_frozen or param.requires_grad):
-            return Row(names, param, 0.0, 1.0, self.style, "frozen", kind, {}, frozen=True)
-        if len(named) > 1:
+        frozen = not (include_frozen or param.requires_grad)
+        if len(named) > 1 and not frozen:
             verdict = _reconcile(names, verdicts)
+        is_hidden = kind == "weight" and len(whole_shape(param)) > 1 and id(param) not in self.output
+        optimizer = verdict.optimizer or (self.hidden if self.hidden and is_hidden else self.optimizer)
+        if frozen:
+            return Row(names, param, 0.0, 1.0, self.style, "frozen", kind, {}, optimizer, verdict.by, frozen=True)
         wd_mult, lr_mult, style = verdict.wd_mult, verdict.lr_mult, verdict.style
         if wd_mult is None:
             self.unplaced.append(names[0])
@@ -141,8 +159,10 @@ class _Planner:
         if lr_mult is None:
             lr_mult = 1.0 if "lr" in verdict.settings else self.scales.get(id(param), 1.0)
         if style is None or not wd_mult:
-            style = "decoupled" if wd_mult and id(param) in self.output else self.style
-        row = Row(names, param, wd_mult, lr_mult, style, verdict.reason, kind, verdict.settings)
+            keeps = self.style == "corrected" and wd_mult and id(param) in self.output
+            style = "decoupled" if keeps else self.style
+        reason, settings = verdict.reason, verdict.settings
+        row = Row(names, param, wd_mult, lr_mult, style, reason, kind, settings, optimizer, verdict.by)
         if "style" in verdict.by:
             use = self.uses[verdict.by["style"]]
             use.styled = use.styled or bool(wd_mult)
@@ -197,13 +217,19 @@ class _Planner:
                 settings.pop("weight_decay", None)
             if "learning rate" in by:
                 settings.pop("lr", None)
-        settings |= {key: said[key] for key in ("weight_decay", "lr") if key in said}
+        judged = ("wd_mult", "lr_mult", "style", "optimizer")
+        settings |= {key: value for key, value in said.items() if key not in judged}
         reasons = [why["weight decay"]] if "weight decay" in why else []
         if "learning rate" in why:
             reasons.append(f"lr {'' if 'lr' in said else 'x'}{said.get('lr', lr_mult):g} by {why['learning rate']}")
         if "style" in why and wd_mult:
             reasons.append(f"style {said['style']} by {why['style']}")
-        return _Verdict(wd_mult, lr_mult, said.get("style"), settings, by, "; ".join(reasons), spared)
+        reasons += [
+            f"{key} {said[key]} by {why[key]}" for key in why if key not in ("weight decay", "learning rate", "style")
+        ]
+        return _Verdict(
+            wd_mult, lr_mult, said.get("style"), said.get("optimizer"), settings, by, "; ".join(reasons), spared
+        )
 
     def _rules_say(self, matched: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, int]]:
         """Return what the matching rules set, at most one setting a property, and which rule decides a property."""
@@ -212,7 +238,7 @@ class _Planner:
         for i in matched:
             use = self.uses[i]
             for setting, value in use.rule.settings.items():
-                what = PROPERTIES[setting]
+                what = PROPERTIES.get(setting, setting)
                 if what not in by:
                     # An absolute 0 excludes, as the multiplier does.
                     said["wd_mult" if setting == "weight_decay" and not value else setting] = value
@@ -224,15 +250,20 @@ class _Planner:
 
 def _reconcile(names: tuple[str, ...], verdicts: list[_Verdict]) -> _Verdict:
     """Merge what the evidence says about the names of one tensor: exclusion wins, then the earlier evidence."""
-    first = verdicts[0]
+
+    def earliest(what: str) -> _Verdict:
+        return min(verdicts, key=lambda v: v.by.get(what, math.inf))
+
+    first, of_lr = verdicts[0], earliest("learning rate")
     of_decay = min(verdicts, key=lambda v: (v.wd_mult != 0, v.by.get("weight decay", math.inf), v.wd_mult is None))
-    of_lr = min(verdicts, key=lambda v: v.by.get("learning rate", math.inf))
-    of_style = min(verdicts, key=lambda v: v.by.get("style", math.inf))
     settings = {key: value for key, value in of_decay.settings.items() if key != "lr"}
     if "lr" in of_lr.settings:
         settings["lr"] = of_lr.settings["lr"]
-    merged = of_decay._replace(lr_mult=of_lr.lr_mult, style=of_style.style, settings=settings)
-    if any(verdict[:4] != first[:4] for verdict in verdicts):
+    by = {what: earliest(what).by[what] for verdict in verdicts for what in verdict.by}
+    settings |= {what: earliest(what).settings[what] for what in by if what not in PROPERTIES.values()}
+    style, optimizer = earliest("style").style, earliest("optimizer").optimizer
+    merged = of_decay._replace(lr_mult=of_lr.lr_mult, style=style, optimizer=optimizer, settings=settings, by=by)
+    if any(verdict[:5] != first[:5] for verdict in verdicts):
         said = "; ".join(f"{name}: {verdict} ({verdict.reason})" for name, verdict in zip(names, verdicts, strict=True))
         warn(
             f"the mask disagrees about one tied tensor: {said}.",

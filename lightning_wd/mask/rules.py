@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
+import difflib
 import itertools
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -16,21 +14,24 @@ from torch import Tensor, nn
 from lightning_wd.decay import RENAMED, check_style
 from lightning_wd.errors import MaskError, checked_keywords, choice, keys, number
 from lightning_wd.mask.evidence import EXEMPT
+from lightning_wd.mask.matching import compile_name, is_a
 from lightning_wd.mask.module_tree import whole_shape
 
 __all__ = ["PROPERTIES", "Mask", "Rule", "as_mask"]
 
 PRESETS = tuple(EXEMPT)
-# What a rule can set -> the property that it decides.
+# What a rule can set -> the property that it decides; each hyperparameter is a property of its own.
 PROPERTIES = {
     "wd_mult": "weight decay",
     "weight_decay": "weight decay",
     "lr_mult": "learning rate",
     "lr": "learning rate",
     "style": "style",
+    "optimizer": "optimizer",
 }
+_TYPO = 0.75  # how like a rule's own key another one is that is no hyperparameter: weight_decy, but not lr_decay
 # Names of other libraries for a rule's settings.
-_RENAMED = {**RENAMED, "decay": "wd_mult"}
+_RENAMED = {old: new for old, new in {**RENAMED, "decay": "wd_mult"}.items() if new in PROPERTIES}
 _RENAMED |= dict.fromkeys(("pattern", "params", "param", "names", "parameters", "match", "regex"), "name")
 _RENAMED |= dict.fromkeys(("type", "types", "module_type", "modules", "cls", "classes", "layer_types"), "module_types")
 _RENAMED |= dict.fromkeys(("lr_scale", "lr_multiplier", "lr_factor"), "lr_mult")
@@ -38,14 +39,15 @@ _RENAMED |= dict.fromkeys(("wd_scale", "decay_mult", "weight_decay_mult", "weigh
 _ALIASES = dict.fromkeys(("exclude", "no_decay", "no_weight_decay"), "write wd_mult: 0 to exclude")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class Rule:
     """Settings for the parameters that meet every condition of the rule; a rule without conditions meets all of them.
 
-    For each of three properties, weight decay, learning rate and style, the first rule that sets it wins, by a
-    multiplier of the configured value or by a value of its own. What a rule leaves at None is left to later rules, then
-    to the mask's base: a rule with only ``lr_mult`` on ``*.head.*`` does not make the head's bias decay. A rule that
-    sets the weight decay does, and :func:`lightning_wd.plan_decay` warns about it.
+    For each property (weight decay, learning rate, style, optimizer, and each hyperparameter) the first rule that sets
+    it wins; weight decay and learning rate by a multiplier of the configured value or by a value of their own. What a
+    rule leaves at None is left to later rules, then to the mask's base: a rule with only ``lr_mult`` on ``*.head.*``
+    does not make the head's bias decay. A rule that sets the weight decay does, and :func:`lightning_wd.plan_decay`
+    warns about it.
 
     Args:
         name: glob on the full parameter name (``*`` crosses dots, case counts), or ``regex:`` and a pattern that is
@@ -61,7 +63,11 @@ class Rule:
         lr: peak learning rate in place of the configured one, >= 0; excludes ``lr_mult``, and ``layer_decay`` does not
             multiply it.
         style: decay style of these parameters, one of :data:`lightning_wd.decay.STYLES`.
+        optimizer: what steps these parameters, a name of this package or the dotted path of a class; they keep the
+            configured ``lr`` and ``weight_decay`` unless a rule sets them.
         reason: what the plan says about these parameters; by default, the rule's own conditions.
+        **hyperparameters: keywords of the optimizer that steps these parameters, such as ``betas`` or ``momentum``.
+            :func:`lightning_wd.configure_optimizers`, which knows that optimizer, refuses what it does not take.
 
     Raises:
         MaskError: an unknown keyword, or a value that no rule can have.
@@ -73,7 +79,7 @@ class Rule:
         Traceback (most recent call last):
         ...
         lightning_wd.errors.MaskError: mask rule has no key 'decay'.
-          valid: name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, reason
+          valid: name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, optimizer, reason
           fix: write wd_mult: 0.1, which multiplies the configured weight decay
     """
 
@@ -86,7 +92,9 @@ class Rule:
     weight_decay: float | None = None
     lr: float | None = None
     style: str | None = None
+    optimizer: str | None = None
     reason: str = ""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __new__(cls, *positional: Any, **settings: Any) -> Rule:
         """Raise a MaskError instead of a bare TypeError."""
@@ -96,19 +104,43 @@ class Rule:
                 found=", ".join(map(repr, positional)),
                 fix="write Rule(name='*.head.weight', wd_mult=0.1)",
             )
-        valid, aliases = [f.name for f in fields(cls)], {**_ALIASES}
+        valid, aliases = [f.name for f in fields(cls) if f.name != "hyperparameters"], {**_ALIASES}
         if isinstance(decays := settings.get("decay"), (bool, int, float)):
             aliases["decay"] = f"write wd_mult: {float(decays):g}, which multiplies the configured weight decay"
-        keys("mask rule", settings, valid, renamed=_RENAMED, aliases=aliases, error=MaskError)
+        no_hyperparameter = {*_RENAMED, *aliases, *(key for key in settings if not key.isidentifier())}
+        no_hyperparameter |= {key for key in settings if difflib.get_close_matches(key, valid, cutoff=_TYPO)}
+        wrong = [key for key in settings if key in no_hyperparameter]
+        keys("mask rule", wrong, valid, renamed=_RENAMED, aliases=aliases, error=MaskError)
         return super().__new__(cls)
 
-    def __post_init__(self) -> None:
-        given = () if self.module_types is None else self.module_types
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        module_types: Sequence[type | str] | type | str | None = (),
+        ndim: int | None = None,
+        predicate: Callable[[str, Tensor, nn.Module], bool] | None = None,
+        wd_mult: float | None = None,
+        lr_mult: float | None = None,
+        weight_decay: float | None = None,
+        lr: float | None = None,
+        style: str | None = None,
+        optimizer: str | None = None,
+        reason: str = "",
+        **hyperparameters: Any,
+    ) -> None:
+        given = () if module_types is None else module_types
         types = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
-        object.__setattr__(self, "module_types", types)
-        for key in ("ndim", "wd_mult", "lr_mult", "weight_decay", "lr"):
-            if (value := getattr(self, key)) is not None:
-                object.__setattr__(self, key, number(f"rule.{key}", value, whole=key == "ndim", error=MaskError))
+        own = {"name": name, "module_types": types, "predicate": predicate, "style": style, "optimizer": optimizer}
+        numbers = {"ndim": ndim, "wd_mult": wd_mult, "lr_mult": lr_mult, "weight_decay": weight_decay, "lr": lr}
+        for key, value in numbers.items():
+            own[key] = None if value is None else number(f"rule.{key}", value, whole=key == "ndim", error=MaskError)
+        hyperparameters = {key: value for key, value in hyperparameters.items() if value is not None}
+        # past the frozen dataclass's __setattr__
+        self.__dict__.update(own, reason=reason, hyperparameters=hyperparameters)
+        self._check()
+
+    def _check(self) -> None:
         for multiplier, absolute in (("wd_mult", "weight_decay"), ("lr_mult", "lr")):
             factor, value = getattr(self, multiplier), getattr(self, absolute)
             if factor is not None and value is not None:
@@ -121,11 +153,17 @@ class Rule:
             check_style("rule.style", self.style, MaskError)
         for key, valid, expected in (
             ("name", isinstance(self.name, str) and self.name, "a glob such as '*.head.*'"),
-            ("module_types", all(isinstance(t, (type, str)) and t for t in types), "classes or class names"),
+            (
+                "module_types",
+                all(isinstance(t, (type, str)) and t for t in self.module_types),
+                "classes or class names",
+            ),
             ("predicate", callable(self.predicate), "a function of (name, parameter, module)"),
+            ("optimizer", isinstance(self.optimizer, str) and self.optimizer, "a name such as 'sgdw' or a dotted path"),
             ("reason", isinstance(self.reason, str), "text"),
+            *((key, _is_plain(value), "plain data") for key, value in self.hyperparameters.items()),
         ):
-            value = getattr(self, key)
+            value = self.hyperparameters.get(key, getattr(self, key, None))
             if value is not None and not valid:
                 raise MaskError(
                     f"rule.{key} must be {expected} but got {value!r}.",
@@ -143,7 +181,13 @@ class Rule:
     @property
     def settings(self) -> dict[str, Any]:
         """What the rule sets."""
-        return {key: value for key in PROPERTIES if (value := getattr(self, key)) is not None}
+        own = {key: value for key in PROPERTIES if (value := getattr(self, key)) is not None}
+        return {**own, **self.hyperparameters}
+
+    @property
+    def properties(self) -> list[str]:
+        """The properties that the rule decides."""
+        return [PROPERTIES.get(key, key) for key in self.settings]
 
     def __repr__(self) -> str:
         given = {**self.conditions, **self.settings, **({"reason": self.reason} if self.reason else {})}
@@ -164,41 +208,6 @@ class Rule:
     @cached_property
     def _pattern(self) -> Callable[[str], Any] | None:
         return None if self.name is None else compile_name(self.name)
-
-
-def compile_name(name: str) -> Callable[[str], Any]:
-    """Compile a rule's ``name`` to a function that returns None for names it does not match.
-
-    >>> compile_name("*.head.*")("head.weight") is not None
-    True
-    """
-    if name.startswith("regex:"):
-        try:
-            return re.compile(name[len("regex:") :]).search
-        except re.error as error:
-            raise MaskError(
-                f"mask pattern {name!r} is not a regular expression.",
-                found=str(error),
-                fix="correct the pattern, or write a glob such as '*.head.*'",
-            ) from None
-    parents = r"(?s:.*\.)?" if name.startswith("*.") else ""
-    return re.compile(parents + fnmatch.translate(name.removeprefix("*."))).match
-
-
-def is_a(cls: type, kind: type | str) -> bool:
-    """Whether ``cls`` is ``kind`` or derives from it; ``kind`` may be a class name or a dotted path.
-
-    >>> is_a(nn.Linear, "Linear"), is_a(nn.Linear, "torch.nn.Linear"), is_a(nn.Linear, "torch.nn.Conv1d")
-    (True, True, False)
-    """
-    if isinstance(kind, type):
-        return issubclass(cls, kind)
-    path, _, leaf = kind.rpartition(".")
-    if not path:
-        return any(c.__name__ == leaf for c in cls.__mro__)
-    # A class in use has been imported, so its path can be looked up without importing what a config file names.
-    alias = getattr(sys.modules.get(path), leaf, None)
-    return any(c is alias or f"{c.__module__}.{c.__qualname__}" == kind for c in cls.__mro__)
 
 
 @checked_keywords(MaskError)
@@ -248,7 +257,7 @@ class Mask:
         own = {"rules": _as_rules(rules), "base": None if base == "null" else base, "layer_decay": layer_decay}
         self.__dict__.update(own)  # past the frozen dataclass's __setattr__
         for first, second in itertools.combinations(self.rules, 2):
-            both = sorted({PROPERTIES[key] for key in first.settings} & {PROPERTIES[key] for key in second.settings})
+            both = sorted({*first.properties} & {*second.properties})
             if both and first.conditions == second.conditions:
                 raise MaskError(
                     f"mask has two rules for {first} that both set the {both[0]}.",
@@ -336,6 +345,13 @@ def _as_rules(rules: Any) -> tuple[Rule, ...]:
                 fix='write {name: "*.head.weight", wd_mult: 0.1}',
             )
     return tuple(rule if isinstance(rule, Rule) else Rule(**{str(key): rule[key] for key in rule}) for rule in rules)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that YAML has: a checkpoint and a config keep it as it is."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _shown(value: Any) -> str:

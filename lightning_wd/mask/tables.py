@@ -55,8 +55,10 @@ class _FittingTable(Table):
 def plan_table(plan: Mapping[str, Any]) -> Table:
     """Return the table of a decay plan's ``to_dict()``: one line for each parameter, with the reason.
 
-    Under ``wd_mult`` and ``lr_mult`` stands a group's own ``weight_decay`` or ``lr`` where a rule sets it.
+    Under ``wd_mult`` and ``lr_mult`` stands a group's own ``weight_decay`` or ``lr`` where a rule sets it. The
+    optimizer has a column where there is more than one.
     """
+    several = len({row["optimizer"] for row in plan["parameters"]}) > 1
     rows = [
         (
             " = ".join(row["names"]),
@@ -65,11 +67,14 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
             _factor(row, "wd_mult", "weight_decay"),
             _factor(row, "lr_mult", "lr"),
             row["style"] or "-",
+            *([row["optimizer"] or "-"] if several else []),
             row["reason"],
         )
         for row in plan["parameters"]
     ]
-    return _FittingTable("Decay plan", ("parameter", "shape", "group", "wd_mult", "lr_mult", "style", "reason"), rows)
+    optimizer = ["optimizer"] if several else []
+    columns = ("parameter", "shape", "group", "wd_mult", "lr_mult", "style", *optimizer, "reason")
+    return _FittingTable("Decay plan", columns, rows)
 
 
 def _factor(row: Mapping[str, Any], multiplier: str, own: str) -> str:

@@ -106,6 +106,10 @@ class DecayGroups(Optimizer):
         else:
             self.append_group(param_group)
 
+    def stepper_of(self, group: dict[str, Any]) -> Any:
+        """Return the optimizer that steps a group of this one: itself, except in a MultiOptimizer."""
+        return self
+
     def append_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as it is."""
         if "_settings" in vars(self):  # Optimizer.__init__ has made `defaults` and adds its first group
@@ -254,7 +258,9 @@ class DecayGroups(Optimizer):
 
         torch.distributed.checkpoint fills an empty optimizer by such a step, and relies on lr 0 changing nothing.
         """
-        if self.state or not any(group["style"] == "constant" for group in self.param_groups):
+        if not any(group["style"] == "constant" for group in self.param_groups):
+            return False
+        if any(p in self.state for group in self.param_groups for p in group["params"]):  # others share a state
             return False
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return False

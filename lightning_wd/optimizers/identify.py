@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from lightning_wd.decay import check_style, peak_equal
 from lightning_wd.errors import ConfigError, keys, listed, number
+from lightning_wd.optimizers.constructor import keywords_of, missing_keywords, parameters_of, takes_any
 
 __all__ = ["Identification", "identify", "unhooked"]
 
@@ -182,47 +183,10 @@ def _aside(device: str) -> Iterator[None]:
 # --- the constructor ------------------------------------------------------------------------------------------------
 
 
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a constructor without ``self``."""
-    # classes made by decoupled() define __signature__; our own __new__ hides that of __init__
-    signature: inspect.Signature | None = getattr(cls, "__signature__", None)
-    if signature is not None:
-        return dict(signature.parameters)
-    return dict([*inspect.signature(cls.__init__).parameters.items()][1:])  # type: ignore[misc]
-
-
-def _takes_any(cls: type) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in _parameters(cls).values())
-
-
-def _named(cls: type) -> dict[str, inspect.Parameter]:
-    """Return the keywords of a constructor besides the parameters to train.
-
-    Where it takes any keyword, those of its bases count too, which it may hand them to.
-    """
-    named = dict([*_parameters(cls).items()][1:])
-    if _takes_any(cls):
-        for base in cls.__mro__[1:]:
-            if issubclass(base, Optimizer) and base is not Optimizer and "__init__" in vars(base):
-                named = {**dict([*_parameters(base).items()][1:]), **named}
-    return {key: p for key, p in named.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-
-
 def _check_keywords(cls: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse unknown and missing keywords, and return those that say how the class decays."""
-    named = _named(cls)
-    if _takes_any(cls):
-        swallowed = [key for key in keywords if key not in named]
-        made = _defaults(cls, keywords) if swallowed else {}
-        keys(cls.__name__, [key for key in swallowed if key not in made], list(named))
-    else:
-        keys(cls.__name__, keywords, list(named))
-    missing = [
-        key
-        for key, parameter in _parameters(cls).items()
-        if key in named and parameter.default is parameter.empty and key not in keywords
-    ]
-    missing = [key for key in missing if key not in ("lr", "weight_decay")]
+    keys(cls.__name__, keywords, list(keywords_of(cls)))
+    missing = missing_keywords(cls, {"lr": _LR, "weight_decay": _AMOUNT, **keywords})
     if missing:
         raise ConfigError(
             f"{cls.__name__} needs {listed(missing)}.",
@@ -326,8 +290,8 @@ class _Trial:
         self.cls, self.keywords, self.dtype = cls, keywords, dtype
         self.tolerance = 1e-6 if dtype == torch.float64 else 1e-2
         self.step = unhooked(cls)
-        self.accepted, self.any = _named(cls), _takes_any(cls)
-        parameters = [p for p in _parameters(cls).values() if p.kind is not p.VAR_KEYWORD]
+        self.accepted, self.any = keywords_of(cls), takes_any(cls)
+        parameters = [p for p in parameters_of(cls).values() if p.kind is not p.VAR_KEYWORD]
         self.first = parameters[0].name if parameters else "params"
         source = torch.Generator("cpu").manual_seed(0)
 
@@ -358,7 +322,7 @@ class _Trial:
         if self.first == "model":
             params: Any = model
         elif self.first.startswith("named"):
-            params = list(model.named_parameters())
+            params = list(model.namedparameters_of())
         else:
             params = weights
         try:
@@ -448,7 +412,7 @@ class _Identifier:
             return self._answer("none", 0.0, "Its constructor takes no weight_decay.")
         moving, still = trial.twins(), trial.twins(scale=0.0)
         if all(torch.equal(step.decayed, step.plain) for step in [*moving, *still]):
-            extra = "" if "weight_decay" in _parameters(trial.cls) else "; any keyword is accepted"
+            extra = "" if "weight_decay" in parameters_of(trial.cls) else "; any keyword is accepted"
             return self._answer("none", 0.0, f"Steps with weight_decay equal those with 0: it has no effect{extra}.")
         found = self._style(moving, still)
         if self._follows_group(moving):

@@ -1,47 +1,246 @@
-r"""Muon for the hidden matrices and AdamW for everything else, in one optimizer with every decoupled decay style.
+r"""Muon: momentum, orthogonalised matrix by matrix, with every decoupled decay style.
 
-``m <- mu * m + (1 - mu) * g;  w <- w - lr_t * c * NS(m) - d_t * w_old`` for the groups with ``use_muon=True``, where NS
-orthogonalises a matrix by Newton-Schulz iterations and c adjusts the rate to its shape; AdamW's step for the others.
+``m <- mu * m + (1 - mu) * g;  w <- w - lr_t * c * NS(mu * m + (1 - mu) * g) - d_t * w_old``, where NS orthogonalises a
+matrix by Newton-Schulz iterations and c fits the rate to its shape.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_wd import _private
+from lightning_wd._private import is_fsdp1_piece
 from lightning_wd.decay import STYLES
-from lightning_wd.errors import ConfigError, choice, number
-from lightning_wd.optimizers.adamw import AdamStep, in_kernel
+from lightning_wd.errors import ConfigError, choice, listed, number
+from lightning_wd.optimizers.adamw import AdamStep
+from lightning_wd.optimizers.base import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, step_with_decay
+from lightning_wd.optimizers.param_groups import as_float
 
-__all__ = ["MuonAdamW"]
+__all__ = ["COEFFICIENTS", "Muon", "MuonAdamW", "orthogonalised"]
+
+# (a, b, c) of each iteration X <- a X + b (X X') X + c (X X')^2 X; the last one repeats.
+COEFFICIENTS = {
+    # https://kellerjordan.github.io/posts/muon/: the steepest slope at 0, never quite 1
+    "quintic": ((3.4445, -4.775, 2.0315),),
+    # https://arxiv.org/abs/2505.16932, Algorithm 1, with its safety factor: the best polynomial at each iteration
+    "polar_express": (
+        *(
+            (a / 1.01, b / 1.01**3, c / 1.01**5)
+            for a, b, c in (
+                (8.28721201814563, -23.595886519098837, 17.300387312530933),
+                (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+                (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+                (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+                (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+                (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+                (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+            )
+        ),
+        (1.875, -1.25, 0.375),
+    ),
+}
+_ADJUST = {
+    "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+    "original": lambda rows, columns: math.sqrt(max(1, rows / columns)),
+}
 
 
-class MuonAdamW(AdamStep, torch.optim.AdamW):
-    r"""torch's Muon on the groups with ``use_muon=True``, AdamW on the others.
+class Muon(KernelStep):
+    r"""Momentum whose every matrix is orthogonalised; with style ``decoupled``, torch.optim.Muon bit for bit.
 
-    .. math::
-        w_t = w_{t-1} - \eta_t\, c\, \mathrm{NS}(\mu m_t + (1 - \mu) g_t) - d_t w_{t-1}
+    The whole step of a weight w with gradient g::
 
-    with :math:`d_t` as in :class:`~lightning_wd.optimizers.adamw.AdamW`; by default torch.optim.Muon bit for bit. One
-    learning rate serves both halves: c is ``0.2 * sqrt(max(rows, columns))``, which gives Muon's update the RMS of
-    AdamW's (2502.16982).
+        m = mu * m + (1 - mu) * g
+        u = mu * m + (1 - mu) * g if nesterov else m
+        o = NS(u)  # U S V' becomes nearly U V'
+        w = w - lr_t * c * o - d_t * w  # cautious_wd: the last term only where o * w >= 0
+
+    :mod:`lightning_wd.decay` defines ``d_t`` in each style. A tensor of more dimensions is flattened to (first, all
+    others): to the matrix by which a convolution multiplies each patch, (out, in * kh * kw). A transposed convolution's
+    (in, out * kh * kw) is the transpose of its matrix, and orthogonalising commutes with transposing. Under FSDP2 each
+    process gathers u, orthogonalises it whole and keeps its shard; m stays sharded.
 
     Args:
-        params: groups as dicts; those with ``use_muon=True`` hold matrices only.
+        params: parameters of two or more dimensions, (name, parameter) pairs, or groups as dicts.
+        lr: learning rate >= 0; also the group's ``base_lr`` unless that key is given.
         weight_decay: ``lam >= 0`` in the unit of ``style``. Default 0.1; ``independent`` and ``constant`` need one.
-        momentum: ``mu`` of Muon, in [0, 1).
+        style: any but ``l2``.
+        momentum: mu in [0, 1).
         nesterov: look one gradient ahead of the buffer.
         ns_steps: Newton-Schulz iterations.
-        adjust_lr_fn: ``match_rms_adamw``, or ``original`` (``c = sqrt(max(1, rows / columns))``).
-        lr, betas, eps, style, cautious_wd, foreach, fused: as in AdamW; the style is any but ``l2``.
+        ns_coefficients: ``quintic`` or ``polar_express``. Five iterations bring singular values of u from
+            ``0.005 * ||u||_F`` up into [0.68, 1.16], or by ``polar_express`` into [0.87, 1.13].
+        adjust_lr_fn: c for a matrix of r rows and k columns: ``match_rms_adamw``, ``0.2 * sqrt(max(r, k))``, gives the
+            update the RMS of AdamW's, so that one learning rate serves both; ``original`` is ``sqrt(max(1, r / k))``.
+        split: how many matrices of equal size are stacked along the first dimension, each orthogonalised by itself: 3
+            for a fused QKV (3d, d), E for the experts (E, out, in), the groups of a grouped convolution.
+        cautious_wd, kahan: as in :class:`~lightning_wd.optimizers.adamw.AdamW`.
 
     Raises:
-        ConfigError: torch < 2.9, which has no Muon; a parameter in a Muon group that is no matrix; style ``l2``.
+        ConfigError: an unknown key, a value out of range, style ``l2``, a parameter that is complex or has fewer than
+            two dimensions, or a first dimension that ``split`` does not divide.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.eye(2))
+        >>> optimizer = Muon([weight], lr=0.1, weight_decay=0.5)
+        >>> weight.grad = torch.zeros(2, 2)
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([[0.9500, 0.0000],
+                [0.0000, 0.9500]])
+
+    References:
+        Jordan et al., Muon, https://kellerjordan.github.io/posts/muon/;
+        Liu et al., Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982;
+        Amsel et al., The Polar Express, https://arxiv.org/abs/2505.16932.
+    """
+
+    default_weight_decay: ClassVar[float] = 0.1
+    styles: ClassVar[tuple[str, ...]] = tuple(style for style in STYLES if style != "l2")
+    state_keys: ClassVar[frozenset[str] | None] = frozenset(("momentum_buffer", "kahan"))
+    plain_style: ClassVar[str | None] = "decoupled"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float | None = None,
+        *,
+        style: str = "decoupled",
+        cautious_wd: bool = False,
+        kahan: bool = False,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        ns_coefficients: str = "quintic",
+        adjust_lr_fn: str = "match_rms_adamw",
+        split: int = 1,
+    ) -> None:
+        amount = self._begin(weight_decay=weight_decay, compile=False)
+        defaults = {"lr": lr, "weight_decay": amount, "style": style, "cautious_wd": cautious_wd, "kahan": kahan}
+        defaults |= {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "split": split}
+        defaults |= {"ns_coefficients": ns_coefficients, "adjust_lr_fn": adjust_lr_fn, "differentiable": False}
+        super().__init__(params, defaults)
+
+    def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
+        super()._check(given, settings, of)
+        for key in ("ns_steps", "split"):
+            if key in given:
+                settings[key] = int(number(key + of, given[key], minimum=1, whole=True))
+        for key, valid in (("ns_coefficients", COEFFICIENTS), ("adjust_lr_fn", _ADJUST)):
+            if key in given:
+                choice(key + of, given[key], valid)
+
+    def _complete(self, group: dict[str, Any], label: str) -> None:
+        super()._complete(group, label)
+        split = group.get("split", self.defaults["split"])
+        for member in group["params"]:
+            name, p = member if isinstance(member, tuple) else ("a parameter", member)
+            if not isinstance(p, Tensor):
+                continue  # torch refuses it
+            found = f"shape {tuple(p.shape)}, {p.dtype}"
+            if is_fsdp1_piece(p):
+                problem = f"FSDP1 has cut {name} of {label} into pieces: Muon orthogonalises whole matrices."
+                raise ConfigError(
+                    problem, found=found, fix="use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)"
+                )
+            if p.ndim < 2 or p.is_complex():
+                problem = f"{name} of {label} is not a real matrix: Muon orthogonalises matrices."
+                raise ConfigError(problem, found=found, fix="let AdamW update it")
+            if p.shape[0] % split:
+                divisors = [n for n in range(1, p.shape[0] + 1) if p.shape[0] % n == 0]
+                problem = f"split={split} of {label} does not divide the first dimension of {name}."
+                fix = "write how many matrices of equal size the tensor stacks"
+                raise ConfigError(problem, found=found, valid=listed(divisors, 12), fix=fix)
+
+    def _collect(self, index: int, group: dict[str, Any]) -> Work:
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
+            if p.grad.is_sparse:
+                raise RuntimeError("Muon does not support sparse gradients")
+            for key in ("momentum_buffer", *(["kahan"] if group["kahan"] else [])):
+                if key not in self.state[p]:
+                    self.state[p][key] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        columns = [params, [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]]
+        return group, columns, False, [Part([i], False, False) for i in range(len(params))]
+
+    def _update(self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part) -> None:
+        """Update one weight."""
+        params, (g,), (m,) = columns
+        mu = group["momentum"]
+        m.lerp_(g, 1 - mu)
+        update, factor = orthogonalised(g.lerp(m, mu) if group["nesterov"] else m, group)
+        lr, fraction = as_float(group["lr"]), self._fraction(group)
+        in_kernel = group["style"] == "decoupled" and not group["cautious_wd"] and not group["kahan"]
+
+        def kernel(targets: list[Tensor]) -> None:
+            if in_kernel:
+                targets[0].mul_(1 - fraction)  # as torch.optim.Muon does it
+            targets[0].add_(update, alpha=-lr * factor)
+
+        fraction_outside = 0.0 if in_kernel else fraction
+        step_with_decay(kernel, params, part, group, self.state, fraction=fraction_outside, direction=lambda: [update])
+
+
+def orthogonalised(update: Tensor, group: dict[str, Any]) -> tuple[Tensor, float]:
+    """Return the update with each of its matrices orthogonalised, in bfloat16, and c for matrices of their shape."""
+    whole = update.full_tensor() if hasattr(update, "full_tensor") else update
+    matrices = _matrices(whole, group["split"])
+    rows, columns = matrices.shape[-2:]
+    coefficients = COEFFICIENTS[group["ns_coefficients"]]
+    result = _newton_schulz(matrices, [coefficients[min(i, len(coefficients) - 1)] for i in range(group["ns_steps"])])
+    result = result.reshape(whole.shape)
+    if whole is not update:  # a DTensor, of FSDP2
+        from torch.distributed.tensor import DTensor, Replicate
+
+        sharded: Any = update
+        everywhere = [Replicate()] * sharded.device_mesh.ndim
+        result = DTensor.from_local(result, sharded.device_mesh, everywhere).redistribute(placements=sharded.placements)
+    return result, _ADJUST[group["adjust_lr_fn"]](rows, columns)
+
+
+def _matrices(tensor: Tensor, split: int) -> Tensor:
+    """Return a tensor as a matrix, or as a stack of ``split`` matrices along its first dimension.
+
+    >>> conv, experts = torch.zeros(8, 4, 3, 3), torch.zeros(6, 10, 5)
+    >>> [tuple(_matrices(t, n).shape) for t, n in ((conv, 1), (conv, 2), (experts, 6))]
+    [(8, 36), (2, 4, 36), (6, 10, 5)]
+    """
+    if split == 1:
+        return tensor.flatten(1)
+    stack = tensor.reshape(split, tensor.shape[0] // split, *tensor.shape[1:])
+    return (stack.squeeze(1) if stack.ndim > 3 else stack).flatten(2)  # experts are cut one by one
+
+
+def _newton_schulz(matrices: Tensor, coefficients: list[tuple[float, float, float]]) -> Tensor:
+    """Return a matrix, or a stack of them, with all singular values near 1."""
+    x = matrices.to(torch.bfloat16, copy=True)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x.div_(x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7))  # now none is larger than 1
+    add: Any = torch.addmm if x.ndim == 2 else torch.baddbmm
+    for a, b, c in coefficients:
+        gram = x @ x.mT
+        x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class MuonAdamW(AdamStep, Muon, torch.optim.AdamW):
+    r"""Muon on the groups with ``use_muon=True``, AdamW on the others; one learning rate serves both.
+
+    Args:
+        params: groups as dicts.
+        weight_decay: ``lam >= 0`` in the unit of ``style``. Default 0.1; ``independent`` and ``constant`` need one.
+        momentum, nesterov, ns_steps, ns_coefficients, adjust_lr_fn, split: as in :class:`Muon`.
+        lr, betas, eps, style, cautious_wd, kahan, foreach, fused: as in AdamW; the style is any but ``l2``.
+
+    Raises:
+        ConfigError: as :class:`Muon` and AdamW do.
 
     Example:
         >>> weight, bias = torch.nn.Parameter(torch.eye(2)), torch.nn.Parameter(torch.ones(2))
@@ -52,15 +251,13 @@ class MuonAdamW(AdamStep, torch.optim.AdamW):
         >>> weight.detach()
         tensor([[0.9500, 0.0000],
                 [0.0000, 0.9500]])
-
-    References:
-        Jordan et al., Muon, https://kellerjordan.github.io/posts/muon/;
-        Liu et al., Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982.
     """
 
-    default_weight_decay: ClassVar[float] = 0.1
-    styles: ClassVar[tuple[str, ...]] = tuple(style for style in STYLES if style != "l2")
-    state_keys: ClassVar[frozenset[str] | None] = frozenset(("step", "exp_avg", "exp_avg_sq", "momentum_buffer"))
+    default_weight_decay: ClassVar[float] = Muon.default_weight_decay
+    state_keys: ClassVar[frozenset[str] | None] = frozenset(
+        ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "kahan")
+    )
+    plain_style: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -72,74 +269,35 @@ class MuonAdamW(AdamStep, torch.optim.AdamW):
         *,
         style: str = "decoupled",
         cautious_wd: bool = False,
+        kahan: bool = False,
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = 5,
+        ns_coefficients: str = "quintic",
         adjust_lr_fn: str = "match_rms_adamw",
+        split: int = 1,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        if _private.missing("muon"):
-            raise ConfigError(
-                f"torch {torch.__version__} has no Muon that this class can call.",
-                valid="torch >= 2.9",
-                fix="pip install -U torch, or write optimizer=adamw",
-            )
-        choice("adjust_lr_fn", adjust_lr_fn, ("match_rms_adamw", "original"))
-        ours = {"style": style, "cautious_wd": cautious_wd, "kahan": False, "decoupled_weight_decay": True}
-        ns_steps = int(number("ns_steps", ns_steps, minimum=1, whole=True))
-        muon = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
+        ours = {"style": style, "cautious_wd": cautious_wd, "kahan": kahan, "decoupled_weight_decay": True}
+        muon: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "split": split}
+        muon |= {"ns_coefficients": ns_coefficients, "adjust_lr_fn": adjust_lr_fn}
         amount = self._begin(weight_decay=weight_decay, compile=False, use_muon=False, **ours, **muon)
         torch.optim.AdamW.__init__(self, params, lr, betas, eps, amount, foreach=foreach, fused=fused)
 
     def _complete(self, group: dict[str, Any], label: str) -> None:
-        super()._complete(group, label)
-        if not group.get("use_muon"):
-            return
-        for member in group["params"]:
-            name, p = member if isinstance(member, tuple) else ("a parameter", member)
-            if p.ndim != 2 or p.is_complex():
-                raise ConfigError(
-                    f"{name} of {label} is not a real matrix: Muon orthogonalises matrices.",
-                    found=f"shape {tuple(p.shape)}, {p.dtype}",
-                    fix="put it into a group without use_muon, which AdamW updates",
-                )
+        complete = Muon._complete if group.get("use_muon") else KernelStep._complete
+        complete(self, group, label)
 
     def _collect(self, index: int, group: dict[str, Any]) -> Work:
         if not group["use_muon"]:
             return super()._collect(index, group)
-        params = [p for p in group["params"] if p.grad is not None]
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["step"] = torch.tensor(0.0)  # torch's Adam expects one in every state it loads
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        columns = [params, [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]]
-        return group, columns, False, [Part(None, None, group["foreach"])] if params else []
+        work = Muon._collect(self, index, group)
+        for p in work[1][0]:
+            self.state[p].setdefault("step", torch.tensor(0.0))  # torch's Adam expects one in every state it loads
+            self.state[p]["step"] += 1
+        return work
 
-    def _update(self, group: dict[str, Any], columns: list[list[Tensor]], has_complex: bool, part: Part) -> None:
-        if not group["use_muon"]:
-            super()._update(group, columns, has_complex, part)
-            return
-        params, grads, buffers = columns
-        coefficient, _ = in_kernel(group)
-        settings = {key: group[key] for key in ("lr", "momentum", "nesterov", "ns_steps", "adjust_lr_fn")}
-        iteration = {"ns_coefficients": (3.4445, -4.775, 2.0315), "eps": 1e-7}  # torch's defaults: the quintic one
-        moved: list[Tensor] = []
-
-        def kernel(targets: list[Tensor]) -> None:
-            before = [p.clone() for p in targets] if group["cautious_wd"] else []
-            amount = 0.0 if coefficient is None else coefficient
-            _private.muon(targets, grads, buffers, weight_decay=amount, has_complex=False, **settings, **iteration)
-            for p in params:
-                self.state[p]["step"] += 1
-            moved.extend(old - new for old, new in zip(before, targets, strict=False))
-
-        step_with_decay(
-            kernel,
-            params,
-            part,
-            group,
-            self.state,
-            fraction=self._fraction(group) if coefficient is None else 0.0,
-            direction=lambda: moved,
-        )
+    def _update(self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part) -> None:
+        update = Muon._update if group["use_muon"] else AdamStep._update
+        update(self, group, columns, special, part)

@@ -271,7 +271,6 @@ def test_a_resumed_run_may_unfreeze_in_other_epochs(tmp_path: Path) -> None:
     assert moved.state_dict() == {"unfrozen": [[1, ["backbone.4.weight", "backbone.4.bias"]], [2, []]]}
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
 def test_matrices_that_join_go_to_muon(tmp_path: Path) -> None:
     trainer = fit(Net({"name": "muon", "lr": 0.01, "weight_decay": 0.1}), tmp_path, finetuning())
     by_muon = {g["name"]: (g["use_muon"], g["param_names"]) for g in trainer.optimizers[0].param_groups}

@@ -17,7 +17,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import lightning_wd as wd
-from lightning_wd.configure.optimizer_config import OPTIMIZERS
+from lightning_wd.optimizers.by_name import OPTIMIZERS
 
 STYLES = ("decoupled", "independent", "constant", "corrected")
 L2 = ("adam_l2", "sgd_l2")
@@ -41,8 +41,6 @@ def moved_by_saving(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
 
 @pytest.mark.parametrize(("name", "style"), CASES)
 def test_saving_before_the_first_step_moves_no_weight(name: str, style: str) -> None:
-    if name == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch < 2.9 has no Muon")
     model = build_model()
     config = {"name": name, "lr": 0.1, "weight_decay": 0.1, "decay": {"style": style}}
     optimizer = wd.configure_optimizers(model, config)["optimizer"]

@@ -74,8 +74,6 @@ def test_the_second_group_has_a_name_of_its_own() -> None:
 
 
 def test_muon_takes_the_matrices() -> None:
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch < 2.9 has no Muon")
     model, optimizer, _ = build(name="muon")
     optimizer.add_param_group({"params": model[0].parameters()})
     late = [(group["name"], group["use_muon"]) for group in optimizer.param_groups if "late" in group["name"]]

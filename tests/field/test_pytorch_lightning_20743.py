@@ -23,7 +23,7 @@ from helpers.examples import EXAMPLES, QUIET, example, fit_commands
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 import lightning_wd as wd
-from lightning_wd.configure.optimizer_config import OPTIMIZERS, _hyperparameter_defaults
+from lightning_wd.optimizers.by_name import OPTIMIZERS, hyperparameters_of
 
 jsonargparse = pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse[signatures]")
 from lightning.pytorch.cli import LightningCLI  # noqa: E402
@@ -79,7 +79,7 @@ def test_help_has_every_key(model: ModuleType, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     own = {"name", "lr", "weight_decay", "decay", "mask", "on_resume"}
     for family in OPTIMIZERS.values():
-        own |= _hyperparameter_defaults(family.cls).keys()
+        own |= hyperparameters_of(family.cls).keys()
     assert [key for key in own if f"--model.optimizer.{key} " not in shown] == []
 
 

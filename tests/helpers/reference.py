@@ -5,6 +5,7 @@ No torch.optim: each step is written from its equation, on one array, with every
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,3 +83,35 @@ class SGD:
             self.m = g if self.m is None else self.momentum * self.m + (1 - self.dampening) * g
             u = g + self.momentum * self.m if self.nesterov else self.m
         self.w = decayed(self.w, u, lr, fraction(self.style, self.lam, lr, self.base_lr), self.cautious)
+
+
+def orthogonal(u: Array, steps: int = 5) -> Array:
+    """The quintic Newton-Schulz iteration on a matrix."""
+    x = u / max(np.linalg.norm(u), 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@dataclass
+class Muon:
+    w: Array  # of any shape; its first dimension is that of the matrix, or of `split` stacked matrices
+    base_lr: float
+    lam: float
+    style: str = "decoupled"
+    cautious: bool = False
+    momentum: float = 0.95
+    nesterov: bool = True
+    original: bool = False
+    split: int = 1
+    m: Array | float = 0.0
+
+    def step(self, g: Array, lr: float) -> None:
+        self.m = self.momentum * self.m + (1 - self.momentum) * g
+        u = self.momentum * self.m + (1 - self.momentum) * g if self.nesterov else self.m
+        parts = [part.reshape(len(part), -1) for part in np.split(u, self.split)]
+        rows, columns = parts[0].shape
+        c = math.sqrt(max(1, rows / columns)) if self.original else 0.2 * math.sqrt(max(rows, columns))
+        o = np.concatenate([orthogonal(part) for part in parts]).reshape(self.w.shape)
+        self.w = decayed(self.w, c * o, lr, fraction(self.style, self.lam, lr, self.base_lr), self.cautious)

@@ -14,7 +14,7 @@ from torch import nn
 from lightning_wd import Mask, MaskError, Rule, plan_decay
 from lightning_wd.mask import as_mask
 
-KEYS = "name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, reason"
+KEYS = "name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, optimizer, reason"
 
 
 def names_met(rule: Rule) -> list[str]:

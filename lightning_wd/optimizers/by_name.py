@@ -1,0 +1,118 @@
+"""Optimizers by the names of the configs: those of the pack, and any other class by its dotted path."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_wd.errors import ConfigError, choice
+from lightning_wd.optimizers.adamw import AdamL2, AdamW
+from lightning_wd.optimizers.constructor import keywords_of, parameters_of
+from lightning_wd.optimizers.decoupled import decoupled
+from lightning_wd.optimizers.dotted_path import import_optimizer
+from lightning_wd.optimizers.muon import MuonAdamW
+from lightning_wd.optimizers.sgdw import SGDL2, SGDW
+
+__all__ = ["OPTIMIZERS", "REQUIRED", "Family", "family", "hyperparameters_of", "optimizer_class"]
+
+REQUIRED = inspect.Parameter.empty  # the default of a keyword that has none
+_NOT_HYPERPARAMETERS = ("self", "params", "lr", "weight_decay", "style", "cautious_wd", "decoupled_weight_decay")
+
+
+class Family(NamedTuple):
+    """What stands behind an optimizer's name."""
+
+    cls: type[Optimizer]  # where some group's decay is decoupled
+    l2: type[Optimizer]  # where every group is l2
+    lr: float | None  # default learning rate
+    typical: str  # the key in `decay.typical`
+    defaults: Mapping[str, Any] = MappingProxyType({})  # keywords whose default here is not the class's
+
+
+def _family(cls: type[Optimizer], lr: float | None) -> Family:
+    made = decoupled(cls)  # type: ignore[arg-type]  # classes are hashable
+    return Family(made, made.l2_form or made, lr, "adam")
+
+
+OPTIMIZERS = {
+    "adamw": Family(AdamW, AdamL2, 1e-3, "adam"),
+    "sgdw": Family(SGDW, SGDL2, 5e-2, "sgd", {"momentum": 0.9}),
+    "adam_l2": Family(AdamW, AdamL2, 1e-3, "adam"),
+    "sgd_l2": Family(SGDW, SGDL2, 5e-2, "sgd", {"momentum": 0.9}),
+    "nadamw": _family(torch.optim.NAdam, 1e-3),
+    "radamw": _family(torch.optim.RAdam, 1e-3),
+    "rmspropw": _family(torch.optim.RMSprop, 1e-3),
+    "adagradw": _family(torch.optim.Adagrad, 1e-2),
+    "adamaxw": _family(torch.optim.Adamax, 2e-3),
+    "adafactor": _family(torch.optim.Adafactor, 1e-2),
+    "muon": Family(MuonAdamW, MuonAdamW, 1e-3, "muon"),
+}
+
+
+def family(name: object, where: str = "optimizer.name") -> Family:
+    """Return what stands behind a name of the pack, or behind the dotted path of a ``torch.optim.Optimizer`` class.
+
+    A class gets decoupled decay by :func:`lightning_wd.decoupled`; its learning rate is its own default. ``where`` is
+    how messages call the setting.
+
+    Raises:
+        ConfigError: an unknown name, a path that leads to no such class, or a class that cannot be decoupled or takes
+            no parameter groups or no learning rate.
+
+    >>> family("adagradw").cls.__name__, family("torch.optim.Adadelta").cls.__name__
+    ('AdagradW', 'AdadeltaW')
+    >>> family("torch.optim.Adam").cls is AdamW
+    True
+    """
+    if isinstance(name, str) and "." in name:
+        return _family_at(name)
+    return OPTIMIZERS[choice(where, name, OPTIMIZERS)]
+
+
+@functools.cache
+def _family_at(path: str) -> Family:
+    cls = import_optimizer(path)
+    named = next((name for name, known in OPTIMIZERS.items() if cls in (known.cls, known.l2)), None)
+    if named is not None:
+        raise ConfigError(f"{path} has a name of its own here.", nearest=named, fix=f"write {named}")
+    first = next(iter(parameters_of(cls)), "nothing")
+    if first in ("nothing", "model", "optimizer", "base_optimizer") or first.startswith("named"):
+        raise ConfigError(
+            f"{path} takes {first!r} first, not groups of parameters: a mask cannot split what it trains.",
+            fix="name an optimizer that takes parameter groups, as those of torch.optim do",
+        )
+    lr = keywords_of(cls).get("lr")
+    if lr is None:
+        raise ConfigError(
+            f"{path} takes no lr, which units, schedules and rules need.",
+            found=f"keywords {', '.join(keywords_of(cls))}",
+            fix="name an optimizer with a learning rate",
+        )
+    return _family(cls, float(lr.default) if isinstance(lr.default, (int, float)) else None)
+
+
+def optimizer_class(name: object, style: str, where: str = "optimizer.name") -> type[Optimizer]:
+    """Return the class that a name stands for, in the form for a decay style.
+
+    >>> optimizer_class("sgdw", "l2").__name__, optimizer_class("torch.optim.SGD", "decoupled").__name__
+    ('SGDL2', 'SGDW')
+    """
+    found = family(name, where)
+    return found.l2 if style == "l2" else found.cls
+
+
+def hyperparameters_of(cls: type[Optimizer]) -> dict[str, Any]:
+    """Return the keywords of an optimizer besides those that every config has, with their defaults.
+
+    One without a default has :data:`REQUIRED`.
+
+    >>> hyperparameters_of(optimizer_class("adagradw", "decoupled"))["eps"]
+    1e-10
+    """
+    return {key: p.default for key, p in keywords_of(cls).items() if key not in _NOT_HYPERPARAMETERS}
