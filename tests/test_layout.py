@@ -307,11 +307,13 @@ OF_SEVERAL = {
     "recipes/test_faults.py": "the recipe under crashes, kills and full disks",
     "recipes/test_resume.py": "a resumed run equals one without a break",
     "recipes/test_robustness.py": "the recipe fed with what users feed it",
+    "test_coming_from.py": "docs/coming_from: what other libraries' optimizers do, and what ours do",
     "test_conftest.py": "tests/conftest.py",
+    "test_docs.py": "docs/ and mkdocs.yml",
     "test_layout.py": "the repository's layout",
     "test_pack.py": "conf/",
     "test_package.py": "the wheel",
-    "test_readme.py": "README.md and docs/",
+    "test_readme.py": "README.md",
     "test_security.py": "what a checkpoint may not do",
 }
 
