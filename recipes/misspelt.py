@@ -73,7 +73,9 @@ def misspelt(arguments: Sequence[str]) -> str | None:
                     fixed = f"{each.get_key_element()}={close or '<one of them>'}"
                     return _words(f"{group} has no option {option!r}", options, close, fixed)
         try:
-            config = compose("train", [each.input_line for each in chosen if not each.is_sweep_override()])
+            config = compose(
+                "train", [each.input_line for each in chosen if each.input_line and not each.is_sweep_override()]
+            )
         except HydraException:
             return None
     for each in overrides:

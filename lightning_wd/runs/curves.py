@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_wd.decay import step_fraction
 from lightning_wd.errors import ConfigError, nearest
-from lightning_wd.runs.figure import COLORS, LINES, below, curve, panels, save, style
+from lightning_wd.runs.figure import COLORS, LINES, below, curve, in_style, key, panels, save
 
 __all__ = ["curves", "draw_monitor", "overlay", "read_metrics"]
 
@@ -40,7 +40,7 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     return dict(series)
 
 
-@style()
+@in_style()
 def curves(folder: Path, title: str) -> Path | None:
     """Draw a run's ``metrics.csv`` as ``curves.png``: loss, accuracy, and each group's rate, coefficient and ``d_t``.
 
@@ -65,7 +65,8 @@ def curves(folder: Path, title: str) -> Path | None:
     if not drawn:
         return None
     figure, grid = panels(len(drawn), title, columns=3)
-    parts, names, handles = ["train", "val"], list(rates), {}
+    parts, names = ["train", "val"], list(rates)
+    handles: dict[str, Any] = {}
     for axes, (name, (unit, lines)) in zip(grid, drawn.items(), strict=True):
         for metric, points in lines.items():
             if metric in names:
@@ -93,18 +94,19 @@ def _of_groups(series: dict[str, Any], ending: str) -> dict[str, list[tuple[int,
 
 def _fractions(groups: Any, rates: Any, coefficients: Any) -> dict[str, list[tuple[int, float]]]:
     """Return ``d_t`` of each group over the steps, from its style and peak rate in ``decay_plan.json``."""
+    known = {group["name"]: group for group in groups if group["style"] not in (None, "l2")}
     found = {}
     for label, lams in coefficients.items():
-        group = next((g for g in groups if g["name"] == label.rpartition("/")[2]), {"style": None})
-        if group["style"] not in (None, "l2"):
-            style, peak, rate = group["style"], group["lr"], dict(rates[label])
+        if group := known.get(label.rpartition("/")[2]):
+            rate, peak = dict(rates[label]), group["lr"]
             found[label] = [
-                (step, step_fraction(style, weight_decay=lam, lr=rate[step], base_lr=peak)) for step, lam in lams
+                (step, step_fraction(group["style"], weight_decay=lam, lr=rate[step], base_lr=peak))
+                for step, lam in lams
             ]
     return found
 
 
-@style()
+@in_style()
 def overlay(folders: Sequence[str | Path], out: str | Path, metrics: Sequence[str] | None = None) -> Path:
     """Draw the metrics of runs over each other, and return the picture's path.
 
@@ -168,21 +170,19 @@ _PREDICTED = {  # what theory says, where a quantity has a prediction
 }
 
 
-@style()
+@in_style()
 def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) -> Path | None:
     """Draw each quantity of each group against the step; return the path, or None if there is nothing to draw.
 
     ``history`` has a mapping for each measured step, with the keys ``step`` and ``wd/<group>/<quantity>``.
     """
-    from matplotlib.lines import Line2D
-
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in history:
-        for key, value in row.items():
-            if key.startswith("wd/") and math.isfinite(value):
-                series[key].append((row["step"], value))
-    groups = sorted({key.removeprefix("wd/").rpartition("/")[0] for key in series})
-    seen = {key.rpartition("/")[2] for key in series}
+        for metric, value in row.items():
+            if metric.startswith("wd/") and math.isfinite(value):
+                series[metric].append((row["step"], value))
+    groups = sorted({metric.removeprefix("wd/").rpartition("/")[0] for metric in series})
+    seen = {metric.rpartition("/")[2] for metric in series}
     drawn = {name: panel for name, panel in _PANELS.items() if seen.intersection(panel[1])}
     if not drawn:
         return None
@@ -194,7 +194,7 @@ def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) ->
                 if points := series.get(f"wd/{group}/{quantity}"):
                     curve(axes, points, number, line)
         _finish(axes, name, unit, log=True)
-    handles = [Line2D([], [], color=COLORS[number % len(COLORS)], label=group) for number, group in enumerate(groups)]
-    handles += [Line2D([], [], color="0.4", linestyle=line, label=_LINES[line]) for line in _LINES if line in lines]
+    handles = [key(group, COLORS[number % len(COLORS)]) for number, group in enumerate(groups)]
+    handles += [key(meaning, "0.4", line) for line, meaning in _LINES.items() if line in lines]
     below(figure, " ".join(text for name, text in _PREDICTED.items() if name in seen), handles)
     return save(figure, path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLORS", "LINES", "TITLES", "below", "curve", "panels", "save", "style"]
+__all__ = ["COLORS", "LINES", "TITLES", "below", "curve", "in_style", "key", "panels", "save"]
 
 # Okabe & Ito's palette (https://jfly.uni-koeln.de/color) without its yellow, which is pale on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -30,7 +30,7 @@ TITLES = {
 }
 _WIDTH = 8.3  # inches, 830 pixels of a README at 100 dpi: the sizes below are what a reader sees
 _SMALL = 8.5
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9.5,
     "axes.titlesize": 10,
     "axes.labelsize": 9.5,
@@ -50,7 +50,7 @@ _STYLE = {
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def in_style() -> Iterator[None]:
     """Within, or as a decorator in, what matplotlib draws has the sizes of this module."""
     from matplotlib import rc_context
 
@@ -83,7 +83,8 @@ def panels(
     sizes = [count * (row + 1) // rows - count * row // rows for row in range(rows)]
     shares = [widths or [math.lcm(*sizes) // size] * size for size in sizes]
     figure = Figure(figsize=(_WIDTH, height * rows + 0.3), layout="constrained")
-    grid, axes = figure.add_gridspec(rows, sum(shares[0])), []
+    grid = figure.add_gridspec(rows, sum(shares[0]))
+    axes: list[Any] = []
     for row, share in enumerate(shares):
         first = len(axes)
         for place, width in enumerate(share):
@@ -100,6 +101,13 @@ def curve(axes: Any, points: Sequence[tuple[float, float]], number: int = 0, lin
     marker = "o" if len(points) < 25 else ""
     color = COLORS[number % len(COLORS)]
     axes.plot(*zip(*points, strict=True), line, color=color, label=label, marker=marker, markersize=3)
+
+
+def key(label: str, color: str, line: Any = "-") -> Any:
+    """Return an entry of a legend for lines of this look."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=color, linestyle=line, label=label)
 
 
 def below(figure: Any, text: str, handles: Sequence[Any] = (), columns: int = 0) -> None:

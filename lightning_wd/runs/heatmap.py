@@ -20,7 +20,7 @@ import numpy as np
 from lightning_wd.decay import AMOUNTS
 from lightning_wd.errors import ConfigError, nearest
 from lightning_wd.runs.curves import read_metrics
-from lightning_wd.runs.figure import COLORS, TITLES, below, panels, save, style
+from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
 from lightning_wd.runs.separability import Separability, mean_over_seeds, near_rows, row_optima, separability
 
 __all__ = ["Cell", "Grid", "draw", "grids", "read_cells", "write_heatmap", "write_pictures"]
@@ -177,7 +177,7 @@ def write_heatmap(folder: str | Path, metric: str | None = None) -> tuple[list[G
     return made, metric, unfinished
 
 
-@style()
+@in_style()
 def write_pictures(folder: Path, cells: Iterable[Cell], metric: str) -> list[Grid]:
     """Write ``heatmap.png`` and ``heatmap.svg`` into a folder, and return the grids that they show."""
     from matplotlib import rc_context
@@ -195,7 +195,7 @@ def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
 
 
-@style()
+@in_style()
 def draw(made: Sequence[Grid], label: str) -> Any:
     """Return a matplotlib Figure: a panel for each grid, on one colour scale.
 
@@ -264,8 +264,8 @@ def _panel(axes: Any, grid: Grid, low: float, high: float, unit: str) -> Any:
 
 def _title(grid: Grid) -> str:
     """Return a grid's optimizer as papers write it, and its style where the optimizer does not say it."""
-    optimizer, comma, style_ = grid.title.partition(", ")
-    return TITLES.get(optimizer, optimizer) + (comma + style_) * (style_ != "l2")
+    optimizer, comma, style = grid.title.partition(", ")
+    return TITLES.get(optimizer, optimizer) + (comma + style) * (style != "l2")
 
 
 def _positions(values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 images 8x8 in 10 classes, on request with wrong labels. No download."""
+"""scikit-learn's bundled handwritten digits: 1,797 images 8x8 in 10 classes. No download."""
 
 from __future__ import annotations
 

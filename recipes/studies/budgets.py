@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from studies.finished_runs import Run, base, read_csv, read_runs, write_csv
 
-from lightning_wd.runs.figure import COLORS, LINES, below, panels, save, style
+from lightning_wd.runs.figure import COLORS, LINES, below, in_style, key, panels, save
 from lightning_wd.runs.separability import row_optima
 
 UNITS = ("raw", "normalized", "timescale_epochs")
@@ -67,11 +67,9 @@ def _row(size: int, run: Run) -> tuple[Any, ...]:
     return size, lam, run.config["seed"], run.test_error, steps, per_epoch
 
 
-@style()
+@in_style()
 def draw(out: Path) -> None:
     """Draw the error over the amount in each unit: a row of panels for what changes, a line for each value."""
-    from matplotlib.lines import Line2D
-
     curves = {kind: found for kind, found in _curves(out).items() if len(found) > 1}
     best = {(row["changed"], row["value"], row["unit"]): row["best"] for row in read_csv(out / "best.csv")}
     title = "AdamW's test error on Fashion-MNIST over weight decay in three units; stars mark the best"
@@ -91,7 +89,7 @@ def draw(out: Path) -> None:
             each.set_xscale("log", base=2)
             each.set(xlabel=_LABEL[unit], title=f"best: {best[kind, 'spread_octaves', unit]:.1f} octaves apart")
         row[0].set(ylabel="test error (%)", ylim=_limits(found))
-    lines = [Line2D([], [], color=COLORS[n], linestyle=LINES[n], label="; ".join(labels[n])) for n in labels]
+    lines = [key("; ".join(labels[n]), COLORS[n], LINES[n]) for n in labels]
     below(figure, "", lines)
     save(figure, out / "budgets.png")
 
@@ -110,7 +108,7 @@ def _best(curves: dict[str, dict[int, dict[float, dict[str, Any]]]]) -> list[tup
     """Return the best value of each unit at each value of what changes, and how far apart they are."""
     table: list[tuple[Any, ...]] = []
     for kind, found in curves.items():
-        best = {unit: [] for unit in UNITS}
+        best: dict[str, list[float]] = {unit: [] for unit in UNITS}
         for _, curve in sorted(found.items()):
             lams = np.array(sorted(curve))
             means = np.array([np.mean(curve[lam]["errors"]) for lam in lams])

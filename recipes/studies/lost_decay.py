@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from studies.finished_runs import base, read_csv, read_runs, write_csv
 
-from lightning_wd.runs.figure import COLORS, below, panels, save, style
+from lightning_wd.runs.figure import COLORS, below, in_style, panels, save
 
 LR, LAM = 2.0**-8, 2.0**-9
 
@@ -58,7 +58,7 @@ def report(runs: Path, out: Path) -> None:
     )
 
 
-@style()
+@in_style()
 def draw(out: Path) -> None:
     """Draw the decay of each weight over its gradient's scale, and its range in each tensor."""
     *tensors, whole = read_csv(out / "tensors.csv")

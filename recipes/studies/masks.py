@@ -6,7 +6,7 @@ from pathlib import Path
 
 from studies.finished_runs import SMOKE, mean_and_half_width, read_csv, read_runs, write_csv
 
-from lightning_wd.runs.figure import COLORS, panels, save, style
+from lightning_wd.runs.figure import COLORS, in_style, panels, save
 
 LR, LAM = 3.0e-3, 0.3  # lam of `decoupled`; `independent` takes lr * lam, which is the same strength at the peak
 
@@ -49,7 +49,7 @@ def report(runs: Path, out: Path) -> None:
     write_csv(out / "runs.csv", ["variant", "seed", "loss_nats"], rows)
 
 
-@style()
+@in_style()
 def draw(out: Path) -> None:
     """Draw each loss minus the standard mask's of the same seed: seeds differ more than masks."""
     losses: dict[str, dict[float, float]] = {name: {} for name in VARIANTS}

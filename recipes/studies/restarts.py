@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from studies.finished_runs import base, read_csv, read_runs, write_csv
 
-from lightning_wd.runs.figure import COLORS, below, panels, save, style
+from lightning_wd.runs.figure import COLORS, below, in_style, panels, save
 
 OPTIMIZERS = {"adamw": 2.0**-7, "sgdw": 2.0**-4}  # learning rates
 NORMALIZED = 0.05
@@ -55,7 +55,7 @@ def report(runs: Path, out: Path) -> None:
     write_csv(out / "runs.csv", ["optimizer", "schedule", "epochs", "seed", "epoch", "val_error_percent"], rows)
 
 
-@style()
+@in_style()
 def draw(out: Path) -> None:
     """Draw the restarts over the cosines, which they cover where both are the same run."""
     seeds: dict[tuple[str, str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))

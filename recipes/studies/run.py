@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
 # schedules reads the results of heatmaps
-STUDIES = ("heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks")
+STUDIES = ("styles", "heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from studies.finished_runs import base, mean_and_half_width, read_csv, read_runs, write_csv
 
-from lightning_wd.runs.figure import COLORS, TITLES, below, panels, save, style
+from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
 
 STYLE = {"adamw": "independent", "adam_l2": "l2"}
 SCHEDULES = {"constant": "fixed", "MultiStepLR": "drop-step", "warmup_cosine": "cosine"}
@@ -84,7 +84,7 @@ def report(runs: Path, out: Path) -> None:
     write_csv(out / "table.csv", head, rows)
 
 
-@style()
+@in_style()
 def draw(out: Path) -> None:
     """Draw each run, and the means with 95 % intervals."""
     found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
