@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: train test test-zoo test-clients test-oldest check docs docs-serve soak studies-smoke
 
-train: .venv/installed ## the default run; more on the command line: make train ARGS="optimizer=sgdw"
+train: .venv/training ## the default run; more on the command line: make train ARGS="optimizer=sgdw"
 	$(BIN)/python recipes/train.py $(ARGS)
 
 test: .venv/installed ## the whole test suite
@@ -37,10 +37,14 @@ soak: .venv/installed ## kill a sweep of distributed jobs 20 times and rerun it;
 studies-smoke: .venv/installed ## every study of docs/studies at toy size, under three minutes
 	$(BIN)/python recipes/studies/run.py --smoke $(ARGS)
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/training: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "Python >= 3.10 is needed: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e ".[recipes]"
+	touch $@
+
+.venv/installed: .venv/training
 	$(BIN)/python -m pip install -c constraints.txt -e ".[test,check]"
 	touch $@
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning_wd
 from lightning_wd.decay import UNITS
 from lightning_wd.errors import ConfigError, MaskError, as_typed, choice, nearest
 
@@ -52,13 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Weight decay: look at a plan, convert amounts, identify optimizers, draw sweeps and runs."
-    parser = argparse.ArgumentParser(prog="lightning-wd", description=about)
+    plain = argparse.RawDescriptionHelpFormatter  # leaves a command on its line
+    more = "lightning-wd COMMAND --help shows examples"
+    parser = argparse.ArgumentParser(prog="lightning-wd", description=about, epilog=more)
+    parser.add_argument("--version", action="version", version=f"lightning-wd {lightning_wd.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(run: Callable[[argparse.Namespace], int], about: str, example: str) -> Callable[..., Any]:
-        name = run.__name__.removeprefix("_")
-        example = f"Example: lightning-wd {name} {example}"
-        made = commands.add_parser(name, help=about, description=about, epilog=example)
+    def command(run: Callable[[argparse.Namespace], int], about: str, *examples: str) -> Callable[..., Any]:
+        name, wrapped = run.__name__.removeprefix("_"), textwrap.fill(about, 78)
+        shown = "\n".join(["examples:", *(f"  lightning-wd {name} {example}" for example in examples)])
+        made = commands.add_parser(name, help=about, description=wrapped, epilog=shown, formatter_class=plain)
         # How messages spell a setting: from_ as --from. They call a mask a mask.
         typed = {"mask": "mask", "mask.base": "--mask", "value": "the amount", "weight_decay": "the amount"}
         typed |= {
@@ -78,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command(
         _audit,
         "show which parameters of a model decay, and why, and how another policy differs",
+        "my_pkg.module:Model",
         "my_pkg.module:Model --against timm --fail-on decayed:norm",
     )
     add("model", metavar="MODULE:NAME", help="a class or function without arguments, or a module")
@@ -101,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "convert an amount of decay between units, exact at the peak learning rate; with --batch and --steps, carry lr "
         "and the amount over to them first",
         "0.1 --from decoupled --to independent --lr 1e-3",
+        "0.1 --from decoupled --lr 1e-3 --total-steps 10000",
     )
     add("value", type=float, help="the amount")
     add("--from", dest="from_", required=True, metavar="UNIT", help=", ".join(UNITS))
@@ -118,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command(
         _identify,
         "step an optimizer class to find what its weight_decay means",
+        "torch.optim.Adam",
         "torch.optim.NAdam decoupled_weight_decay=true",
     )
     add("optimizer", metavar="DOTTED.PATH", help="a torch.optim.Optimizer class")
@@ -127,12 +135,16 @@ def _parser() -> argparse.ArgumentParser:
         _heatmap,
         "draw the error of a sweep over learning rate and weight decay: heatmap.png, .svg and .csv, separability.csv",
         "multirun/lr_wd_grid",
+        "multirun/lr_wd_grid --metric val/loss",
     )
     add("folder", metavar="DIR", help="the folder of a sweep, or one that holds several sweeps")
     add("--metric", help="a column of metrics.csv; test/acc unless the runs have none")
 
     add = command(
-        _curves, "draw the metrics of several runs over each other, one panel each", "multirun/*/*/* --out curves.png"
+        _curves,
+        "draw the metrics of several runs over each other, one panel each",
+        "outputs",
+        "multirun/*/*/* --metric val/loss --out curves.png",
     )
     add("folders", metavar="DIR", nargs="+", help="runs' folders, or folders that hold runs")
     add("--metric", action="append", help="a column of metrics.csv; repeatable; all losses and accuracies")
