@@ -70,6 +70,6 @@ def draw(out: Path) -> None:
     accuracy.set(title="test accuracy", xlabel="%; crosses: seeds, dots: their mean")
     accuracy.set_yticks(range(len(STYLES)), list(STYLES))
     accuracy.invert_yaxis()
-    text = "30 % of the training labels are random; those of the test are right. l2 has no d_t: it goes into the gradient."
+    text = "30 % of the training labels are random, those of the test right. l2 has no d_t: it goes into the gradient."
     below(figure, text, norms.get_legend_handles_labels()[0], columns=4)
     save(figure, out / "styles.png")
