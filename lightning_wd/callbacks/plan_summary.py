@@ -139,6 +139,7 @@ def _plan_of_groups(
                     "name": known[0],
                     "names": known,
                     "shape": list(p.shape),
+                    "optimizer": None,
                     "numel": p.numel(),
                     "wd_mult": entry["weight_decay"] / strongest if strongest else 0.0,
                     "lr_mult": entry["lr"] / fastest if fastest else 1.0,

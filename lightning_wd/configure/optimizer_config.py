@@ -147,8 +147,6 @@ class OptimizerConfig(CheckedMapping):
         given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
         amounts = self.decay = _decay(weight_decay, given, named.typical)
-        own = {**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)}
-        _check_style_of(name, amounts.style, own)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
         if reference == dict.fromkeys(KEYS):  # as the YAML files have it
@@ -163,8 +161,9 @@ class OptimizerConfig(CheckedMapping):
             mask=_without_code(self.mask, code=code),
             reference=None if reference is None else dict(reference),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
-            **own,
+            **{**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
+        _check_style_of(name, amounts.style, self.hyperparameters)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:

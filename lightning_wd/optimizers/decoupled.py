@@ -54,6 +54,10 @@ class _Decoupled(DecayGroups):
             bound.arguments.update({} if lacks_decay else {"weight_decay": 0.0})
         super().__init__(*bound.args, **bound.kwargs)
 
+    def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
+        # None may be a class's own default, as timm's eps
+        super()._check({k: v for k, v in given.items() if v is not None or k in ("lr", "weight_decay")}, settings, of)
+
     def _complete(self, group: dict[str, Any], label: str) -> None:
         if "lr" not in self.defaults:
             raise ConfigError(
