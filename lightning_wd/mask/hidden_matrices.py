@@ -55,11 +55,12 @@ def hidden_matrices(module: nn.Module, plan: DecayPlan) -> dict[int, Matrices]:
 
 
 def _matrices(row: Row, owner: nn.Module, *, first: bool, last: bool) -> Matrices:
-    if row.kind not in ("weight", "adapter"):
+    linear = is_weighted(type(owner))  # type: ignore[arg-type]  # classes are hashable
+    if row.kind != "weight" and not (row.kind == "adapter" and linear):
         return Matrices(0, row.kind)
     if last:
         return Matrices(0, "output layer")
-    convolution = len(row.shape) > 2 and is_weighted(type(owner))  # type: ignore[arg-type]  # classes are hashable
+    convolution = len(row.shape) > 2 and linear
     if first and convolution:
         return Matrices(0, "input layer")
     if len(row.shape) > 2 and not convolution:
