@@ -16,7 +16,7 @@ from lightning_wd.mask.hidden_matrices import hidden_matrices
 from lightning_wd.mask.plan import Row
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.muon import MuonAdamW
-from lightning_wd.optimizers.param_groups import as_float, group_style, peak_lr
+from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_style, peak_lr
 
 __all__ = ["LateGroups", "give_matrices_to_muon", "unfreeze"]
 
@@ -191,8 +191,8 @@ def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, flo
             if id(row.param) in groups and not row.settings
         ]
     lr = next((peak_lr(group) / factor for factor, _, group in known if factor), lr)
-    amounts = [(group.get("base_weight_decay", group.get("weight_decay")), factor) for _, factor, group in known]
-    weight_decay = next((as_float(amount) / factor for amount, factor in amounts if amount and factor), weight_decay)
+    amounts = [(configured_weight_decay(group), factor) for _, factor, group in known]
+    weight_decay = next((amount / factor for amount, factor in amounts if amount and factor), weight_decay)
     return as_float(lr), as_float(weight_decay)
 
 

@@ -54,6 +54,7 @@ class DecayGroups(Optimizer):
     l2_form: ClassVar[Any] = None  # the class to build when every group is l2
     state_keys: ClassVar[frozenset[str] | None] = None  # names of its state tensors; None: unknown
     counters: ClassVar[tuple[str, ...]] = ()  # keys of groups that are state, no settings
+    own_name: ClassVar[str | None] = None  # what its groups have under `optimizer`, where one class steps them all
     plain_style: ClassVar[str | None] = "l2"  # of the torch class's own states, which name no style; None: unknown
     typed: Mapping[str, str] = {}  # how messages spell its settings, as `as_typed` takes it
     _initialising = False
@@ -246,13 +247,17 @@ class DecayGroups(Optimizer):
             CheckpointMismatchError: the state is of another optimizer, of other groups or parameters, or (unless
                 :attr:`on_resume` is "config") of another decay style.
         """
-        # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
-        handle = self.register_load_state_dict_pre_hook(lambda _, adapted: fit_checkpoint(self, adapted))
-        try:
-            with as_typed(self.typed):
-                super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
+        load = super().load_state_dict
+        with as_typed(self.typed):
+            if load.__func__ is not Optimizer.load_state_dict:  # type: ignore[attr-defined]
+                load(fit_checkpoint(self, state_dict))  # one of the class's own, as in bitsandbytes, runs no hooks
+                return
+            # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
+            handle = self.register_load_state_dict_pre_hook(lambda _, adapted: fit_checkpoint(self, adapted))
+            try:
+                load(state_dict)
+            finally:
+                handle.remove()
 
     def _initialises_state(self) -> bool:
         """Whether this step only creates state: no state yet, and all learning rates and gradients 0.

@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_wd.errors import CheckpointMismatchError, warn
 from lightning_wd.optimizers.pairing import Difference, Pair, paired, tell_of_positions
-from lightning_wd.optimizers.param_groups import peak_lr
+from lightning_wd.optimizers.param_groups import configured_weight_decay, peak_lr
 from lightning_wd.optimizers.saved_state import (
     OURS,
     VERSIONED,
@@ -108,7 +108,7 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
         if getattr(optimizer, "scheduled", None) is False and "initial_lr" not in theirs:
             filled.pop("initial_lr", None)  # a learning-rate finder's
         if "weight_decay" in theirs:
-            filled["base_weight_decay"] = theirs.get("base_weight_decay", theirs["weight_decay"])
+            filled["base_weight_decay"] = configured_weight_decay(theirs)
         if switch:  # the saved number is in another unit, so it cannot replace the configured one
             filled.update({key: mine[key] for key in ("style", "weight_decay", "base_weight_decay")})
         keys = _compared(optimizer.stepper_of(mine), theirs)
@@ -167,7 +167,8 @@ def _schedule_difference(optimizer: Any, pair: Pair) -> Difference | None:
     :func:`lightning_wd.configure_optimizers` says whether its optimizer is ``scheduled``.
     """
     here, there = getattr(optimizer, "scheduled", None), "initial_lr" in pair.theirs
-    if here in (None, there) or "base_lr" not in pair.theirs:
+    of_its_own = not here and "initial_lr" in pair.mine  # some classes keep one without a schedule
+    if here in (None, there) or "base_lr" not in pair.theirs or of_its_own:
         return None
     ours, theirs = (("no lr_scheduler", "an lr_scheduler")[side] for side in (here, there))
     found = f"{theirs} in the checkpoint, {ours} in the configuration"

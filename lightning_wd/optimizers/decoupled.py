@@ -54,6 +54,16 @@ class _Decoupled(DecayGroups):
             bound.arguments.update({} if lacks_decay else {"weight_decay": 0.0})
         super().__init__(*bound.args, **bound.kwargs)
 
+    def _complete(self, group: dict[str, Any], label: str) -> None:
+        if "lr" not in self.defaults:
+            raise ConfigError(
+                f"{self.base.__name__} keeps no lr in its groups, which units and schedules of decay need.",
+                found=f"settings {', '.join(self.defaults)}",
+                fix=f"use {self.base.__name__} as it is, or an optimizer with a learning rate",
+            )
+        super()._complete(group, label)
+        group.setdefault("optimizer", self.own_name)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_given": self._given}
 
@@ -243,6 +253,7 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
             "__signature__": inspect.Signature(sorted([*parameters.values(), *added], key=lambda p: p.kind)),
             "base": optimizer_cls,
             "base_step": unhooked(optimizer_cls),
+            "own_name": f"{optimizer_cls.__module__.partition('.')[0]}.{optimizer_cls.__name__}",
             "styles": STYLES if own is not None else tuple(style for style in STYLES if style != "l2"),
             "default_weight_decay": own.default if own is not None else 0.0,
         },

@@ -173,6 +173,7 @@ def _aside(device: str) -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.device(device),
+            torch.compiler.set_stance("force_eager"),  # to compile a step takes longer than all steps here
         ):
             warnings.simplefilter("ignore")
             yield
@@ -248,8 +249,11 @@ class _Run:
         """Set the learning rate as a scheduler of torch does."""
         for group in self.optimizer.param_groups:
             if group.get("lr", lr) != lr:
-                group.setdefault("initial_lr", group["lr"])
-                group["lr"] = lr
+                group.setdefault("initial_lr", float(group["lr"]))
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
 
     def read(self) -> Tensor:
         return torch.cat([w.detach().flatten() for w in self.weights])
@@ -332,7 +336,7 @@ class _Trial:
         if self.first == "model":
             params: Any = model
         elif self.first.startswith("named"):
-            params = list(model.namedparameters_of())
+            params = list(model.named_parameters())
         else:
             params = weights
         try:

@@ -69,7 +69,8 @@ def check_family(optimizer: Any, state_dict: dict[str, Any]) -> None:
     classes = [cls for cls in vars(torch.optim).values() if isinstance(cls, type) and issubclass(cls, Optimizer)]
     every = {name for cls in classes for name in inspect.signature(cls).parameters}
     for index, group in enumerate(state_dict["param_groups"]):
-        alike = [mine for mine in optimizer.param_groups if mine.get("optimizer") == group.get("optimizer")]
+        saved = group.get("optimizer", optimizer.own_name)
+        alike = [mine for mine in optimizer.param_groups if mine.get("optimizer") == saved]
         stepper = optimizer.stepper_of(alike[0]) if alike else optimizer
         expected = set(stepper.defaults) - VERSIONED - OURS
         foreign = every - expected - VERSIONED - OURS - {"params"}
@@ -106,7 +107,7 @@ def _of_whom(group: dict[str, Any], classes: list[type[Optimizer]]) -> str:
 def check_values(optimizer: Any, pairs: Iterable[tuple[str, dict[str, Any], dict[str, Any], Any]]) -> None:
     """Refuse settings that no optimizer saves: torch loads them, and fails or blows up at its next step."""
     for label, mine, theirs, _ in pairs:
-        if mine.get("optimizer") != theirs.get("optimizer"):
+        if mine.get("optimizer") != theirs.get("optimizer", optimizer.own_name):
             problem, found = f"{label} is of another optimizer.", repr(theirs["optimizer"])
             raise refusal(optimizer, problem, found=found, valid=repr(mine["optimizer"]), fix=REBUILD)
         for key, value in theirs.items():
@@ -118,6 +119,8 @@ def check_values(optimizer: Any, pairs: Iterable[tuple[str, dict[str, Any], dict
 
 def _is_like(key: str, value: Any, like: Any) -> bool:
     """Whether a saved setting is of the kind of the optimizer's own, and in the range that any optimizer takes."""
+    if type(value) is type(like) and not isinstance(value, Tensor) and value == like:
+        return True
     if key in VERSIONED:
         return isinstance(value, bool) or (value is None and key in ("foreach", "fused"))
     if isinstance(like, (bool, str)):
