@@ -144,6 +144,7 @@ def _plan_of_groups(
                     "wd_mult": entry["weight_decay"] / strongest if strongest else 0.0,
                     "lr_mult": entry["lr"] / fastest if fastest else 1.0,
                     "style": entry["style"],
+                    "optimizer": None,
                     "group": entry["name"],
                     "reason": f"weight_decay {entry['weight_decay']:g} of its group",
                 }

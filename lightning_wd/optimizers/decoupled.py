@@ -24,8 +24,8 @@ __all__ = ["decoupled", "is_schedule_free"]
 _READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW, torch.optim.SGD: SGDW}
 
 
-def is_schedule_free(optimizer: Optimizer | type[Optimizer]) -> bool:
-    """Whether an optimizer holds other weights in the model while it trains than while it is evaluated."""
+def is_schedule_free(optimizer: Any) -> bool:
+    """Whether an optimizer or a class of one has other weights in the model while it trains than in evaluation."""
     return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
 
 
