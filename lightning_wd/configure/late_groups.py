@@ -18,7 +18,7 @@ from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.muon import MuonAdamW
 from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_style, peak_lr
 
-__all__ = ["LateGroups", "give_matrices_to_muon", "unfreeze"]
+__all__ = ["LateGroups", "base_values", "give_matrices_to_muon", "unfreeze"]
 
 
 def unfreeze(
@@ -146,8 +146,11 @@ def _split(
     """
     rows = tuple(rows)
     plan: DecayPlan | None = getattr(optimizer, "decay_plan", None)
-    rate, weight_decay = _reference(optimizer, plan)
-    groups = DecayPlan(rows, whole.style).groups(lr=rate, weight_decay=weight_decay)
+    rate, weight_decay = base_values(optimizer, plan)
+    part = DecayPlan(rows, whole.style)
+    if (carried := getattr(optimizer, "carried", None)) is not None:
+        carried.carry_rules(part, rate)
+    groups = part.groups(lr=rate, weight_decay=weight_decay)
     if isinstance(optimizer, MuonAdamW):
         groups = give_matrices_to_muon(groups, module, whole)
     for row in rows if plan is not None else ():
@@ -175,7 +178,7 @@ def give_matrices_to_muon(groups: list[dict[str, Any]], module: nn.Module, plan:
     return divided
 
 
-def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
+def base_values(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
     """Return the peak learning rate and the weight decay that a group with wd_mult = lr_mult = 1 has in this run.
 
     Without the plan that made the groups they are those of the first group, and of the first that decays.
