@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from lightning_wd.optimizers.param_groups import as_float, group_style
+from lightning_wd.optimizers.param_groups import as_float, group_style, stepper_of
 
 __all__ = ["Snapshot", "adamw_angle", "adamw_rms", "sgd_ratio"]
 
@@ -68,7 +68,7 @@ class Snapshot:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 self.old[p] = _sample(_local(p)).clone()
-                if _overwrites_gradients(optimizer, group):
+                if _overwrites_gradients(stepper_of(optimizer, group), group):
                     buffer = optimizer.state.get(p, {}).get("momentum_buffer")
                     self._momentum[p] = None if buffer is None else buffer.clone()
 
@@ -78,7 +78,7 @@ class Snapshot:
         ``fractions`` holds ``d_t`` of each group; None where decay is not a fixed fraction.
         """
         return [
-            self._measure(optimizer, group, d) if any(p.numel() for p in group["params"]) else {}
+            self._measure(stepper_of(optimizer, group), group, d) if any(p.numel() for p in group["params"]) else {}
             for group, d in zip(optimizer.param_groups, fractions, strict=True)
         ]
 

@@ -11,13 +11,13 @@ from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import identify
-from lightning_wd.optimizers.by_name import OPTIMIZERS, family, hyperparameters_of, optimizer_class
+from lightning_wd.optimizers.by_name import OPTIMIZERS, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 
-__all__ = ["OptimizerConfig", "plain_mask", "plain_rule"]
+__all__ = ["OptimizerConfig", "check_hyperparameter", "plain_mask", "plain_rule", "styles_of"]
 
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
-_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "on_resume")
+_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "on_resume", "muon")
 _DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "typical")
 _TYPICAL_KEYS = ("adam", "sgd", "muon")
 _BELOW_ONE = ("momentum", "alpha", "betas[0]", "betas[1]")
@@ -57,6 +57,7 @@ class OptimizerConfig(CheckedMapping):
         mask: ``base`` and ``rules`` (see :class:`lightning_wd.Mask`), the name of a preset, or a Mask.
         on_resume: whose settings are used when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
             ``error``. Another decay style is refused, except under ``config``, which continues in the configured one.
+        muon: an ``lr`` and a ``weight_decay`` of its own for the half of ``muon`` that Muon steps.
         **hyperparameters: the optimizer's own keywords, such as ``betas`` or ``momentum``; None is its default.
 
     Raises:
@@ -107,6 +108,7 @@ class OptimizerConfig(CheckedMapping):
         decay: Mapping[str, Any] | None = None,
         mask: Mapping[str, Any] | str | Mask | None = None,
         on_resume: str = "checkpoint",
+        muon: Mapping[str, Any] | None = None,
         code: bool = False,
         **hyperparameters: Any,
     ) -> None:
@@ -125,6 +127,9 @@ class OptimizerConfig(CheckedMapping):
         _check_style_of(name, amounts.style)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
+        for i, rule in enumerate(self.mask.rules):
+            if rule.optimizer is not None:
+                family(rule.optimizer, f"optimizer.mask.rules[{i}].optimizer")
         dict.update(
             self,
             name=name,
@@ -133,6 +138,7 @@ class OptimizerConfig(CheckedMapping):
             decay={key: getattr(amounts, key, value) for key, value in given.items()},
             mask=_without_code(self.mask, code=code),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
+            **({} if muon is None else {"muon": _check_half(name, muon)}),
             **{**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
 
@@ -141,6 +147,18 @@ class OptimizerConfig(CheckedMapping):
         """The optimizer's own keywords, pairs of numbers as the tuples that torch has."""
         own = {key: value for key, value in self.items() if key not in _OWN_KEYS}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+
+    def hyperparameters_for(self, optimizer: str) -> dict[str, Any]:
+        """Return the keywords of one of several optimizers: the config's, if it is the config's own."""
+        if optimizer not in steppers(self["name"]):
+            return dict(family(optimizer).defaults)
+        known = hyperparameters_of(optimizer_class(optimizer, self.decay.style))
+        return {key: value for key, value in self.hyperparameters.items() if key in known}
+
+    @property
+    def halves(self) -> dict[str, dict[str, float]]:
+        """The optimizers with an ``lr`` or a ``weight_decay`` of their own, and these."""
+        return {"muon": {key: value for key, value in (self.get("muon") or {}).items() if value is not None}}
 
     @property
     def typical_amount(self) -> bool:
@@ -171,16 +189,24 @@ def _check_style_of(name: str, style: str) -> None:
             nearest=twin,
             fix=f"write optimizer={twin} optimizer/decay={style}",
         )
-    cls: Any = family(name).cls
-    styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
-    if style == "l2" and hasattr(cls, "base") and not identify(cls.base).may_be_l2:  # made by decoupled()
-        styles = tuple(style for style in styles if style != "l2")
+    styles = styles_of(name, asked=style)
     if style not in styles:
         raise ConfigError(
             f"optimizer={name} does not do optimizer.decay.style {style!r}.",
             valid=styles,
             fix=f"write optimizer/decay={styles[0]}, or optimizer=adamw",
         )
+
+
+def styles_of(name: str, asked: str) -> tuple[str, ...]:
+    """Return the styles that an optimizer does; whether it does ``l2`` may take a moment to find out, if ``asked``."""
+    if name in DECOUPLED_TWIN:
+        return ("l2", "none")
+    cls: Any = family(name).cls
+    styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
+    if asked == "l2" and hasattr(cls, "base") and not identify(cls.base).may_be_l2:  # made by decoupled()
+        styles = tuple(style for style in styles if style != "l2")
+    return styles
 
 
 def _without_code(mask: Mask, *, code: bool) -> Any:
@@ -204,7 +230,8 @@ def plain_mask(mask: Mask) -> dict[str, Any]:
 
 def plain_rule(rule: Rule) -> dict[str, Any]:
     """Return a rule without a predicate as plain data, its classes as names."""
-    plain = {**rule.conditions, **rule.settings, **({"reason": rule.reason} if rule.reason else {})}
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in rule.settings.items()}
+    plain = {**rule.conditions, **settings, **({"reason": rule.reason} if rule.reason else {})}
     if rule.module_types:
         kinds = rule.module_types
         plain["module_types"] = [k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in kinds]
@@ -212,7 +239,9 @@ def plain_rule(rule: Rule) -> dict[str, Any]:
 
 
 def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    known = hyperparameters_of(optimizer_class(name, style))
+    known = {
+        key: value for each in steppers(name) for key, value in hyperparameters_of(optimizer_class(each, style)).items()
+    }
     unknown = [key for key in given if key not in known]
     others = [o for o in OPTIMIZERS if unknown and unknown[0] in hyperparameters_of(OPTIMIZERS[o].cls)]
     if others:
@@ -225,18 +254,29 @@ def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> d
             "defaults list. A block written inline goes out of the YAML, and the group into its defaults list",
         )
     keys(f"optimizer {name}", given, [*_OWN_KEYS, *known], typed="optimizer.{}", renamed=_RENAMED, aliases=_ALIASES)
-    return {key: _check_hyperparameter(key, value, known[key]) for key, value in given.items()}
+    return {key: check_hyperparameter(f"optimizer.{key}", value, known[key]) for key, value in given.items()}
 
 
-def _check_hyperparameter(key: str, value: Any, default: Any) -> Any:
-    """Return a keyword's value in the form of its default, or raise a ConfigError."""
-    where = f"optimizer.{key}"
+def _check_half(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checked ``optimizer.muon``."""
+    if name != "muon":
+        raise ConfigError(
+            f"optimizer.muon is a setting of optimizer=muon, and this is {name}.",
+            fix="remove it; for some parameters, write lr and weight_decay into the rule that gives them to muon",
+        )
+    half = checked_mapping("optimizer.muon", given, ("lr", "weight_decay"))
+    return {key: value if value is None else number(f"optimizer.muon.{key}", value) for key, value in half.items()}
+
+
+def check_hyperparameter(where: str, value: Any, default: Any) -> Any:
+    """Return a keyword's value in the form of its default, or raise a ConfigError; ``where`` is how it was typed."""
+    key = where.rpartition(".")[2]
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or len(value) != len(default):
             raise ConfigError(
                 f"{where} must be {len(default)} numbers but got {value!r}.", fix=f"write '{where}={list(default)}'"
             )
-        return [_check_hyperparameter(f"{key}[{i}]", *pair) for i, pair in enumerate(zip(value, default, strict=True))]
+        return [check_hyperparameter(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(value, default, strict=True))]
     if isinstance(default, bool) or (default is None and "[" not in key):
         return flag(where, value, optional=default is None)
     if value is None and default is None:

@@ -170,8 +170,13 @@ class DecayPlan:
         peak = number("lr", lr.item() if isinstance(lr, Tensor) else lr)
         return self.groups_of_checked(lr, peak, number("weight_decay", weight_decay), **defaults)
 
-    def groups_of_checked(self, lr: Any, peak: float, amount: float, **defaults: Any) -> list[dict[str, Any]]:
-        """Return the groups for numbers that were checked; ``peak`` is ``lr`` as a float."""
+    def groups_of_checked(
+        self, lr: Any, peak: float, amount: float, own: Mapping[str, Mapping[str, Any]] = {}, **defaults: Any
+    ) -> list[dict[str, Any]]:
+        """Return the groups for numbers that were checked; ``peak`` is ``lr`` as a float.
+
+        ``own`` has the ``lr`` and ``weight_decay`` of an optimizer that has others.
+        """
         members: dict[str, list[Row]] = {"decay": [], "no_decay": []}
         for row in self.rows:
             if row.group is not None:
@@ -180,13 +185,16 @@ class DecayPlan:
         for name, rows in members.items():
             if rows:
                 first = rows[0]
+                base = {"lr": lr, "peak": peak, "weight_decay": amount}
+                if its := own.get(str(first.optimizer), {}):
+                    base |= its | ({"peak": its["lr"]} if "lr" in its else {})
                 group = {
                     **defaults,
                     "params": [(row.name, row.param) for row in rows],
                     "name": name,
-                    "lr": lr * first.lr_mult,
-                    "base_lr": first.settings.get("lr", peak * first.lr_mult),
-                    "weight_decay": self._coefficient(first, amount, peak),
+                    "lr": base["lr"] * first.lr_mult,
+                    "base_lr": first.settings.get("lr", base["peak"] * first.lr_mult),
+                    "weight_decay": self._coefficient(first, base["weight_decay"], base["peak"]),
                     **first.settings,
                     **({} if first.style is None else {"style": first.style}),
                     **({} if first.optimizer is None else {"optimizer": first.optimizer}),
