@@ -146,11 +146,11 @@ def _build(
         return cls(groups, lr=lr, weight_decay=coefficient, **own, **keywords)  # defaults, for groups added later
     except (ConfigError, MaskError):
         raise
-    except (TypeError, ValueError, RuntimeError) as error:  # torch's own checks of one setting against another
+    except Exception as error:  # the class's own checks, of one setting against another and of the parameters
         raise ConfigError(
-            f"optimizer {config['name']} cannot be built: {error}.",
-            found=", ".join(f"optimizer.{key}={value!r}" for key, value in keywords.items()),
-            fix="correct these settings",
+            f"optimizer {config['name']} cannot be built: {str(error).rstrip('.')}.",
+            found=", ".join(f"optimizer.{key}={value!r}" for key, value in keywords.items()) or "its own defaults",
+            fix="correct these settings, or name an optimizer that takes these parameters",
         ) from error
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
 from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
-from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, nearest, number, spelled
+from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, listed, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import identify
-from lightning_wd.optimizers.by_name import OPTIMIZERS, family, hyperparameters_of, optimizer_class, steppers
+from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 
 __all__ = ["OptimizerConfig", "check_hyperparameter", "plain_mask", "plain_rule", "styles_of"]
@@ -48,8 +48,9 @@ class OptimizerConfig(CheckedMapping):
 
     Args:
         name: ``adamw``, ``sgdw``, ``adam_l2``, ``sgd_l2``, ``nadamw``, ``radamw``, ``rmspropw``, ``adagradw``,
-            ``adamaxw``, ``adafactor`` or ``muon`` (hidden matrices by Muon, the rest by AdamW).
-        lr: ``lr0 >= 0``, the peak learning rate.
+            ``adamaxw``, ``adafactor`` or ``muon`` (hidden matrices by Muon, the rest by AdamW); or the dotted path of
+            any ``torch.optim.Optimizer`` class, which is imported: ``timm.optim.Lion``.
+        lr: ``lr0 >= 0``, the peak learning rate; of a class given by its path, its own default where none is given.
         weight_decay: ``lam >= 0`` in the unit of the style; None if ``decay`` gives another amount; the style's
             typical amount if neither is given.
         decay: ``style``, ``normalized``, ``timescale_epochs``, ``timescale_runs``, ``cautious`` (see
@@ -112,6 +113,12 @@ class OptimizerConfig(CheckedMapping):
         code: bool = False,
         **hyperparameters: Any,
     ) -> None:
+        if name is None:
+            raise ConfigError(
+                "optimizer.name is not given.",
+                valid="a name, or the dotted path of any torch.optim.Optimizer class",
+                fix="write optimizer.name=timm.optim.Lion, for example",
+            )
         named = family(name)
         hyperparameters = {key: value for key, value in hyperparameters.items() if value is not None}
         if isinstance(decay, str):
@@ -124,7 +131,8 @@ class OptimizerConfig(CheckedMapping):
         given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
         amounts = self.decay = _decay(weight_decay, given, named.typical)
-        _check_style_of(name, amounts.style)
+        own = {**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)}
+        _check_style_of(name, amounts.style, own)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
         for i, rule in enumerate(self.mask.rules):
@@ -133,13 +141,13 @@ class OptimizerConfig(CheckedMapping):
         dict.update(
             self,
             name=name,
-            lr=number("optimizer.lr", named.lr if lr is None else lr),
+            lr=number("optimizer.lr", _own_rate(name) if lr is None else lr),
             weight_decay=amounts.weight_decay,
             decay={key: getattr(amounts, key, value) for key, value in given.items()},
             mask=_without_code(self.mask, code=code),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
             **({} if muon is None else {"muon": _check_half(name, muon)}),
-            **{**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
+            **own,
         )
 
     @property
@@ -180,7 +188,15 @@ def _decay(weight_decay: Any, given: Mapping[str, Any], kind: str) -> Decay:
     return Decay(**values, weight_decay=weight_decay, typed=typed)
 
 
-def _check_style_of(name: str, style: str) -> None:
+def _own_rate(name: str) -> float:
+    """Return the default learning rate of an optimizer."""
+    lr = family(name).lr
+    if lr is None:
+        raise ConfigError(f"optimizer {name} has no lr of its own.", fix="write optimizer.lr=1e-3, for example")
+    return lr
+
+
+def _check_style_of(name: str, style: str, hyperparameters: Mapping[str, Any]) -> None:
     twin = DECOUPLED_TWIN.get(name)
     if twin is not None and style not in ("l2", "none"):
         raise ConfigError(
@@ -189,24 +205,28 @@ def _check_style_of(name: str, style: str) -> None:
             nearest=twin,
             fix=f"write optimizer={twin} optimizer/decay={style}",
         )
-    styles = styles_of(name, asked=style)
+    styles, found = styles_of(name, style, hyperparameters)
     if style not in styles:
         raise ConfigError(
-            f"optimizer={name} does not do optimizer.decay.style {style!r}.",
+            f"optimizer {name} does not do optimizer.decay.style {style!r}.",
+            found=found,
             valid=styles,
             fix=f"write optimizer/decay={styles[0]}, or optimizer=adamw",
         )
 
 
-def styles_of(name: str, asked: str) -> tuple[str, ...]:
-    """Return the styles that an optimizer does; whether it does ``l2`` may take a moment to find out, if ``asked``."""
+def styles_of(name: str, asked: str, hyperparameters: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
+    """Return the styles that an optimizer does, and what was found of one that is ``asked`` and that it does not do."""
     if name in DECOUPLED_TWIN:
-        return ("l2", "none")
+        return ("l2", "none"), None
     cls: Any = family(name).cls
     styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
-    if asked == "l2" and hasattr(cls, "base") and not identify(cls.base).may_be_l2:  # made by decoupled()
-        styles = tuple(style for style in styles if style != "l2")
-    return styles
+    if asked == "l2" and hasattr(cls, "base"):  # made by decoupled()
+        means = identify(cls.base, **hyperparameters)
+        if not means.may_be_l2:
+            found = " ".join([f"its own weight_decay is {means.style!r}.", *means.evidence])
+            return tuple(style for style in styles if style != "l2"), found
+    return styles, None
 
 
 def _without_code(mask: Mask, *, code: bool) -> Any:
@@ -239,22 +259,34 @@ def plain_rule(rule: Rule) -> dict[str, Any]:
 
 
 def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    known = {
-        key: value for each in steppers(name) for key, value in hyperparameters_of(optimizer_class(each, style)).items()
-    }
+    """Return the keywords of an optimizer in the form of their defaults; refuse what it does not take, or lacks."""
+    every = [hyperparameters_of(optimizer_class(each, style)) for each in steppers(name)]
+    known = {key: value for one in every for key, value in one.items()}
     unknown = [key for key in given if key not in known]
     others = [o for o in OPTIMIZERS if unknown and unknown[0] in hyperparameters_of(OPTIMIZERS[o].cls)]
     if others:
+        again = f"optimizer={name}" if name in OPTIMIZERS else f"optimizer=custom optimizer.name={name}"
+        group = name if name in OPTIMIZERS else "custom"
         raise ConfigError(
             f"optimizer.{unknown[0]} is not a setting of {name}.",
             found=", ".join(f"{key}={given[key]!r}" for key in unknown),
             valid=[*_OWN_KEYS, *known],
+            nearest=nearest(unknown[0], known),
             fix=f"'{unknown[0]}' belongs to {', '.join(others)}: remove it. If a merge left it over, replace the group "
-            f"instead: `optimizer={name}` without `+` on the command line, or `override /optimizer: {name}` in the "
+            f"instead: `{again}` without `+` on the command line, or `override /optimizer: {group}` in the "
             "defaults list. A block written inline goes out of the YAML, and the group into its defaults list",
         )
     keys(f"optimizer {name}", given, [*_OWN_KEYS, *known], typed="optimizer.{}", renamed=_RENAMED, aliases=_ALIASES)
-    return {key: check_hyperparameter(f"optimizer.{key}", value, known[key]) for key, value in given.items()}
+    missing = [key for key, default in known.items() if default is REQUIRED and key not in given]
+    if missing:
+        raise ConfigError(
+            f"optimizer {name} needs {listed(missing)}.",
+            found=", ".join(f"optimizer.{key}={value!r}" for key, value in given.items()) or "no such setting",
+            fix=f"write {', '.join(f'optimizer.{key}=<value>' for key in missing)}, each with + in front where Hydra's "
+            "command line adds it",
+        )
+    of_ours = name in OPTIMIZERS
+    return {k: check_hyperparameter(f"optimizer.{k}", value, known[k], of_ours=of_ours) for k, value in given.items()}
 
 
 def _check_half(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,15 +300,21 @@ def _check_half(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value if value is None else number(f"optimizer.muon.{key}", value) for key, value in half.items()}
 
 
-def check_hyperparameter(where: str, value: Any, default: Any) -> Any:
-    """Return a keyword's value in the form of its default, or raise a ConfigError; ``where`` is how it was typed."""
+def check_hyperparameter(where: str, value: Any, default: Any, *, of_ours: bool = True) -> Any:
+    """Return a keyword's value in the form of its default, or raise a ConfigError; ``where`` is how it was typed.
+
+    What another's class takes where its default is None, or which numbers, it must say itself.
+    """
     key = where.rpartition(".")[2]
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or len(value) != len(default):
             raise ConfigError(
                 f"{where} must be {len(default)} numbers but got {value!r}.", fix=f"write '{where}={list(default)}'"
             )
-        return [check_hyperparameter(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(value, default, strict=True))]
+        pairs = enumerate(zip(value, default, strict=True))
+        return [check_hyperparameter(f"{where}[{i}]", *pair, of_ours=of_ours) for i, pair in pairs]
+    if not of_ours and not isinstance(default, (bool, int, float, str)):
+        return value
     if isinstance(default, bool) or (default is None and "[" not in key):
         return flag(where, value, optional=default is None)
     if value is None and default is None:
@@ -285,8 +323,8 @@ def check_hyperparameter(where: str, value: Any, default: Any) -> Any:
         if not isinstance(value, str):
             raise ConfigError(f"{where} must be text but got {value!r}.", fix=f"write {where}={default}")
         return value
-    minimum, below = -math.inf if (default or 0) < 0 else 0.0, 1.0 if key in _BELOW_ONE else math.inf
-    checked = number(where, value, minimum=minimum, below=below)
+    minimum, below = -math.inf if (default or 0) < 0 or not of_ours else 0.0, 1.0 if key in _BELOW_ONE else math.inf
+    checked = number(where, value, minimum=minimum, below=below, infinite=default == math.inf)
     return int(checked) if isinstance(default, int) and checked.is_integer() else checked
 
 

@@ -37,8 +37,8 @@ def check_rules(plan: DecayPlan, config: OptimizerConfig, callbacks: Iterable[An
             rows = [row for row in plan if row.by.get(key) == i]
             _check_taken(named, key, rows)
             for row in rows[:1]:
-                default = hyperparameters_of(_class_of(row))[key]
-                check_hyperparameter(f"optimizer.mask.rules[{i}].{key}", value, default)
+                default, of_ours = hyperparameters_of(_class_of(row))[key], row.optimizer in OPTIMIZERS
+                check_hyperparameter(f"optimizer.mask.rules[{i}].{key}", value, default, of_ours=of_ours)
     _check_styles(config, stepped)
     _check_own(config, plan, stepped)
 
@@ -82,18 +82,20 @@ def _check_taken(named: str, key: str, rows: list[Row]) -> None:
 
 
 def _check_styles(config: OptimizerConfig, stepped: list[Row]) -> None:
-    """Refuse a style that an optimizer does not do; what does not decay has one in name only."""
+    """Refuse a style that a rule's optimizer does not do; what does not decay has one in name only."""
+    asked: dict[tuple[int, str, str], list[Row]] = {}
     for row in stepped:
-        valid = styles_of(str(row.optimizer), asked=str(row.style)) if "optimizer" in row.by else (row.style,)
-        if row.wd_mult and row.style not in valid:
-            i = row.by["optimizer"]
-            same = [r for r in stepped if r.by.get("optimizer") == i and r.style == row.style and r.wd_mult]
+        if row.wd_mult and "optimizer" in row.by:
+            asked.setdefault((row.by["optimizer"], str(row.optimizer), str(row.style)), []).append(row)
+    for (i, optimizer, style), rows in asked.items():
+        styles, found = styles_of(optimizer, style, config.hyperparameters_for(optimizer))
+        if style not in styles:
             raise MaskError(
-                f"mask rule {i + 1} ({config.mask.rules[i]}) gives parameters of style {row.style!r} to "
-                f"{row.optimizer}, which does not do that style.",
-                found=listed(r.name for r in same),
-                valid=[str(style) for style in valid],
-                fix=f"write style: {valid[0]} into the rule, with a weight_decay in its unit, or another optimizer",
+                f"mask rule {i + 1} ({config.mask.rules[i]}) gives parameters of style {style!r} to {optimizer}, which "
+                "does not do that style.",
+                found=listed(row.name for row in rows) + (f"; {found}" if found else ""),
+                valid=styles,
+                fix=f"write style: {styles[0]} into the rule, with a weight_decay in its unit, or another optimizer",
             )
 
 

@@ -245,13 +245,17 @@ class DecayGroups(Optimizer):
             CheckpointMismatchError: the state is of another optimizer, of other groups or parameters, or (unless
                 :attr:`on_resume` is "config") of another decay style.
         """
-        # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
-        handle = self.register_load_state_dict_pre_hook(lambda _, adapted: fit_checkpoint(self, adapted))
-        try:
-            with as_typed(self.typed):
-                super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
+        load = super().load_state_dict
+        with as_typed(self.typed):
+            if load.__func__ is not Optimizer.load_state_dict:  # type: ignore[attr-defined]
+                load(fit_checkpoint(self, state_dict))  # one of the class's own, as in bitsandbytes, runs no hooks
+                return
+            # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
+            handle = self.register_load_state_dict_pre_hook(lambda _, adapted: fit_checkpoint(self, adapted))
+            try:
+                load(state_dict)
+            finally:
+                handle.remove()
 
     def _initialises_state(self) -> bool:
         """Whether this step only creates state: no state yet, and all learning rates and gradients 0.

@@ -20,6 +20,7 @@ from lightning_wd.optimizers.saved_state import (
     OURS,
     VERSIONED,
     check_family,
+    check_names,
     check_states,
     check_structure,
     check_values,
@@ -96,6 +97,7 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
     check_structure(optimizer, state_dict)
     check_family(optimizer, state_dict)
     pairs = paired(optimizer, state_dict)
+    check_names(optimizer, pairs)
     check_values(optimizer, pairs)
     switched = [_style_difference(optimizer, pair) for pair in pairs]
     check_states(optimizer, pairs, state_dict["state"])
@@ -167,7 +169,7 @@ def _schedule_difference(optimizer: Any, pair: Pair) -> Difference | None:
     :func:`lightning_wd.configure_optimizers` says whether its optimizer is ``scheduled``.
     """
     here, there = getattr(optimizer, "scheduled", None), "initial_lr" in pair.theirs
-    if here in (None, there) or "base_lr" not in pair.theirs:
+    if here in (None, there) or "base_lr" not in pair.theirs or (not here and "initial_lr" in pair.mine):
         return None
     ours, theirs = (("no lr_scheduler", "an lr_scheduler")[side] for side in (here, there))
     found = f"{theirs} in the checkpoint, {ours} in the configuration"

@@ -49,6 +49,16 @@ class _Decoupled(DecayGroups):
             bound.arguments.update({} if lacks_decay else {"weight_decay": 0.0})
         super().__init__(*bound.args, **bound.kwargs)
 
+    def _complete(self, group: dict[str, Any], label: str) -> None:
+        if "lr" not in self.defaults:
+            raise ConfigError(
+                f"{self.base.__name__} keeps no lr in its groups, which units and schedules of decay need.",
+                found=f"settings {', '.join(self.defaults)}",
+                fix=f"use {self.base.__name__} as it is, or an optimizer with a learning rate",
+            )
+        super()._complete(group, label)
+        group.setdefault("optimizer", f"{self.base.__module__.partition('.')[0]}.{self.base.__name__}")
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_given": self._given}
 

@@ -322,7 +322,7 @@ class _Trial:
         if self.first == "model":
             params: Any = model
         elif self.first.startswith("named"):
-            params = list(model.namedparameters_of())
+            params = list(model.named_parameters())
         else:
             params = weights
         try:

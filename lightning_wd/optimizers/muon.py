@@ -99,6 +99,9 @@ class Muon(KernelStep):
         Amsel et al., The Polar Express, https://arxiv.org/abs/2505.16932.
     """
 
+    # `--optimizer=Muon` of a LightningCLI is torch's class: it looks among subclasses whose path is not private.
+    __qualname__ = "_Muon"
+
     default_weight_decay: ClassVar[float] = 0.1
     styles: ClassVar[tuple[str, ...]] = tuple(style for style in STYLES if style != "l2")
     state_keys: ClassVar[frozenset[str] | None] = frozenset(("momentum_buffer", "kahan"))
@@ -184,6 +187,9 @@ class Muon(KernelStep):
 
         fraction_outside = 0.0 if in_kernel else fraction
         step_with_decay(kernel, params, part, group, self.state, fraction=fraction_outside, direction=lambda: [update])
+
+
+_Muon = Muon  # where pickle looks for a class is its __qualname__
 
 
 def orthogonalised(update: Tensor, group: dict[str, Any]) -> tuple[Tensor, float]:

@@ -15,7 +15,7 @@ from helpers import reference
 from torch import nn
 
 import lightning_wd as wd
-from lightning_wd.optimizers import Muon, MultiOptimizer
+from lightning_wd.optimizers import MultiOptimizer, Muon
 from lightning_wd.optimizers.muon import COEFFICIENTS, orthogonalised
 
 has_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no Muon to compare with")
