@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from lightning_wd._private import ConvNd
 from lightning_wd.mask.evidence import is_weighted
 from lightning_wd.mask.layers import output_parameters
 from lightning_wd.mask.module_tree import walk
@@ -42,8 +43,10 @@ def hidden_matrices(module: nn.Module, plan: Iterable[Row]) -> dict[int, Matrice
         >>> from lightning_wd import plan_decay
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(8, 2))
         >>> plan = plan_decay(net)
-        >>> [(row.name, *hidden_matrices(net, plan)[id(row.param)]) for row in plan if row.kind == "weight"]
-        [('0.weight', 0, 'input layer'), ('1.weight', 2, 'convolution in 2 groups'), ('3.weight', 0, 'output layer')]
+        >>> [(row.name, *hidden_matrices(net, plan)[id(row.param)])
+        ...  for row in plan if row.kind == "weight"]  # doctest: +NORMALIZE_WHITESPACE
+        [('0.weight', 0, 'input layer'), ('1.weight', 2, '2 groups, each flattened to (4, 36)'),
+         ('3.weight', 0, 'output layer')]
     """
     tree = walk(module)
     output = output_parameters(module, tree)
@@ -60,14 +63,16 @@ def _matrices(row: Row, owner: nn.Module, *, first: bool, last: bool) -> Matrice
         return Matrices(0, row.kind)
     if last:
         return Matrices(0, "output layer")
-    convolution = len(row.shape) > 2 and is_weighted(type(owner))  # type: ignore[arg-type]  # classes are hashable
+    known = len(row.shape) == 2 or is_weighted(type(owner))  # type: ignore[arg-type]  # classes are hashable
+    if not known:
+        return Matrices(0, f"{len(row.shape)} dimensions: a rule with split says where its matrices are")
+    convolution = isinstance(owner, ConvNd)
     if first and convolution:
         return Matrices(0, "input layer")
-    if len(row.shape) > 2 and not convolution:
-        return Matrices(0, f"{len(row.shape)} dimensions: a rule with split says where its matrices are")
-    groups = int(getattr(owner, "groups", 1)) if convolution else 1
-    if min(row.shape[0] // groups, math.prod(row.shape[1:])) < 2:
+    groups = owner.groups if convolution else 1
+    rows, columns = row.shape[0] // groups, math.prod(row.shape[1:])
+    if min(rows, columns) < 2:
         return Matrices(0, "depthwise convolution" if groups > 1 else "one row or column")
-    if not convolution:
+    if len(row.shape) == 2:
         return Matrices(1, "hidden matrix")
-    return Matrices(groups, "convolution" if groups == 1 else f"convolution in {groups} groups")
+    return Matrices(groups, f"{f'{groups} groups, each ' if groups > 1 else ''}flattened to ({rows}, {columns})")

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
 # schedules reads the results of heatmaps
-STUDIES = ("heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks")
+STUDIES = ("heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks", "muon_against_adamw")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweeps = {} if options.report_only else study.sweeps(data, out / name, options.smoke)
         for number, (sweep, overrides) in enumerate(sweeps.items(), start=1):
             print(f"study {name}: sweep {number} of {len(sweeps)}, {sweep}", flush=True)
+            if callable(overrides):  # they depend on the runs of an earlier sweep
+                overrides = overrides(work / name)
             try:
                 run_sweep([*overrides, f"hydra.sweep.dir={work / name / sweep}"], output)
             except SystemExit as stop:

@@ -14,11 +14,13 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import lightning_wd as wd
 from lightning_wd.distributed import HydraDDPStrategy, HydraFSDP2Strategy
+from lightning_wd.optimizers import Muon
 
 GLOBAL_BATCH, ROWS, EPOCHS = 16, 64, 3
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -26,6 +28,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgdw": {"name": "sgdw", "lr": 0.1, "momentum": 0.9, "decay": {"style": "decoupled", "timescale_epochs": 5.0}},
     "adam_l2": {"name": "adam_l2", "lr": 0.02, "weight_decay": 0.1},
     "cautious": {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"style": "decoupled", "cautious": True}},
+    "muon": {"name": "muon", "lr": 0.02, "weight_decay": 0.1},
 }
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -117,12 +120,36 @@ def train_parts() -> dict[str, dict[str, torch.Tensor]]:
     return {"before": before, "after": {name: p.detach().clone() for name, p in module.named_parameters()}}
 
 
+def train_matrices(mesh: DeviceMesh | None) -> dict[str, list[Any]]:
+    """Step Muon over a convolution, a fused QKV and experts, in shards of a mesh; return the whole and what is held."""
+    source = torch.Generator().manual_seed(0)
+    shapes = {(5, 3, 2, 2): 1, (12, 4): 3, (4, 3, 6): 4}  # five rows are no two equal shards
+
+    def drawn(shape: tuple[int, ...]) -> torch.Tensor:
+        whole = torch.randn(shape, generator=source)
+        return whole if mesh is None else distribute_tensor(whole, mesh, [Shard(0)])
+
+    params = {shape: nn.Parameter(drawn(shape)) for shape in shapes}
+    groups = [{"params": [p], "split": shapes[shape]} for shape, p in params.items()]
+    optimizer = Muon(groups, lr=0.1, weight_decay=0.5, cautious_wd=True)
+    for _ in range(3):
+        for shape, p in params.items():
+            p.grad = drawn(shape)
+        optimizer.step()
+    buffers = [optimizer.state[p]["momentum_buffer"] for p in params.values()]
+    return {
+        "weights": [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in params.values()],
+        "held": [b.to_local().shape[0] if isinstance(b, DTensor) else b.shape[0] for b in buffers],
+    }
+
+
 def main(folder: Path, ways: list[str]) -> None:
     rank = os.environ["RANK"]
     for way in ways:
         for optimizer in OPTIMIZERS:
             torch.save(train(optimizer, way), folder / f"{optimizer}-{way}-{rank}.pt")
     torch.save(train_parts(), folder / f"parts-{rank}.pt")
+    torch.save(train_matrices(init_device_mesh("cpu", (2,))), folder / f"matrices-{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS, train
+from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS, train, train_matrices
 from helpers.ddp import DDP_APP, TORCHRUN, run
 
 EQUALITY = str(DDP_APP / "equality.py")
@@ -78,3 +78,11 @@ def test_what_no_rank_uses_does_not_decay_and_what_one_rank_uses_does_on_all(res
     for name, weight in first["after"].items():
         assert torch.equal(weight, second["after"][name]), name
         assert torch.equal(weight, first["before"][name]) == name.startswith("parts.none."), name
+
+
+def test_muon_orthogonalises_whole_matrices_and_keeps_its_shard(results):
+    one = train_matrices(None)
+    for rank, held in ((0, [3, 6, 2]), (1, [2, 6, 2])):
+        two = torch.load(results / f"matrices-{rank}.pt", weights_only=True)
+        assert two["held"] == held
+        assert all(map(torch.equal, two["weights"], one["weights"]))

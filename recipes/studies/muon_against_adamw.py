@@ -1,0 +1,82 @@
+"""Muon against AdamW at equal steps: a character GPT and a small ResNet, each optimizer at its own learning rate.
+
+One seed chooses the learning rate of each optimizer from a common grid; three other seeds compare them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from studies.finished_runs import SMOKE, Run, new_figure, read_runs, write_csv
+
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
+MEASURES = {"gpt": "validation loss (nats per character)", "resnet": "test error (%)"}
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+SEEDS = (1, 2, 3)  # seed 0 chooses the learning rates
+
+
+def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable[[Path], list[str]]]:
+    """Return the overrides of each sweep by its name; those of the second of each pair need the runs of the first."""
+    tasks = {
+        "gpt": [
+            *("experiment=shakespeare_gpt", f"data.root={data}/tinyshakespeare", "model.preset=tiny"),
+            *("trainer.max_epochs=1", "optimizer.weight_decay=0.1"),
+        ],
+        "resnet": [
+            *("experiment=fashion_resnet_sgdw", f"data.root={data}/fashion_mnist"),
+            *("trainer.max_epochs=1", "optimizer.weight_decay=0.05"),
+        ],
+    }
+    shared = ["trainer.limit_val_batches=1", "trainer.log_every_n_steps=50"]
+    shared = SMOKE if smoke else [*SMOKE[:1], "trainer.enable_progress_bar=false", *shared]
+    made: dict[str, list[str] | Callable[[Path], list[str]]] = {}
+    for task, run in tasks.items():
+        for name in OPTIMIZERS:
+            own = ["hparams_search=resumable", *([] if smoke else run), *shared, f"optimizer={name}"]
+            own.append("hydra.sweep.subdir=lr${optimizer.lr}_seed${seed}")
+            rates = ",".join(f"{lr:g}" for lr in (RATES[:2] if smoke else RATES))
+            made[f"{task}/{name}/rates"] = [*own, f"optimizer.lr={rates}", "seed=0"]
+            seeds = SEEDS[:1] if smoke else SEEDS
+            made[f"{task}/{name}/seeds"] = partial(
+                _at_the_best_rate, [*own, f"seed={','.join(map(str, seeds))}"], task, name
+            )
+    return made
+
+
+def _at_the_best_rate(overrides: list[str], task: str, optimizer: str, runs: Path) -> list[str]:
+    best = min(read_runs(runs / task / optimizer / "rates"), key=partial(score, task))
+    return [*overrides, f"optimizer.lr={best.config['optimizer']['lr']:g}"]
+
+
+def score(task: str, run: Run) -> float:
+    """Return what :data:`MEASURES` says of a task; less is better."""
+    return run.last["test/loss"] if task == "gpt" else run.test_error
+
+
+def report(runs: Path, out: Path) -> None:
+    """Write each run, the means and ranges over the seeds, and the picture."""
+    rows, table = [], []
+    figure = new_figure(10, 4)
+    panels = dict(zip(MEASURES, figure.subplots(1, len(MEASURES)), strict=True))
+    for task, axes in panels.items():
+        for color, (name, title) in enumerate(OPTIMIZERS.items()):
+            grid, compared = (
+                [(run.config["optimizer"]["lr"], run.config["seed"], score(task, run)) for run in read_runs(folder)]
+                for folder in (runs / task / name / "rates", runs / task / name / "seeds")
+            )
+            rows += [(task, name, *row) for row in (*sorted(grid), *sorted(compared))]
+            lr, found = compared[0][0], [value for _, _, value in compared]
+            table.append((task, name, lr, fmean(found), min(found), max(found)))
+            axes.plot(*zip(*((lr, value) for lr, _, value in sorted(grid)), strict=True), ".-", color=f"C{color}")
+            axes.plot([lr] * len(found), found, "x", color=f"C{color}", label=f"{title}, other seeds")
+        axes.set_xscale("log")
+        axes.set(xlabel="learning rate", ylabel=MEASURES[task])
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.suptitle("Muon against AdamW at equal steps; lines: the seed that chose the learning rates")
+    figure.savefig(out / "muon_against_adamw.png", dpi=130)
+    write_csv(out / "runs.csv", ["task", "optimizer", "lr", "seed", "value"], rows)
+    write_csv(out / "table.csv", ["task", "optimizer", "lr", "mean", "lowest", "highest"], table)
