@@ -211,7 +211,9 @@ def test_the_groups_and_their_options() -> None:
     options = {str(path.parent): {p.stem for p in FILES if p.parent == path.parent} for path in FILES}
     assert options["trainer"] == {"default", "cpu", "gpu", "ddp", "ddp_cpu", "fsdp2", "fsdp2_cpu"}
     assert options["optimizer/mask"] == {"standard", "no_embeddings", "matrices", "all", "none"}
-    assert options["lr_scheduler"] == {"none", "constant", "warmup_cosine", "cosine_restarts", "wsd"}
+    assert options["lr_scheduler"] == {
+        *("none", "constant", "warmup_cosine", "warmup_linear", "warmup_one_minus_sqrt", "cosine_restarts", "wsd")
+    }
     assert options["logger"] == {"csv", "wandb", "wandb_offline", "tensorboard", "none"}
     assert options["optimizer/decay"] == {
         *("decoupled", "independent", "normalized", "timescale", "constant", "corrected", "l2", "none")

@@ -6,13 +6,24 @@ import math
 
 import pytest
 
-from lightning_wd.schedules import constant, cosine_restarts, restart_cycle, warmup_cosine, wsd
+from lightning_wd.schedules import (
+    FALLS,
+    constant,
+    cosine_restarts,
+    restart_cycle,
+    warmup_cosine,
+    warmup_linear,
+    warmup_one_minus_sqrt,
+    wsd,
+)
 
 
 def test_warm_up_reaches_the_peak_exactly_once_it_is_over() -> None:
     for shape in (
         lambda t: constant(t, warmup_steps=4),
         lambda t: warmup_cosine(t, total_steps=20, warmup_steps=4),
+        lambda t: warmup_linear(t, total_steps=20, warmup_steps=4),
+        lambda t: warmup_one_minus_sqrt(t, total_steps=20, warmup_steps=4),
         lambda t: wsd(t, total_steps=20, warmup_steps=4, decay_steps=4),
     ):
         assert [shape(t) for t in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -22,6 +33,24 @@ def test_warmup_cosine_follows_the_cosine_and_stays_at_its_end() -> None:
     values = [warmup_cosine(t, total_steps=110, warmup_steps=10, min_lr_factor=0.1) for t in (10, 35, 60, 110, 500)]
     expected = [0.1 + 0.45 * (1 + math.cos(math.pi * p)) for p in (0, 0.25, 0.5, 1, 1)]
     assert values == pytest.approx(expected)
+
+
+def test_warmup_linear_by_hand() -> None:
+    values = [warmup_linear(t, total_steps=10, warmup_steps=2, min_lr_factor=0.2) for t in (0, 1, 2, 3, 6, 9, 10, 99)]
+    assert values == pytest.approx([1 / 3, 2 / 3, 1, 0.9, 0.6, 0.3, 0.2, 0.2], rel=1e-12)
+
+
+def test_warmup_one_minus_sqrt_by_hand() -> None:
+    """p = 0, 1/8, 1/4, 7/8, 1 at t = 2, 3, 4, 9, 10: sqrt(1/8) = 0.3535533906, sqrt(7/8) = 0.9354143467."""
+    times = (0, 1, 2, 3, 4, 9, 10, 99)
+    values = [warmup_one_minus_sqrt(t, total_steps=10, warmup_steps=2, min_lr_factor=0.2) for t in times]
+    by_hand = [1 / 3, 2 / 3, 1, 1 - 0.8 * 0.3535533906, 0.6, 1 - 0.8 * 0.9354143467, 0.2, 0.2]
+    assert values == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_a_run_without_steps_after_its_warm_up_ends_at_the_foot() -> None:
+    assert warmup_linear(4, total_steps=4, warmup_steps=4, min_lr_factor=0.2) == 0.2
+    assert warmup_one_minus_sqrt(0, total_steps=1) == 1.0
 
 
 def test_restarts_end_runs_at_100_300_700_1500_epochs() -> None:
@@ -50,3 +79,22 @@ def test_wsd_is_flat_then_linear() -> None:
         wsd(t, total_steps=100, warmup_steps=10, decay_steps=20, min_lr_factor=0.1) for t in (10, 79, 80, 90, 100, 101)
     ]
     assert values == pytest.approx([1, 1, 1, 0.55, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("decay_shape", "by_hand"),
+    [
+        ("linear", [0.8, 0.6, 0.4]),
+        ("one_minus_sqrt", [0.6, 1 - 0.8 * 0.7071067812, 1 - 0.8 * 0.8660254038]),
+        ("cosine", [0.2 + 0.4 * 1.7071067812, 0.6, 0.2 + 0.4 * 0.2928932188]),
+    ],
+)
+def test_wsd_decays_by_its_shape(decay_shape: str, by_hand: list[float]) -> None:
+    """p = 0, 1/4, 1/2, 3/4, 1 at t = 6, 7, 8, 9, 10."""
+    settings = {"total_steps": 10, "decay_steps": 4, "warmup_steps": 2, "min_lr_factor": 0.2}
+    values = [wsd(t, decay_shape=decay_shape, **settings) for t in range(11)]  # type: ignore[arg-type]
+    assert values == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 1, *by_hand, 0.2], rel=1e-9)
+
+
+def test_every_fall_goes_from_1_to_0() -> None:
+    assert [(fall(0.0), fall(1.0)) for fall in FALLS.values()] == [(1.0, 0.0)] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,18 +13,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.callbacks.bases import Callback
-from lightning_wd.callbacks.restart_snapshot import restarts_of
-from lightning_wd.configure.budget import Budget, resumed, run_steps
+from lightning_wd.callbacks.chosen_groups import as_globs, check_globs, chosen
+from lightning_wd.callbacks.restarts import cycle_steps, resolved_steps
+from lightning_wd.configure.budget import Budget, resumed
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 from lightning_wd.optimizers.param_groups import as_float, group_names, peak_lr
+from lightning_wd.schedules import FALLS
 
 __all__ = ["DecaySchedule"]
 
-SHAPES = ("constant", "linear", "cosine", "step", "wsd", "follow_lr", "restarts")
-_SETTINGS = ("shape", "start", "end", "milestones", "decay")
+SHAPES = ("constant", *FALLS, "step", "wsd", "follow_lr", "restarts")
+_WITHOUT_END = ("constant", "follow_lr", "restarts")
+_SETTINGS = ("shape", "start", "end", "end_weight_decay", "groups", "milestones", "decay")
 
 
 @checked_keywords()
@@ -38,6 +42,7 @@ class DecaySchedule(Callback):
     =============== =================================================================================================
     constant        ``start``
     linear          ``start + (end - start) * p``
+    one_minus_sqrt  ``start + (end - start) * sqrt(p)``
     cosine          ``end + (start - end) / 2 * (1 + cos(pi * p))``; DINO's 0.04 to 0.4 is weight_decay 0.04, end 10
     step            from ``start`` to ``end`` by equal factors, one at each of ``milestones``
     wsd             ``start`` until the last ``decay`` of the run, then a line to ``end``
@@ -48,6 +53,9 @@ class DecaySchedule(Callback):
     a function      ``f(p)``, p in [0, 1)
     =============== =================================================================================================
 
+    With ``end_weight_decay`` the schedule runs from ``start * base`` to that amount, in place of ``end * base``: every
+    scheduled group ends at the same number, whatever its base. A group at zero stays at zero.
+
     ``t`` counts as the learning-rate schedule counts: a step that GradScaler skips is counted too. In manual
     optimization each optimizer has its own count, and ``total_steps`` must be given.
 
@@ -57,23 +65,27 @@ class DecaySchedule(Callback):
     Args:
         shape: a name of the table, or a function of progress.
         start: multiplier at the start, >= 0.
-        end: multiplier at the end, >= 0.
+        end: multiplier at the end, >= 0; None is 0.1.
+        end_weight_decay: the amount at the end, >= 0, in the unit of each group's style; excludes ``end``.
+        groups: globs on the names of the groups to schedule, which :class:`DecayPlanSummary` shows; None is all. With
+            several optimizers a name begins with ``optimizer_0_``. Groups that no glob matches keep their weight decay.
         milestones: for ``step``: rising parts of the run, each in (0, 1).
         decay: for ``wsd``: part of the run, in (0, 1].
         total_steps: optimizer steps of the whole run; read from the trainer where it knows them.
 
     Raises:
         ConfigError: an unknown shape, or a value out of range; when training starts: the number of steps is unknown,
-            or ``restarts`` is used without a normalized amount or without ``cosine_restarts``.
+            ``restarts`` is used without a normalized amount or without ``cosine_restarts``, or a glob matches no group,
+            or only groups at zero.
         CheckpointMismatchError: a checkpoint's schedule differs, and ``on_resume`` is ``error``.
 
     Example:
         >>> schedule = DecaySchedule("cosine", start=1.0, end=0.1)
-        >>> [round(schedule.multiplier(p), 3) for p in (0.0, 0.5, 1.0)]
-        [1.0, 0.55, 0.1]
-        >>> step = DecaySchedule("step", end=0.01)
-        >>> [round(step.multiplier(p), 3) for p in (0.0, 0.5, 0.75)]
-        [1.0, 0.1, 0.01]
+        >>> [round(schedule.amount(0.5, p), 3) for p in (0.0, 0.5, 1.0)]  # of a group whose base is 0.5
+        [0.5, 0.275, 0.05]
+        >>> dino = DecaySchedule("cosine", end_weight_decay=0.4)
+        >>> [round(dino.amount(0.04, p), 3) for p in (0.0, 0.5, 1.0)]
+        [0.04, 0.22, 0.4]
 
     References:
         Caron et al., DINO, https://arxiv.org/abs/2104.14294;
@@ -86,15 +98,20 @@ class DecaySchedule(Callback):
         self,
         shape: str | Callable[[float], float] = "cosine",
         start: float = 1.0,
-        end: float = 0.1,
+        end: float | None = None,
         *,
+        end_weight_decay: float | None = None,
+        groups: Sequence[str] | None = None,
         milestones: Sequence[float] = (0.5, 0.75),
         decay: float = 0.2,
         total_steps: int | None = None,
     ) -> None:
         self.shape = shape if callable(shape) else choice("shape", shape, SHAPES)
         self._name = "function" if callable(shape) else shape
-        self.start, self.end = number("start", start), number("end", end)
+        self.start = number("start", start)
+        self.end = None if end is None else number("end", end)
+        self.end_weight_decay = None if end_weight_decay is None else number("end_weight_decay", end_weight_decay)
+        self.groups = None if groups is None else as_globs(groups)
         self.milestones = [number(f"milestones[{i}]", m, exclusive=True, below=1) for i, m in enumerate(milestones)]
         self.decay = number("decay", decay, exclusive=True, at_most=1)
         self.total_steps = (
@@ -105,45 +122,56 @@ class DecaySchedule(Callback):
 
     def _check(self) -> None:
         """Refuse settings that the shape cannot honour."""
-        if self.shape == "step":
-            if not self.milestones or sorted({*self.milestones}) != self.milestones:
-                raise ConfigError(
-                    f"milestones must be rising parts of the run but got {self.milestones}.",
-                    fix="write milestones=[0.5, 0.75]",
-                )
-            if not self.start or not self.end:
-                raise ConfigError(
-                    "shape 'step' multiplies, so start and end must be > 0.", fix="write end=0.01, or use linear"
-                )
         own_values = callable(self.shape) or self.shape == "restarts"
+        without_end = own_values or self.shape in _WITHOUT_END
         unused = {
-            "end": (own_values or self.shape in ("constant", "follow_lr")) and self.end != 0.1,
+            "end": without_end and self.end is not None,
+            "end_weight_decay": without_end and self.end_weight_decay is not None,
             "start": own_values and self.start != 1.0,
             "total_steps": self.shape == "restarts" and self.total_steps is not None,
         }
         for setting, given in unused.items():
             if given:
                 raise ConfigError(f"{setting} has no effect with shape {self._name!r}.", fix=f"remove {setting}")
+        if self.end is not None and self.end_weight_decay is not None:
+            raise ConfigError(
+                "DecaySchedule has both end and end_weight_decay.",
+                found=f"end={self.end:g}, end_weight_decay={self.end_weight_decay:g}",
+                fix="keep end to multiply each group's own weight decay (and write end_weight_decay=null), or "
+                "end_weight_decay for one amount (and write end=null)",
+            )
+        if self.end is None and self.end_weight_decay is None and not without_end:
+            self.end = 0.1
+        if self.shape == "step":
+            if not self.milestones or sorted({*self.milestones}) != self.milestones:
+                raise ConfigError(
+                    f"milestones must be rising parts of the run but got {self.milestones}.",
+                    fix="write milestones=[0.5, 0.75]",
+                )
+            if not self.start or not (self.end or self.end_weight_decay):
+                raise ConfigError(
+                    "shape 'step' multiplies, so start and end must be > 0.", fix="write end=0.01, or use linear"
+                )
 
-    def multiplier(self, progress: float) -> float:
-        """Return ``f(progress)`` for the part of the run that is over, in [0, 1].
+    def amount(self, base: float, progress: float) -> float:
+        """Return the weight decay of a group by its base, for the part of the run that is over, in [0, 1].
 
-        For ``follow_lr`` it is the multiplier at the peak learning rate. ``restarts`` has none.
+        For ``follow_lr`` it is the amount at the peak learning rate. ``restarts`` has none.
         """
+        if not base:
+            return 0.0
         if callable(self.shape):
-            return number("the value of DecaySchedule's function", self.shape(progress))
-        start, end = self.start, self.end
-        match self.shape:
-            case "constant" | "follow_lr":
-                return start
-            case "linear":
-                return start + (end - start) * progress
-            case "cosine":
-                return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * progress))
-            case "step":
-                passed = bisect.bisect_right(self.milestones, progress)
-                return float(start * (end / start) ** (passed / len(self.milestones)))
-        return end + (start - end) * min(1.0, (1.0 - progress) / self.decay)
+            return base * number("the value of DecaySchedule's function", self.shape(progress))
+        start = base * self.start
+        if self.shape in _WITHOUT_END:
+            return start
+        end = base * self.end if self.end is not None else float(self.end_weight_decay)  # type: ignore[arg-type]  # one is set
+        if self.shape == "step":
+            passed = bisect.bisect_right(self.milestones, progress)
+            return float(start * (end / start) ** (passed / len(self.milestones)))
+        if self.shape == "wsd":
+            progress = 1.0 - min(1.0, (1.0 - progress) / self.decay)
+        return end + (start - end) * FALLS["linear" if self.shape == "wsd" else self.shape](progress)
 
     # --- hooks, in the order the trainer calls them ------------------------------------------------------------------
 
@@ -156,6 +184,7 @@ class DecaySchedule(Callback):
         self._in_force: DecaySchedule = self  # the checkpoint's, where that one is used
         self._loaded: dict[str, Any] | None = None
         self._bases: list[list[float | None]] = []
+        self._chosen: list[list[bool]] = []  # whether each group is scheduled
         self._steps: list[int] = []
         self._total = 0
         self._restored = False  # the bases are a checkpoint's
@@ -190,6 +219,7 @@ class DecaySchedule(Callback):
         self._steps = [trainer.global_step if goes_on else 0 for _ in trainer.optimizers]
         self._read()
         self._bases = [[] for _ in trainer.optimizers]
+        self._chosen = [[] for _ in trainer.optimizers]
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded["steps"]:  # else it was saved before training started
             self._resume(trainer, loaded)
@@ -202,6 +232,19 @@ class DecaySchedule(Callback):
         for index, optimizer in enumerate(trainer.optimizers):
             read_again(optimizer)
             self._write(trainer, index)
+        self._check_groups(trainer.optimizers)
+
+    def _check_groups(self, optimizers: list[Optimizer]) -> None:
+        """Refuse globs and ends that schedule nothing."""
+        schedule, names = self._in_force, [name for each in group_names(optimizers) for name in each]
+        decaying = [name for name, base in zip(names, itertools.chain(*self._bases), strict=True) if base]
+        check_globs(schedule.groups, names, decaying)
+        if schedule.end_weight_decay is not None and not decaying:
+            raise ConfigError(
+                f"no group reaches end_weight_decay={schedule.end_weight_decay:g}: all are at zero, and stay there.",
+                found=", ".join(names),
+                fix=f"write optimizer.weight_decay={schedule.end_weight_decay:g}, start=0 and end=1 to begin at zero",
+            )
 
     def _read(self, *, in_step: bool = False) -> None:
         """Read the steps of the run; another callback may change them until the first step."""
@@ -227,21 +270,25 @@ class DecaySchedule(Callback):
         for index in range(len(trainer.optimizers)):
             self._write(trainer, index)
 
-    def largest(self, trainer: L.Trainer, index: int) -> tuple[str, list[float], float]:
-        """Return the shape in use, each group's base in the unit of ``weight_decay``, and the largest multiplier.
+    def largest(self, trainer: L.Trainer, index: int) -> tuple[str, list[float], list[float]]:
+        """Return the shape in use, and each group's base and largest amount in the unit of ``weight_decay``.
 
-        That is the multiplier of the first and shortest cycle for ``restarts``, and of the peak learning rate for
+        The largest is that of the first and shortest cycle for ``restarts``, and of the peak learning rate for
         ``follow_lr``. Training has started; ``index`` says which of the trainer's optimizers is meant.
         """
         self.on_train_start(trainer, trainer.lightning_module)
         schedule, optimizer, unit = self._in_force, trainer.optimizers[index], 1.0
+        bases, flags = [base or 0.0 for base in self._bases[index]], self._chosen[index]
         if schedule.shape == "restarts":
-            unit = math.sqrt(_resolved_steps(optimizer))
-            largest = unit / math.sqrt(_cycle_steps(trainer, optimizer, first=True))
+            unit = math.sqrt(resolved_steps(optimizer))
+            cycle = math.sqrt(cycle_steps(trainer, optimizer, first=True))
+            most = {base: base / cycle for base in bases}
         else:
             points = min(self._total, 1000)
-            largest = max(schedule.multiplier(i / points) for i in range(points))
-        return schedule._name, [(base or 0.0) / unit for base in self._bases[index]], largest
+            most = {base: max(schedule.amount(base, i / points) for i in range(points)) for base in {*bases}}
+        own = [base / unit for base in bases]
+        amounts = [most[base] if mine else lam for base, lam, mine in zip(bases, own, flags, strict=True)]
+        return schedule._name, own, amounts
 
     def _schedule(self) -> dict[str, Any]:
         """Return the settings to compare with a checkpoint's; a function is known by some of its values."""
@@ -258,12 +305,12 @@ class DecaySchedule(Callback):
         configured = self._schedule()
         # Older versions did not save the values of a function.
         saved = {"values": configured["values"], **state["schedule"]}
-        differ = [key for key in configured if saved[key] != configured[key]]
+        differ = [key for key in configured if saved.get(key) != configured[key]]
         lost = ("a checkpoint does not contain a function", "pass the shape of the resumed run")
         function = "function" in (saved["shape"], configured["shape"])
         differences = [
             Difference(
-                f"{key} is {saved[key]!r} in the checkpoint, {configured[key]!r} configured",
+                f"{key} is {saved.get(key)!r} in the checkpoint, {configured[key]!r} configured",
                 *(lost if function and key in ("shape", "values") else ()),
             )
             for key in differ
@@ -279,20 +326,21 @@ class DecaySchedule(Callback):
 
     def _write(self, trainer: L.Trainer, index: int) -> None:
         """Write the current values into the groups of one optimizer."""
-        optimizer, schedule, bases = trainer.optimizers[index], self._in_force, self._bases[index]
+        optimizer, schedule = trainer.optimizers[index], self._in_force
+        bases, flags = self._bases[index], self._chosen[index]
         restarts, follows = schedule.shape == "restarts", schedule.shape == "follow_lr"
         for group in optimizer.param_groups[len(bases) :]:  # all at first, later only groups that were added
             base = group.get("base_weight_decay", group.get("weight_decay"))
-            unit = math.sqrt(_resolved_steps(optimizer)) if restarts else 1.0
+            unit = math.sqrt(resolved_steps(optimizer)) if restarts else 1.0
             bases.append(None if base is None else as_float(base) * unit)
-        if restarts:
-            factor = 1.0 / math.sqrt(_cycle_steps(trainer, optimizer))
-        else:
-            factor = schedule.multiplier(min(1.0, self._steps[index] / self._total))
-        for group, base in zip(optimizer.param_groups, bases, strict=True):
-            if base is None:
+        if len(flags) < len(bases):
+            flags[:] = chosen(schedule.groups, group_names(trainer.optimizers)[index])
+        cycle = math.sqrt(cycle_steps(trainer, optimizer)) if restarts else 1.0
+        progress = min(1.0, self._steps[index] / self._total)
+        for group, base, mine in zip(optimizer.param_groups, bases, flags, strict=True):
+            if base is None or not mine:
                 continue
-            value = base * factor
+            value = base / cycle if restarts else schedule.amount(base, progress)
             if follows:
                 peak = peak_lr(group)
                 value *= as_float(group["lr"]) / peak if peak else 0.0
@@ -300,25 +348,3 @@ class DecaySchedule(Callback):
                 group["weight_decay"].fill_(value)
             else:
                 group["weight_decay"] = value
-
-
-def _resolved_steps(optimizer: Optimizer) -> int:
-    """Return the optimizer steps that the normalized amount was resolved for; the module may have set them."""
-    config = getattr(optimizer, "decay_config", None)
-    if config is None or config.decay.normalized is None:
-        with as_typed(getattr(optimizer, "typed", {})):
-            raise ConfigError(
-                "DecaySchedule shape 'restarts' needs a normalized amount, which it computes for each cycle.",
-                found=f"{type(optimizer).__name__}, groups {', '.join(group_names([optimizer])[0])}",
-                fix="write optimizer/decay=normalized (optimizer.decay.normalized=0.05)",
-            )
-    resolved = as_float(optimizer.defaults["weight_decay"])
-    return round((config.decay.coefficient(as_float(optimizer.defaults["lr"]), 1) / resolved) ** 2) if resolved else 1
-
-
-def _cycle_steps(trainer: L.Trainer, optimizer: Optimizer, *, first: bool = False) -> float:
-    """Return the optimizer steps of the current cycle of warm restarts, or of the first."""
-    entry = restarts_of(trainer, "DecaySchedule shape 'restarts'", optimizer)
-    _, _, length = entry.scheduler.cycle(0 if first else entry.scheduler.last_epoch)
-    per_epoch = run_steps(trainer)[1] if entry.interval == "epoch" else 1
-    return float(length * entry.frequency * (per_epoch or 1))

@@ -15,7 +15,7 @@ from lightning_wd.callbacks.bases import Callback
 from lightning_wd.configure import LRSchedulerConfig, OptimizerConfig
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.configure_optimizers import build
-from lightning_wd.configure.lr_scheduler import ScheduleRequest
+from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.errors import ConfigError, checked_keywords, explain, listed, number
 from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
 

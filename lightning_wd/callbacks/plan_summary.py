@@ -19,7 +19,7 @@ from lightning_wd.configure.cautions import cautions
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.decay import all_units
-from lightning_wd.errors import checked_keywords
+from lightning_wd.errors import checked_keywords, listed
 from lightning_wd.mask.tables import SHOWN_UNITS, amounts_table, plan_table, totals_table
 from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
 
@@ -88,11 +88,11 @@ def _describe(
     module: torch.nn.Module,
     total: int | None,
     per_epoch: int | None,
-    scheduled: tuple[str, list[float], float] | None,
+    scheduled: tuple[str, list[float], list[float]] | None,
 ) -> dict[str, Any]:
     """Return the plan of an optimizer as plain data; ``scheduled`` is what ``DecaySchedule.largest`` returns."""
     own = [as_float(group.get("base_weight_decay", group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
-    shape, lams, largest = scheduled or (None, own, 1.0)
+    shape, lams, largest = scheduled or (None, own, own)
     plan = getattr(optimizer, "decay_plan", None)
     whole = {id(row.param): row.numel for row in plan or ()}  # a process may hold a piece only
     groups = []
@@ -109,7 +109,7 @@ def _describe(
         "total_steps": total,
         "steps_per_epoch": per_epoch,
         **(_plan_of_groups(optimizer, module, groups) if plan is None else plan.to_dict()),
-        **({} if shape is None else {"decay_schedule": {"shape": shape, "largest_multiplier": largest}}),
+        **({} if shape is None else {"decay_schedule": {"shape": shape, "largest": largest}}),
         "groups": groups,
         "warnings": cautions(optimizer, total, scheduled),
     }
@@ -158,8 +158,9 @@ def _print(plan: dict[str, Any]) -> None:
     for item in (table, totals_table(plan), amounts_table(plan["groups"])):
         console.print(item)
     if "decay_schedule" in plan:
-        shape, most = plan["decay_schedule"].values()
-        line = f"DecaySchedule '{shape}' multiplies each weight_decay by at most {most:.4g}"
+        shape, largest = plan["decay_schedule"].values()
+        most = [f"{lam:.4g} in {group['name']}" for lam, group in zip(largest, plan["groups"], strict=True) if lam]
+        line = f"DecaySchedule '{shape}': weight_decay is at most {listed(most) or 0}"
         console.print(line, soft_wrap=True, highlight=False)
     for caution in plan["warnings"]:
         console.print(f"warning: {caution}", style="yellow", soft_wrap=True, highlight=False)

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch.optim import Optimizer
 
 from lightning_wd.callbacks.bases import Checkpoint
-from lightning_wd.configure.lr_scheduler import LRSchedule
-from lightning_wd.errors import ConfigError, checked_keywords
+from lightning_wd.callbacks.restarts import restarts_of
+from lightning_wd.errors import checked_keywords
 
-__all__ = ["RestartSnapshot", "restarts_of"]
+__all__ = ["RestartSnapshot"]
 
 
 @checked_keywords()
@@ -53,18 +52,3 @@ class RestartSnapshot(Checkpoint):
         """Return the cycle of the next step: after a batch the schedule has stepped already."""
         schedule = restarts_of(trainer, "RestartSnapshot").scheduler
         return int(schedule.cycle(schedule.last_epoch)[0])
-
-
-def restarts_of(trainer: L.Trainer, needed_by: str, optimizer: Optimizer | None = None) -> Any:
-    """Return Lightning's entry of the run's ``cosine_restarts`` schedule, that of ``optimizer`` where one is given."""
-    entries = trainer.lr_scheduler_configs
-    for entry in entries:
-        schedule = entry.scheduler
-        restarts = isinstance(schedule, LRSchedule) and schedule.shape == "cosine_restarts"
-        if restarts and optimizer in (None, schedule.optimizer):
-            return entry
-    raise ConfigError(
-        f"{needed_by} follows the cycles of lr_scheduler=cosine_restarts, which is missing.",
-        found=", ".join(type(entry.scheduler).__name__ for entry in entries) or "no lr_scheduler",
-        fix="write lr_scheduler=cosine_restarts, or leave out the callback",
-    )

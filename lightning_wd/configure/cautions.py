@@ -18,7 +18,7 @@ _LARGE_FRACTION = 1e-3  # usual as lam of `decoupled`, where lr multiplies it
 
 
 def cautions(
-    optimizer: Any, total_steps: int | None, scheduled: tuple[str, list[float], float] | None = None
+    optimizer: Any, total_steps: int | None, scheduled: tuple[str, list[float], list[float]] | None = None
 ) -> list[str]:
     """Return a line for each group of an optimizer whose amount of decay can hardly be meant.
 
@@ -27,13 +27,13 @@ def cautions(
     """
     groups = optimizer.param_groups
     own = [as_float(group.get("base_weight_decay", group.get("weight_decay", 0.0))) for group in groups]
-    _, bases, largest = scheduled or (None, own, 1.0)
+    _, _, largest = scheduled or (None, own, own)
     config, plan = (getattr(optimizer, name, None) for name in ("decay_config", "decay_plan"))
     decaying = {row.group for row in plan or () if row.wd_mult and "weight_decay" not in row.settings}
     found = []
     # a group that joined after training started has no base yet
-    for index, (group, base) in enumerate(zip(groups, bases, strict=False)):
-        style, lam, label = group_style(optimizer, group), base * largest, group_label(group, index)
+    for index, (group, lam) in enumerate(zip(groups, largest, strict=False)):
+        style, label = group_style(optimizer, group), group_label(group, index)
         if style in (None, "none"):
             continue
         if not lam:

@@ -14,10 +14,10 @@ from lightning_wd.configure.checked_mapping import CheckedMapping
 from lightning_wd.configure.checkpoint_content import keep_checkpoints_plain
 from lightning_wd.configure.first_step import FirstStep
 from lightning_wd.configure.late_groups import LateGroups
-from lightning_wd.configure.lr_scheduler import ScheduleRequest
 from lightning_wd.configure.neighbours import check_neighbours, watch
 from lightning_wd.configure.optimizer_config import OptimizerConfig
 from lightning_wd.configure.rule_settings import check_rules
+from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.decay import Decay
 from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywords, number, warn
 from lightning_wd.mask import DecayPlan

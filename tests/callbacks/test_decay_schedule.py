@@ -52,13 +52,111 @@ def test_dinos_schedule_step_by_step_and_zero_stays_zero(tmp_path: Path) -> None
         ({"shape": "linear", "start": 2.0, "end": 0.5}, [2.0 - 1.5 * t / 15 for t in range(15)]),
         ({"shape": "step", "end": 0.01}, [1.0] * 8 + [0.1] * 4 + [0.01] * 3),
         ({"shape": "wsd", "end": 0.0, "decay": 0.2}, [1.0] * 13 + [2 / 3, 1 / 3]),
+        ({"shape": "one_minus_sqrt", "end": 0.0}, [1 - math.sqrt(t / 15) for t in range(15)]),
         ({"shape": lambda p: p * p}, [(t / 15) ** 2 for t in range(15)]),
     ],
-    ids=["constant", "linear", "step", "wsd", "function"],
+    ids=["constant", "linear", "step", "wsd", "one_minus_sqrt", "function"],
 )
 def test_each_shape(settings: dict[str, Any], expected: list[float], tmp_path: Path) -> None:
     decays = [decay for decay, _ in used(tmp_path, wd.DecaySchedule(**settings))]
     assert decays == pytest.approx([0.04 * m for m in expected], rel=1e-12, abs=1e-15)
+
+
+TENTH = {**ADAMW, "mask": {"rules": [{"name": "head.weight", "wd_mult": 0.1}]}}  # decay, no_decay, decay_x0.1
+
+
+def test_an_absolute_end_is_one_for_all_groups_but_those_at_zero(tmp_path: Path) -> None:
+    """With weight_decay 0.04 it is DINO's schedule."""
+    seen = used(tmp_path, wd.DecaySchedule("cosine", end_weight_decay=0.4), TENTH)
+    assert [decay for decay, _, _ in seen] == pytest.approx(cosine(0.04, 0.4, 15), rel=1e-12)
+    assert [tenth for _, _, tenth in seen] == pytest.approx(cosine(0.004, 0.4, 15), rel=1e-12)
+    assert {no_decay for _, no_decay, _ in seen} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"shape": "linear", "start": 0.0}, [0.0, 0.1, 0.2, 0.3, 0.4]),
+        ({"shape": "one_minus_sqrt"}, [0.04, 0.22, 0.04 + 0.36 * math.sqrt(0.5), 0.04 + 0.36 * math.sqrt(0.75), 0.4]),
+        ({"shape": "step", "milestones": [0.4, 0.6]}, [0.04, 0.04, 0.04 * math.sqrt(10), 0.4, 0.4]),
+        ({"shape": "wsd", "decay": 0.5}, [0.04, 0.04, 0.04, 0.22, 0.4]),
+    ],
+)
+def test_each_shape_reaches_an_absolute_end(settings: dict[str, Any], expected: list[float]) -> None:
+    schedule = wd.DecaySchedule(**settings, end_weight_decay=0.4)
+    assert [schedule.amount(0.04, p / 4) for p in range(5)] == pytest.approx(expected, rel=1e-12)
+    assert schedule.amount(0.0, 0.5) == 0.0
+
+
+def test_only_the_chosen_groups_are_scheduled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = DecaysUsed()
+    schedule = wd.DecaySchedule("linear", end=0.0, groups=["*_x0.1"])
+    fit(Net(TENTH), tmp_path, schedule, record, wd.DecayPlanSummary())
+    assert [seen[:2] for seen in record.seen] == [[0.04, 0.0]] * 15
+    assert [tenth for _, _, tenth in record.seen] == pytest.approx([0.004 * (1 - t / 15) for t in range(15)])
+    assert "'linear': weight_decay is at most 0.04 in decay, 0.004 in decay_x0.1\n" in capsys.readouterr().out
+
+
+def test_a_glob_takes_groups_that_join_later(tmp_path: Path) -> None:
+    record = DecaysUsed()
+    finetuning = wd.MaskedFinetuning(["backbone.0.*"], {1: ["*"]})
+    fit(Net(ADAMW), tmp_path, finetuning, wd.DecaySchedule("linear", end=0.0, groups=["decay*"]), record)
+    assert [len(seen) for seen in record.seen] == [2] * 5 + [4] * 10
+    joined = [(seen[0], seen[2]) for seen in record.seen[5:]]
+    assert joined == [pytest.approx((0.04 * (1 - t / 15),) * 2) for t in range(5, 15)]
+
+
+def test_each_of_several_optimizers_is_chosen_by_its_number(tmp_path: Path) -> None:
+    record = DecaysUsed()
+    schedule = wd.DecaySchedule("linear", end=0.0, total_steps=5, groups=["optimizer_1_decay"])
+    fit(TwoOptimizers(), tmp_path, schedule, record, max_epochs=1)
+    assert [decay for decay, _ in record.seen[::2]] == [0.01] * 5
+    assert [decay for decay, _ in record.seen[1::2]] == pytest.approx([0.01 * (1 - t / 5) for t in range(5)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"groups": ["decay", "decay_x01"]},
+            r"groups 'decay_x01' matches no parameter group\.\n  found: decay, no_decay, decay_x0\.1\n"
+            r"  nearest: 'decay_x0\.1'\n  fix: write groups=\[decay_x0\.1\]",
+        ),
+        (
+            {"groups": ["no_*"], "end_weight_decay": 0.4},
+            r"groups 'no_\*' matches only groups without decay, which stay at zero\.\n  found: no_decay\n"
+            r"  valid: decay, decay_x0\.1\n  fix: remove 'no_\*', or let a rule of the mask give them a weight decay",
+        ),
+    ],
+)
+def test_a_glob_that_schedules_nothing_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(wd.ConfigError, match=words):
+        fit(Net(TENTH), tmp_path, wd.DecaySchedule(**settings))
+
+
+def test_an_absolute_end_that_no_group_reaches_is_refused(tmp_path: Path) -> None:
+    words = (
+        r"(?s)no group reaches end_weight_decay=0\.4: all are at zero.*write optimizer\.weight_decay=0\.4, start=0 and"
+    )
+    with pytest.raises(wd.ConfigError, match=words):
+        fit(Net({**ADAMW, "weight_decay": 0.0}), tmp_path, wd.DecaySchedule("linear", end_weight_decay=0.4))
+
+
+def test_a_resumed_run_keeps_its_end_and_its_groups(tmp_path: Path) -> None:
+    def schedule(**other: Any) -> wd.DecaySchedule:
+        return wd.DecaySchedule("cosine", **{"end_weight_decay": 0.4, "groups": ["decay"], **other})
+
+    whole = used(tmp_path, schedule(), TENTH)
+    before = DecaysUsed()
+    with pytest.raises(CrashError):
+        fit(Net(TENTH), tmp_path, schedule(), before, CrashAfter(7, tmp_path / "crash.ckpt"))
+    after = used(tmp_path, schedule(), TENTH, ckpt_path=tmp_path / "crash.ckpt")
+    assert before.seen + after == whole
+    with pytest.warns(
+        UserWarning, match=r"(?s)end_weight_decay is 0\.4 in .*groups is \['decay'\] in the checkpoint, None"
+    ):
+        other = used(tmp_path, schedule(end_weight_decay=0.1, groups=None), TENTH, ckpt_path=tmp_path / "crash.ckpt")
+    assert other == after
 
 
 def test_follow_lr(tmp_path: Path) -> None:
@@ -155,6 +253,14 @@ def test_each_config_of_the_pack(name: str, tmp_path: Path) -> None:
     assert (type(schedule), schedule.shape) == (wd.DecaySchedule, name)
     more = {"restart_snapshot"} if name == "restarts" else set()
     assert set(cfg.callbacks) == {"plan_summary", "lr_monitor", "checkpoint", "decay_schedule"} | more
+
+
+def test_dinos_schedule_from_the_command_line() -> None:
+    overrides = ("callbacks=decay_cosine", "end=null", "end_weight_decay=0.4", "groups=[decay]")
+    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+        cfg = compose("train", [overrides[0], *(f"callbacks.decay_schedule.{setting}" for setting in overrides[1:])])
+    schedule = instantiate(cfg.callbacks.decay_schedule)
+    assert (schedule.amount(0.04, 1.0), schedule.groups) == (0.4, ["decay"])
 
 
 @pytest.mark.slow
@@ -328,6 +434,12 @@ def test_a_schedule_that_joins_a_run_starts_at_its_step(tmp_path: Path) -> None:
         ({"shape": "follow_lr", "end": 3.0}, "end has no effect with shape 'follow_lr'"),
         ({"shape": "restarts", "start": 3.0}, "start has no effect with shape 'restarts'"),
         ({"shape": "restarts", "total_steps": 9}, "total_steps has no effect with shape 'restarts'"),
+        ({"end": 0.1, "end_weight_decay": 0.2}, "has both end and end_weight_decay.*write end=null"),
+        ({"shape": "follow_lr", "end_weight_decay": 0.2}, "end_weight_decay has no effect with shape 'follow_lr'"),
+        ({"shape": "step", "end_weight_decay": 0.0}, "start and end must be > 0"),
+        ({"end_weight_decay": -0.2}, "end_weight_decay must be a number >= 0 but got -0.2"),
+        ({"groups": "decay"}, r"groups must be a list of globs on group names but got 'decay'.*groups=\[decay\]"),
+        ({"groups": []}, r"groups must be a list of globs on group names but got \[\]"),
         ({"total_steps": 0}, "total_steps must be a whole number >= 1 but got 0"),
     ],
 )
@@ -361,10 +473,10 @@ def test_an_optimizer_without_decay_has_nothing_to_schedule(tmp_path: Path) -> N
         make_trainer(tmp_path, wd.DecaySchedule(), max_steps=1, limit_val_batches=0).fit(Rprop())
 
 
-@given(st.sampled_from(["linear", "cosine", "wsd", "step"]), st.floats(0.01, 10), st.floats(0.01, 10))
+@given(st.sampled_from(["linear", "one_minus_sqrt", "cosine", "wsd", "step"]), st.floats(0.01, 10), st.floats(0.01, 10))
 def test_every_shape_is_monotonic_from_start_to_end(shape: str, start: float, end: float) -> None:
     schedule = wd.DecaySchedule(shape, start, end)
-    values = [schedule.multiplier(p / 64) for p in range(65)]
+    values = [schedule.amount(1.0, p / 64) for p in range(65)]
     assert values[0] == pytest.approx(start)
     assert values[-1] == pytest.approx(end)
     rising = 1 if end >= start else -1

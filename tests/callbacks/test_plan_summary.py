@@ -149,11 +149,12 @@ NORMALIZED = {"name": "adamw", "lr": 0.01, "decay": {"style": "independent", "no
         (lambda: wd.DecaySchedule("constant", start=3), {"weight_decay": 0.4}, None, 0.4, 3),
         (lambda: wd.DecaySchedule("follow_lr"), {"weight_decay": 0.4}, "warmup_cosine", 0.4, 1),
         (lambda: wd.DecaySchedule(lambda p: 2 - p), {"weight_decay": 0.4}, None, 0.4, 2),
+        (lambda: wd.DecaySchedule("linear", end_weight_decay=0.2), {"weight_decay": 0.4}, None, 0.4, 1),
         (lambda: wd.DecaySchedule("restarts"), NORMALIZED, RESTARTS, 0.5 / math.sqrt(15), math.sqrt(15 / 5)),
     ],
-    ids=["cosine", "constant", "follow_lr", "function", "restarts"],
+    ids=["cosine", "constant", "follow_lr", "function", "absolute end", "restarts"],
 )
-def test_a_schedule_is_shown_with_its_base_and_largest_multiplier(
+def test_a_schedule_is_shown_with_the_base_and_largest_amount(
     schedule: Any,
     optimizer: Any,
     lr: Any,
@@ -167,9 +168,9 @@ def test_a_schedule_is_shown_with_its_base_and_largest_multiplier(
     fit(Net({"name": "adamw", "lr": 0.01, **optimizer}, lr), tmp_path, *callbacks, max_epochs=3, limit_val_batches=0)
     plan = plan_of(tmp_path)
     assert plan["groups"][0]["weight_decay"] == pytest.approx(base)
-    assert plan["decay_schedule"]["largest_multiplier"] == pytest.approx(largest, rel=1e-4)
-    shape = plan["decay_schedule"]["shape"]
-    assert f"DecaySchedule '{shape}' multiplies each weight_decay by at most {largest:.4g}" in (capsys.readouterr().out)
+    assert plan["decay_schedule"]["largest"] == pytest.approx([base * largest, 0.0], rel=1e-4)
+    shape, most = plan["decay_schedule"]["shape"], base * largest
+    assert f"DecaySchedule '{shape}': weight_decay is at most {most:.4g} in decay\n" in capsys.readouterr().out
 
 
 def test_warnings_are_about_the_largest_amount_of_a_schedule(tmp_path: Path) -> None:

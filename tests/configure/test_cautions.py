@@ -72,5 +72,5 @@ def test_a_rule_that_excludes_is_meant(tmp_path: Path) -> None:
 
 def test_a_warm_up_longer_than_the_run(tmp_path: Path) -> None:
     module = Lit({"lr": 1e-3}, {"name": "constant", "warmup_steps": 100})
-    with pytest.warns(UserWarning, match=r"'constant' warms up and decays for 100 steps, but the run has 16"):
+    with pytest.warns(UserWarning, match=r"'constant' warms up for 100 steps, but the run has 16"):
         fit(module, tmp_path)
