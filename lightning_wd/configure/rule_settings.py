@@ -50,7 +50,7 @@ def _class_of(row: Row) -> Any:
 def _check_steps_something(named: str, optimizer: str, rows: list[Row], stepped: list[Row]) -> None:
     if not rows:
         raise MaskError(
-            f"{named} leaves {optimizer} without parameters: earlier rules give all that it matches an optimizer.",
+            f"{named} gives nothing to {optimizer}: earlier rules give all that it matches an optimizer.",
             fix="write the narrower rule first, or remove optimizer from this one",
         )
     if not any(row.optimizer == optimizer for row in stepped):

@@ -284,7 +284,11 @@ def _group_name(row: Row, plan: DecayPlan, taken: Container[str]) -> str:
             parts.append(str(row.style))
         if row.optimizer != plan.optimizer:
             parts.append(str(row.optimizer).rpartition(".")[2])
-        return "_".join([*parts, *(f"{key}_{value}" for key, value in sorted(own.items()))])
+        return "_".join([*parts, *(f"{key}_{_short(value)}" for key, value in sorted(own.items()))])
 
     numbered = (f"{named(17)}_{i}" for i in itertools.count(2))
     return next(name for name in itertools.chain((named(6), named(17)), numbered) if name not in taken)
+
+
+def _short(value: Any) -> str:
+    return "_".join(map(_short, value)) if isinstance(value, (list, tuple)) else str(value)
