@@ -26,7 +26,19 @@ from lightning_wd.optimizers.param_groups import as_float, group_name, group_sty
 __all__ = ["DecayPlanSummary"]
 
 _COLLAPSE_ABOVE = 80  # parameters; a longer table has one row for names that differ only in numbers
-_COLUMNS = ("name", "shape", "numel", "group", "wd_mult", "weight_decay", "lr_mult", "lr", "style", "optimizer", "reason")
+_COLUMNS = (
+    "name",
+    "shape",
+    "numel",
+    "group",
+    "wd_mult",
+    "weight_decay",
+    "lr_mult",
+    "lr",
+    "style",
+    "optimizer",
+    "reason",
+)
 
 
 @checked_keywords()

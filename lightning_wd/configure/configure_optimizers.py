@@ -23,7 +23,7 @@ from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywor
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.planner import plan_checked
 from lightning_wd.optimizers import MultiOptimizer
-from lightning_wd.optimizers.by_name import hyperparameters_of, optimizer_class
+from lightning_wd.optimizers.by_name import hyperparameters_of, optimizer_class, steppers
 
 __all__ = ["build", "configure_optimizers"]
 
@@ -132,17 +132,18 @@ def _configure(
 def _build(
     config: OptimizerConfig, plan: DecayPlan, groups: list[dict[str, Any]], lr: float, coefficient: float
 ) -> Any:
+    """Build the config's optimizer, or several in one where the plan has several."""
     l2 = all(group["style"] == "l2" for group in groups)
-    cls: Any = optimizer_class(plan.optimizers[0], "l2" if l2 else "")
+    cls: Any = optimizer_class(config["name"], "l2" if l2 else "")
     keywords = config.hyperparameters
-    own = {} if l2 else {"style": config.decay.style, "cautious_wd": config.decay.cautious}
+    own: dict[str, Any] = {"style": config.decay.style, "cautious_wd": config.decay.cautious}
     try:
-        if len(plan.optimizers) > 1 or not _holds(cls, keywords, groups):
-            its = {name: config.hyperparameters_for(name) for name in plan.optimizers}
-            own = {"style": config.decay.style, "cautious_wd": config.decay.cautious}
+        if len({*plan.optimizers, *steppers(config["name"])}) > 1 or not _holds(cls, keywords, groups):
+            its = {str(name): config.hyperparameters_for(str(name)) for name in plan.optimizers}
             return MultiOptimizer(groups, lr, coefficient, **own, hyperparameters=its)
         for group in groups:
             del group["optimizer"]
+        own = {} if l2 else own
         return cls(groups, lr=lr, weight_decay=coefficient, **own, **keywords)  # defaults, for groups added later
     except (ConfigError, MaskError):
         raise

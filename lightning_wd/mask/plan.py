@@ -185,16 +185,15 @@ class DecayPlan:
         for name, rows in members.items():
             if rows:
                 first = rows[0]
-                base = {"lr": lr, "peak": peak, "weight_decay": amount}
-                if its := own.get(str(first.optimizer), {}):
-                    base |= its | ({"peak": its["lr"]} if "lr" in its else {})
+                its = own.get(str(first.optimizer), {})
+                its_peak = its.get("lr", peak)
                 group = {
                     **defaults,
                     "params": [(row.name, row.param) for row in rows],
                     "name": name,
-                    "lr": base["lr"] * first.lr_mult,
-                    "base_lr": first.settings.get("lr", base["peak"] * first.lr_mult),
-                    "weight_decay": self._coefficient(first, base["weight_decay"], base["peak"]),
+                    "lr": its.get("lr", lr) * first.lr_mult,
+                    "base_lr": first.settings.get("lr", its_peak * first.lr_mult),
+                    "weight_decay": self._coefficient(first, its.get("weight_decay", amount), its_peak),
                     **first.settings,
                     **({} if first.style is None else {"style": first.style}),
                     **({} if first.optimizer is None else {"optimizer": first.optimizer}),

@@ -131,7 +131,13 @@ class Rule:
     ) -> None:
         given = () if module_types is None else module_types
         types = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
-        own = {"name": name, "module_types": types, "predicate": predicate, "style": style, "optimizer": optimizer}
+        own: dict[str, Any] = {
+            "name": name,
+            "module_types": types,
+            "predicate": predicate,
+            "style": style,
+            "optimizer": optimizer,
+        }
         numbers = {"ndim": ndim, "wd_mult": wd_mult, "lr_mult": lr_mult, "weight_decay": weight_decay, "lr": lr}
         for key, value in numbers.items():
             own[key] = None if value is None else number(f"rule.{key}", value, whole=key == "ndim", error=MaskError)

@@ -19,7 +19,7 @@ from lightning_wd._private import (
 )
 from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
-from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint
+from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
 from lightning_wd.optimizers.compiled import check_compiler
 from lightning_wd.optimizers.kernels import Part, Work
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
@@ -251,11 +251,18 @@ class DecayGroups(Optimizer):
                 load(fit_checkpoint(self, state_dict))  # one of the class's own, as in bitsandbytes, runs no hooks
                 return
             # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
-            handle = self.register_load_state_dict_pre_hook(lambda _, adapted: fit_checkpoint(self, adapted))
+            fitted: dict[str, Any] = {}
+
+            def fit(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
+                fitted.update(fit_checkpoint(self, adapted))
+                return fitted
+
+            handle = self.register_load_state_dict_pre_hook(fit)
             try:
                 load(state_dict)
             finally:
                 handle.remove()
+            keep_numbers(self, fitted)
 
     def _initialises_state(self) -> bool:
         """Whether this step only creates state: no state yet, and all learning rates and gradients 0.

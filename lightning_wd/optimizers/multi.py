@@ -100,6 +100,11 @@ class MultiOptimizer(DecayGroups):
             )
         own = {**self.defaults, **{key: value for key, value in group.items() if key != "optimizer"}}
         cls = optimizer_class(name, own["style"], f"optimizer of {label}")
+        if getattr(cls, "base", cls).load_state_dict not in (Optimizer.load_state_dict, DecayGroups.load_state_dict):
+            raise ConfigError(
+                f"{name} of {label} loads its state in a way of its own, which one of several optimizers cannot.",
+                fix="use it alone, as optimizer.name, or write another optimizer",
+            )
         known = hyperparameters_of(cls)
         named = {key: own.pop(key) for key in [*own] if key in known}
         keywords = _as_tuples({**self._hyperparameters.get(name, {}), **named})
