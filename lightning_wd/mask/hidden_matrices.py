@@ -32,8 +32,8 @@ def hidden_matrices(module: nn.Module, plan: Iterable[Row]) -> dict[int, Matrice
 
     - biases, norms, embeddings and whatever else is no weight (:mod:`lightning_wd.mask.evidence`), and the output
       layer;
-    - the first convolution, where no embedding or weight comes before it: "use Muon to optimize all the convolutional
-      filters except the first one" (https://github.com/KellerJordan/Muon);
+    - the first convolution, where no embedding or linear layer comes before it: "use Muon to optimize all the
+      convolutional filters except the first one" (https://github.com/KellerJordan/Muon);
     - what has one row or one column, as each channel of a depthwise convolution: orthogonalising a vector is dividing
       it by its norm;
     - tensors of three or more dimensions that no linear layer or convolution owns, such as fused experts: a rule with
@@ -51,7 +51,12 @@ def hidden_matrices(module: nn.Module, plan: Iterable[Row]) -> dict[int, Matrice
     tree = walk(module)
     output = output_parameters(module, tree)
     owners = {id(found.param): found.module for found in tree.tensors}
-    first = next((row for row in plan if row.kind in ("weight", "embedding")), None)
+
+    def has_input(row: Row) -> bool:
+        layer: type = type(owners[id(row.param)])
+        return row.kind == "embedding" or (row.kind == "weight" and is_weighted(layer))
+
+    first = next(filter(has_input, plan), None)
     return {
         id(row.param): _matrices(row, owners[id(row.param)], first=row is first, last=id(row.param) in output)
         for row in plan
@@ -69,7 +74,7 @@ def _matrices(row: Row, owner: nn.Module, *, first: bool, last: bool) -> Matrice
     convolution = isinstance(owner, ConvNd)
     if first and convolution:
         return Matrices(0, "input layer")
-    groups = owner.groups if convolution else 1
+    groups = int(owner.groups) if convolution else 1  # type: ignore[arg-type]
     rows, columns = row.shape[0] // groups, math.prod(row.shape[1:])
     if min(rows, columns) < 2:
         return Matrices(0, "depthwise convolution" if groups > 1 else "one row or column")

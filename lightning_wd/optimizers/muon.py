@@ -105,7 +105,6 @@ class Muon(KernelStep):
     default_weight_decay: ClassVar[float] = 0.1
     styles: ClassVar[tuple[str, ...]] = tuple(style for style in STYLES if style != "l2")
     state_keys: ClassVar[frozenset[str] | None] = frozenset(("momentum_buffer", "kahan"))
-    plain_style: ClassVar[str | None] = "decoupled"
 
     def __init__(
         self,

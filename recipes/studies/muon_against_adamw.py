@@ -14,7 +14,7 @@ from studies.finished_runs import SMOKE, Run, new_figure, read_runs, write_csv
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 MEASURES = {"gpt": "validation loss (nats per character)", "resnet": "test error (%)"}
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = {"gpt": (1e-3, 3e-3, 1e-2, 3e-2), "resnet": (3e-3, 1e-2, 3e-2, 1e-1)}
 SEEDS = (1, 2, 3)  # seed 0 chooses the learning rates
 
 
@@ -23,32 +23,34 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
     tasks = {
         "gpt": [
             *("experiment=shakespeare_gpt", f"data.root={data}/tinyshakespeare", "model.preset=tiny"),
-            *("trainer.max_epochs=1", "optimizer.weight_decay=0.1"),
+            *("trainer.max_steps=300", "optimizer.weight_decay=0.1"),
         ],
         "resnet": [
-            *("experiment=fashion_resnet_sgdw", f"data.root={data}/fashion_mnist"),
-            *("trainer.max_epochs=1", "optimizer.weight_decay=0.05"),
+            *("experiment=fashion_small", f"data.root={data}/fashion_mnist", "optimizer/decay=decoupled"),
+            *("model=resnet", "model.depth=8", "model.in_channels=1"),
+            *("trainer.max_epochs=20", "optimizer.weight_decay=0.1"),
         ],
     }
-    shared = ["trainer.limit_val_batches=1", "trainer.log_every_n_steps=50"]
-    shared = SMOKE if smoke else [*SMOKE[:1], "trainer.enable_progress_bar=false", *shared]
+    quiet = ["callbacks=none", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=50"]
+    quiet.append("trainer.limit_val_batches=1")  # the test at the end counts
     made: dict[str, list[str] | Callable[[Path], list[str]]] = {}
     for task, run in tasks.items():
         for name in OPTIMIZERS:
-            own = ["hparams_search=resumable", *([] if smoke else run), *shared, f"optimizer={name}"]
+            own = ["hparams_search=resumable", *(SMOKE if smoke else [*run, *quiet]), f"optimizer={name}"]
             own.append("hydra.sweep.subdir=lr${optimizer.lr}_seed${seed}")
-            rates = ",".join(f"{lr:g}" for lr in (RATES[:2] if smoke else RATES))
-            made[f"{task}/{name}/rates"] = [*own, f"optimizer.lr={rates}", "seed=0"]
-            seeds = SEEDS[:1] if smoke else SEEDS
-            made[f"{task}/{name}/seeds"] = partial(
-                _at_the_best_rate, [*own, f"seed={','.join(map(str, seeds))}"], task, name
-            )
+            made[f"{task}/{name}/rates"] = [*own, f"optimizer.lr={_listed(RATES[task], smoke)}", "seed=0"]
+            seeds = f"seed={_listed(SEEDS, smoke)}"
+            made[f"{task}/{name}/seeds"] = partial(_at_the_best_rate, [*own, seeds], task, name)
     return made
+
+
+def _listed(values: tuple[float, ...], smoke: bool) -> str:
+    return ",".join(map(str, values[:1] if smoke else values))
 
 
 def _at_the_best_rate(overrides: list[str], task: str, optimizer: str, runs: Path) -> list[str]:
     best = min(read_runs(runs / task / optimizer / "rates"), key=partial(score, task))
-    return [*overrides, f"optimizer.lr={best.config['optimizer']['lr']:g}"]
+    return [*overrides, f"optimizer.lr={best.config['optimizer']['lr']!r}"]
 
 
 def score(task: str, run: Run) -> float:

@@ -6,17 +6,19 @@ import copy
 import io
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import reference
+from helpers.recipe import ROOT
 from torch import nn
 
 import lightning_wd as wd
 from lightning_wd.optimizers import MultiOptimizer, Muon
-from lightning_wd.optimizers.muon import COEFFICIENTS, orthogonalised
+from lightning_wd.optimizers.muon import COEFFICIENTS, _matrices, orthogonalised
 
 has_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no Muon to compare with")
 SETTINGS = {"split": 1, "ns_steps": 5, "ns_coefficients": "quintic", "adjust_lr_fn": "match_rms_adamw"}
@@ -85,7 +87,7 @@ def test_the_float64_reference(shape: tuple[int, ...], settings: dict[str, Any])
     """The iteration is in bfloat16, so u is right to a hundredth."""
     lam = {"decoupled": 2.0, "corrected": 2.0, "none": 2.0}.get(settings["style"], 0.04)
     twin = reference.Muon(draw(*shape).numpy(), base_lr=0.02, lam=lam, **settings)
-    ours = {key: settings[key] for key in ("style", "momentum", "nesterov", "split") if key in settings}
+    ours: dict[str, Any] = {key: settings[key] for key in ("style", "momentum", "nesterov", "split") if key in settings}
     ours |= {"cautious_wd": settings.get("cautious", False)}
     ours |= {"adjust_lr_fn": "original"} if settings.get("original") else {}
     p = nn.Parameter(draw(*shape))
@@ -233,6 +235,16 @@ def test_split_makes_several_matrices_of_one_tensor(
         together.step()
         apart.step()
     torch.testing.assert_close(whole.detach(), torch.stack([*parts]).detach().reshape(shape), rtol=1e-5, atol=1e-5)
+
+
+def test_the_page_of_muon() -> None:
+    """docs/muon.md: its code runs."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/muon.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    qkv, experts = params = [names["qkv"], names["experts"]]
+    step(names["optimizer"], params, 1)
+    assert [_matrices(p.detach(), split).shape for p, split in ((qkv, 3), (experts, 4))] == [(3, 32, 32), (4, 64, 32)]
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
