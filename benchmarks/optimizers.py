@@ -130,7 +130,7 @@ def several() -> dict[str, Callable[[Any], Any]]:
 
     def multi(p: Any) -> Any:
         rest, matrices = halves(p)
-        sgd = {"params": matrices, "optimizer": "sgdw", "momentum": 0.9, "style": "l2"}
+        sgd: dict[str, Any] = {"params": matrices, "optimizer": "sgdw", "momentum": 0.9, "style": "l2"}
         return wd.MultiOptimizer([{"params": rest, "optimizer": "adamw"}, sgd], lr=1e-3, weight_decay=0.01)
 
     apart = "torch AdamW and SGD, fused"

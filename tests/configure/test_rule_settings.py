@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers.betas_apart import BetasApart
 from helpers.lit import Lit, trainer
+from helpers.recipe import ROOT
 from torch import nn
 
 import lightning_wd as wd
@@ -115,6 +118,26 @@ def test_a_config_of_rules_is_plain_data(tmp_path: Path) -> None:
     again = Lit.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     assert again.hparams["optimizer"] == module.hparams["optimizer"]
     assert [g["optimizer"] for g in saved["optimizer_states"][0]["param_groups"]] == ["adamw", "adamw", "sgdw", "adamw"]
+
+
+def test_the_page_holds() -> None:
+    """docs/several_optimizers.md: its YAML builds what it says, and its code runs."""
+    page = (ROOT / "docs/several_optimizers.md").read_text()
+    (text,), (code,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("yaml", "python"))
+    block = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    module = nn.ModuleDict({"embedding": nn.Embedding(5, 8), "blocks": block, "head": nn.Linear(8, 5)})
+    optimizer = wd.configure_optimizers(module, yaml.safe_load(text))["optimizer"]
+    said = settings(optimizer, "optimizer", "base_lr", "weight_decay", "betas", "momentum")
+    assert said == {
+        "embedding.weight": ("sgdw", 0.05, 0.1, None, 0.9),
+        "blocks.0.weight": ("muon", 1e-3, 0.05, None, 0.95),
+        "head.weight": ("adamw", 3e-4, 0.1, (0.9, 0.99), None),
+        **dict.fromkeys(("blocks.0.bias", "blocks.1.weight", "blocks.1.bias"), ("adamw", 1e-3, 0.0, (0.9, 0.95), None)),
+        "head.bias": ("adamw", 1e-3, 0.0, (0.9, 0.95), None),
+    }
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert isinstance(names["optimizer"], wd.MultiOptimizer)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
