@@ -218,7 +218,7 @@ def _refuse_another(group: dict[str, Any], optimizer: Optimizer, plan: DecayPlan
     name = group.pop("optimizer", None)
     if name is not None and (plan is None or name != plan.optimizer):
         raise ConfigError(
-            f"{group['name']!r} is of {name}, but this run has {type(optimizer).__name__} alone.",
+            f"group {group['name']!r} is of {name}, but this run has {type(optimizer).__name__} alone.",
             found=listed(name for name, _ in group["params"]),
             fix="write the rule with that optimizer into optimizer.mask, which the run is built from",
         )

@@ -11,7 +11,7 @@ from lightning_wd.errors import ConfigError, MaskError, listed, nearest
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.plan import Row
 from lightning_wd.mask.rules import PROPERTIES
-from lightning_wd.optimizers.by_name import OPTIMIZERS, family, hyperparameters_of, optimizer_class, steppers
+from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 
 __all__ = ["check_rules"]
 
@@ -32,7 +32,7 @@ def check_rules(plan: DecayPlan, config: OptimizerConfig, callbacks: Iterable[An
     for i, rule in enumerate(config.mask.rules):
         named = f"mask rule {i + 1} ({rule})"
         if rule.optimizer is not None:
-            _check_steps_something(named, rule.optimizer, [r for r in plan if r.by.get("optimizer") == i], stepped)
+            _check_optimizer(named, rule.optimizer, [r for r in plan if r.by.get("optimizer") == i], stepped)
         for key, value in rule.hyperparameters.items():
             rows = [row for row in plan if row.by.get(key) == i]
             _check_taken(named, key, rows)
@@ -47,7 +47,8 @@ def _class_of(row: Row) -> Any:
     return optimizer_class(row.optimizer, str(row.style))
 
 
-def _check_steps_something(named: str, optimizer: str, rows: list[Row], stepped: list[Row]) -> None:
+def _check_optimizer(named: str, optimizer: str, rows: list[Row], stepped: list[Row]) -> None:
+    """Refuse an optimizer that steps nothing, that lacks a keyword, or that cannot step what it gets."""
     if not rows:
         raise MaskError(
             f"{named} gives nothing to {optimizer}: earlier rules give all that it matches an optimizer.",
@@ -58,6 +59,20 @@ def _check_steps_something(named: str, optimizer: str, rows: list[Row], stepped:
             f"{named} leaves {optimizer} without parameters: all that it matches are frozen.",
             found=listed(row.name for row in rows),
             fix="set requires_grad=True on what should train, unfreeze it with MaskedFinetuning, or remove the rule",
+        )
+    known = hyperparameters_of(_class_of(rows[0]))
+    missing = [k for k, default in known.items() if default is REQUIRED and any(k not in r.settings for r in rows)]
+    if missing:
+        raise MaskError(
+            f"{named} gives parameters to {optimizer}, which needs {listed(missing)}.",
+            found=listed(row.name for row in rows),
+            fix=f"write {', '.join(f'{key}: <value>' for key in missing)} into the rule",
+        )
+    if optimizer == "muon" and (flat := [row.name for row in rows if len(row.shape) < 2]):
+        raise MaskError(
+            f"{named} gives muon what is no matrix.",
+            found=listed(flat),
+            fix="write ndim: 2 into the rule, or narrow its other conditions",
         )
 
 

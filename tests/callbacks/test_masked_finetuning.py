@@ -301,6 +301,16 @@ def test_what_joins_goes_to_the_optimizer_of_its_rule(tmp_path: Path) -> None:
     assert all(torch.equal(trains.weights[-1][name], value) for name, value in plain.weights[-1].items())
 
 
+def test_a_mask_of_its_own_brings_no_other_optimizer(tmp_path: Path) -> None:
+    mask = wd.Mask([wd.Rule(name="backbone.*", optimizer="sgdw")])
+    with pytest.raises(wd.ConfigError) as caught:
+        fit(Net(ADAMW), tmp_path, finetuning(mask=mask))
+    assert str(caught.value) == (
+        "group 'decay_sgdw' is of sgdw, but this run has AdamW alone.\n  found: backbone.4.weight\n"
+        "  fix: write the rule with that optimizer into optimizer.mask, which the run is built from"
+    )
+
+
 def test_matrices_that_join_go_to_muon(tmp_path: Path) -> None:
     trainer = fit(Net({"name": "muon", "lr": 0.01, "weight_decay": 0.1}), tmp_path, finetuning())
     by_muon = {g["name"]: (g["use_muon"], g["param_names"]) for g in trainer.optimizers[0].param_groups}

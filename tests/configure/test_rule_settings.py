@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.betas_apart import BetasApart
 from helpers.lit import Lit, trainer
 from helpers.recipe import ROOT
 from torch import nn
 
 import lightning_wd as wd
 
-APART = f"{BetasApart.__module__}.BetasApart"
+APART = "helpers.own_ways.BetasApart"
 
 
 def net() -> nn.Module:
@@ -195,7 +194,7 @@ BIAS = "mask rule 1 (name '*.bias')"
             "LBFGS cannot be decoupled: it evaluates the closure itself",
         ),
         (
-            [{"name": "*.weight", "optimizer": "muon"}, {"name": "1.weight", "optimizer": "adamw", "lr": 1.0}],
+            [{"name": "*.weight", "optimizer": "radamw"}, {"name": "1.weight", "optimizer": "adamw", "lr": 1.0}],
             {},
             "mask rule 2 (name '1.weight') gives nothing to adamw: earlier rules give all that it matches an "
             "optimizer.\n  fix: write the narrower rule first, or remove optimizer from this one",
@@ -207,9 +206,9 @@ BIAS = "mask rule 1 (name '*.bias')"
             "  fix: write optimizer.name=sgdw, without optimizer in its rules, or narrow the rules",
         ),
         (
-            [{"name": "2.*", "optimizer": "muon"}],
+            [{"name": "2.weight", "optimizer": "muon"}],
             {"name": "adam_l2"},
-            "mask rule 1 (name '2.*') gives parameters of style 'l2' to muon, which does not do that style.\n"
+            "mask rule 1 (name '2.weight') gives parameters of style 'l2' to muon, which does not do that style.\n"
             "  found: 2.weight\n  valid: decoupled, independent, constant, corrected, none\n"
             "  fix: write style: decoupled into the rule, with a weight_decay in its unit, or another optimizer",
         ),
@@ -218,6 +217,17 @@ BIAS = "mask rule 1 (name '*.bias')"
             {},
             "mask rule 1 (name '2.*') gives parameters of style 'decoupled' to adam_l2, which does not do that style.\n"
             "  found: 2.weight\n  valid: l2, none\n",
+        ),
+        (
+            [{"name": "2.*", "optimizer": "muon"}],
+            {},
+            "mask rule 1 (name '2.*') gives muon what is no matrix.\n  found: 2.bias\n  fix: write ndim: 2",
+        ),
+        (
+            [{"name": "2.*", "optimizer": "helpers.own_ways.Needs"}, {"name": "2.bias", "rank": 3}],
+            {},
+            "mask rule 1 (name '2.*') gives parameters to helpers.own_ways.Needs, which needs rank.\n"
+            "  found: 2.weight, 2.bias\n  fix: write rank: <value> into the rule",
         ),
         ([], {"muon": {"lr": 0.1}}, "optimizer.muon is a setting of optimizer=muon, and this is adamw.\n"),
         ([], {"name": "muon", "muon": {"lrs": 0.1}}, "optimizer.muon has no key 'lrs'.\n  valid: lr, weight_decay\n"),

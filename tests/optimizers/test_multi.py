@@ -420,6 +420,7 @@ def make(**group: Any) -> Any:
         ({"optimizer": "muon", "style": "l2"}, r"Muon does not do style 'l2' of group 0"),
         ({"optimizer": "muon"}, r"a parameter of group 0 is not a real matrix"),
         ({"optimizer": "torch.optim.LBFGS"}, r"LBFGS cannot be decoupled: it evaluates the closure itself"),
+        ({"optimizer": "helpers.own_ways.OwnLoad"}, r"OwnLoad of group 0 loads its state in a way of its own"),
         ({"optimizer": "adamw", "style": "independent"}, r"style 'independent' of group 0 needs a weight_decay"),
     ],
 )
