@@ -11,8 +11,8 @@ optimizer of the same family in the same round, `interval` the quartiles of that
 optimizer against itself, and shows what noise alone does. `share` is what a step must move (AdamW 28 bytes a parameter
 in float32, SGD with momentum 20) over its time, against the bandwidth of an in-place `x.add_(y)` on 64 MiB or more,
 timed in the same round; again a median. `built` is the constructor's time, `state` what the optimizer keeps, in bytes a
-parameter. Packages that are not installed are named and left out. The family `several` has SGD on hidden matrices and
-AdamW on the rest.
+parameter. Packages that are not installed are named and left out. In the family `several` AdamW and SGD take turns over
+the tensors.
 """
 
 from __future__ import annotations
@@ -86,15 +86,10 @@ def bare(name: str) -> Any:
     return import_module(name)
 
 
-def by_sgd(p: torch.Tensor) -> bool:
-    """Whether SGD steps a tensor of the family `several`: a matrix that is no embedding."""
-    return p.ndim > 1 and len(p) < 50_000
-
-
 def bytes_moved(family: str, params: list[torch.nn.Parameter]) -> int:
     """Return the bytes that a step of a family must move."""
-    kinds = (family if family in BYTES else "sgdw" if by_sgd(p) else "adamw" for p in params)
-    return sum(BYTES[kind] * p.numel() for kind, p in zip(kinds, params, strict=True))
+    halves = {"adamw": params[::2], "sgdw": params[1::2]} if family == "several" else {family: params}
+    return sum(BYTES[kind] * p.numel() for kind, half in halves.items() for p in half)
 
 
 class Separate:
@@ -115,23 +110,17 @@ class Separate:
 def several() -> dict[str, Callable[[Any], Any]]:
     """Return AdamW and SGD on the parameters of one model, apart and as one, the first the measure of the others."""
 
-    def halves(p: Any) -> tuple[list[Any], list[Any]]:
-        return [q for q in p if not by_sgd(q)], [q for q in p if by_sgd(q)]
-
     def torchs(p: Any) -> Any:
-        rest, matrices = halves(p)
-        adamw = torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.01, fused=True)
-        return Separate(adamw, torch.optim.SGD(matrices, lr=1e-3, momentum=0.9, weight_decay=0.01, fused=True))
+        adamw = torch.optim.AdamW(p[::2], lr=1e-3, weight_decay=0.01, fused=True)
+        return Separate(adamw, torch.optim.SGD(p[1::2], lr=1e-3, momentum=0.9, weight_decay=0.01, fused=True))
 
     def ours(p: Any) -> Any:
-        rest, matrices = halves(p)
-        adamw = wd.AdamW(rest, lr=1e-3, weight_decay=0.01)
-        return Separate(adamw, wd.SGDW(matrices, lr=1e-3, momentum=0.9, weight_decay=0.01, style="l2"))
+        adamw = wd.AdamW(p[::2], lr=1e-3, weight_decay=0.01)
+        return Separate(adamw, wd.SGDW(p[1::2], lr=1e-3, momentum=0.9, weight_decay=0.01, style="l2"))
 
     def multi(p: Any) -> Any:
-        rest, matrices = halves(p)
-        sgd: dict[str, Any] = {"params": matrices, "optimizer": "sgdw", "momentum": 0.9, "style": "l2"}
-        return wd.MultiOptimizer([{"params": rest, "optimizer": "adamw"}, sgd], lr=1e-3, weight_decay=0.01)
+        sgd: dict[str, Any] = {"params": p[1::2], "optimizer": "sgdw", "momentum": 0.9, "style": "l2"}
+        return wd.MultiOptimizer([{"params": p[::2], "optimizer": "adamw"}, sgd], lr=1e-3, weight_decay=0.01)
 
     apart = "torch AdamW and SGD, fused"
     return {
