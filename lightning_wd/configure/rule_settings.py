@@ -26,19 +26,19 @@ def check_rules(plan: DecayPlan, config: OptimizerConfig, callbacks: Iterable[An
             rule whose ``optimizer`` steps nothing.
         ConfigError: a hyperparameter out of range, or a config whose own optimizer steps nothing.
     """
-    finetuning = (*either("lightning.pytorch.callbacks.BaseFinetuning"),)
-    thaws = any(isinstance(c, finetuning) or getattr(c, "unfreezes", False) for c in callbacks)
-    stepped = [row for row in plan if thaws or not row.frozen]
+    finetuning = either("lightning.pytorch.callbacks.BaseFinetuning")
+    unfreezes = any(isinstance(c, finetuning) or getattr(c, "unfreezes", False) for c in callbacks)
+    stepped = [row for row in plan if unfreezes or not row.frozen]
     for i, rule in enumerate(config.mask.rules):
         named = f"mask rule {i + 1} ({rule})"
         if rule.optimizer is not None:
             _check_optimizer(named, rule.optimizer, [r for r in plan if r.by.get("optimizer") == i], stepped)
         for key, value in rule.hyperparameters.items():
             rows = [row for row in plan if row.by.get(key) == i]
-            _check_taken(named, key, rows)
-            for row in rows[:1]:
-                default, of_ours = hyperparameters_of(_class_of(row))[key], row.optimizer in OPTIMIZERS
-                check_hyperparameter(f"optimizer.mask.rules[{i}].{key}", value, default, of_ours=of_ours)
+            for optimizer in dict.fromkeys(row.optimizer for row in rows):
+                default = _default(named, key, [row for row in rows if row.optimizer == optimizer])
+                where = f"optimizer.mask.rules[{i}].{key}"
+                check_hyperparameter(where, value, default, of_ours=optimizer in OPTIMIZERS)
     _check_styles(config, stepped)
     _check_own(config, plan, stepped)
 
@@ -76,24 +76,22 @@ def _check_optimizer(named: str, optimizer: str, rows: list[Row], stepped: list[
         )
 
 
-def _check_taken(named: str, key: str, rows: list[Row]) -> None:
-    """Refuse a hyperparameter that the optimizer of some parameters does not take."""
-    for optimizer in dict.fromkeys(row.optimizer for row in rows):
-        mine = [row for row in rows if row.optimizer == optimizer]
-        known = hyperparameters_of(_class_of(mine[0]))
-        if key in known:
-            continue
-        close = nearest(key, [*PROPERTIES, *known])
-        others = [each for each in OPTIMIZERS if key in hyperparameters_of(family(each).cls)]
-        fixes = [f"write {close}"] if close else []
-        fixes += [f"give the rule an optimizer that takes it ({', '.join(others)})"] if others else []
-        raise MaskError(
-            f"{named} sets {key}, which {optimizer} does not take.",
-            found=f"{optimizer} steps {listed(row.name for row in mine)}",
-            valid=[*PROPERTIES, *known],
-            nearest=close,
-            fix=", or ".join([*fixes, f"remove {key}"]),
-        )
+def _default(named: str, key: str, rows: list[Row]) -> Any:
+    """Return the default of a hyperparameter of the optimizer of these parameters, which must take it."""
+    optimizer, known = rows[0].optimizer, hyperparameters_of(_class_of(rows[0]))
+    if key in known:
+        return known[key]
+    close = nearest(key, [*PROPERTIES, *known])
+    others = [each for each in OPTIMIZERS if key in hyperparameters_of(family(each).cls)]
+    fixes = [f"write {close}"] if close else []
+    fixes += [f"give the rule an optimizer that takes it ({', '.join(others)})"] if others else []
+    raise MaskError(
+        f"{named} sets {key}, which {optimizer} does not take.",
+        found=f"{optimizer} steps {listed(row.name for row in rows)}",
+        valid=[*PROPERTIES, *known],
+        nearest=close,
+        fix=", or ".join([*fixes, f"remove {key}"]),
+    )
 
 
 def _check_styles(config: OptimizerConfig, stepped: list[Row]) -> None:
@@ -117,15 +115,13 @@ def _check_styles(config: OptimizerConfig, stepped: list[Row]) -> None:
 def _check_own(config: OptimizerConfig, plan: DecayPlan, stepped: list[Row]) -> None:
     """Refuse a config none of whose parameters are left to its own optimizer."""
     own = config["name"]
-    if any(row.optimizer == own for row in plan if own == "muon") or not stepped:
-        return
-    if own == "muon":
+    if own == "muon" and stepped and not any(row.optimizer == own for row in plan):
         raise ConfigError(
             "optimizer=muon leaves Muon without parameters: the model has no hidden matrices.",
             found=listed(row.reason for row in plan if row.kind == "weight") or "no weight",
             fix="write optimizer=adamw",
         )
-    if not any(row.optimizer in steppers(own) for row in stepped):
+    if stepped and not any(row.optimizer in steppers(own) for row in stepped):
         others = dict.fromkeys(str(row.optimizer) for row in stepped)
         raise ConfigError(
             f"optimizer.name {own} steps no parameter: the rules of optimizer.mask give all to {', '.join(others)}.",

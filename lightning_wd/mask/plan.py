@@ -161,7 +161,8 @@ class DecayPlan:
         Args:
             lr: peak learning rate, >= 0; a float or a 0-dim tensor.
             weight_decay: ``lam >= 0`` in the unit of the plan's style.
-            **defaults: further settings, the same for every group.
+            **defaults: further settings, the same for every group; ``optimizer="adamw"`` names the optimizer of groups
+                without a rule's.
 
         Raises:
             MaskError: the plan has no trainable parameter.

@@ -43,10 +43,9 @@ def plan_decay(
     """Plan which parameters of ``module`` decay: each tensor once, with its multipliers and the reason.
 
     Each property (weight decay, learning rate, style, optimizer, hyperparameters) comes from the first evidence that
-    sets it: the mask's rules;
-    hooks and marks of the model's author; then what the tensor is: a bias, norm, weight_norm magnitude, state-space
-    parameter, scale or distribution parameter, vector or scalar, table of positions or tokens, or embedding. The mask's
-    base says which of these decay; all other tensors are weights and decay.
+    sets it: the mask's rules; hooks and marks of the model's author; then what the tensor is: a bias, norm, weight_norm
+    magnitude, state-space parameter, scale or distribution parameter, vector or scalar, table of positions or tokens,
+    or embedding. The mask's base says which of these decay; all other tensors are weights and decay.
 
     A tied tensor is judged under each of its names. Where they disagree, exclusion wins, then the earlier evidence, and
     a warning names them. Another warning names biases and norms that a rule decays together with other parameters, as

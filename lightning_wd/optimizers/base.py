@@ -26,10 +26,10 @@ from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fra
 
 __all__ = ["DecayGroups", "KernelStep", "OnlyL2", "check_decoupled", "without_style"]
 
-_RENAMED = {**RENAMED, "cautious": "cautious_wd", "muon": "use_muon"}  # old keywords and group keys -> their names
+_RENAMED = {**RENAMED, "cautious": "cautious_wd"}  # old keywords and group keys -> their names
 _NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
 _NUMBERS = ("lr", "eps", "momentum", "weight_decay", "base_lr")
-_FLAGS = ("cautious_wd", "kahan", "use_muon", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
+_FLAGS = ("cautious_wd", "kahan", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
 # Keys that are not settings: ours and torch's labels, and what schedulers keep in a group.
 _LABELS = ("params", "name", "param_names", "base_lr", "base_weight_decay")
 _SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "lr_scale")

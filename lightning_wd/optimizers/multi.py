@@ -107,7 +107,8 @@ class MultiOptimizer(DecayGroups):
             )
         known = hyperparameters_of(cls)
         named = {key: own.pop(key) for key in [*own] if key in known}
-        keywords = _as_tuples({**self._hyperparameters.get(name, {}), **named})
+        keywords = {**self._hyperparameters.get(name, {}), **named}
+        keywords = {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}
         positions = range(len(self._steppers))
         at = next((i for i in positions if self._steppers[i][:2] == (cls, keywords)), len(self._steppers))
         if at in positions:
@@ -148,7 +149,3 @@ class MultiOptimizer(DecayGroups):
         self._bind()
         for stepper in self._steppers:  # as torch does when it loads one: it may bring an old state up to date
             stepper.optimizer.__setstate__({key: vars(stepper.optimizer)[key] for key in ("state", "param_groups")})
-
-
-def _as_tuples(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}
