@@ -227,7 +227,7 @@ def _refuse_another(group: dict[str, Any], optimizer: Optimizer, plan: DecayPlan
 def _unruled(group: dict[str, Any], optimizer: Optimizer, plan: DecayPlan | None, key: str) -> dict[str, Any]:
     """Return the first group of the same optimizer whose ``key`` no rule has set."""
     ruled = {id(row.param) for row in plan or () if key in row.settings}
-    alike = [g for g in optimizer.param_groups if g.get("optimizer") == group.get("optimizer")]
+    alike = [g for g in optimizer.param_groups if group.get("optimizer") in (None, g.get("optimizer"))]
     return next((g for g in alike if not any(id(p) in ruled for p in g["params"])), {})
 
 
