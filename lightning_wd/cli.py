@@ -277,14 +277,19 @@ def _build_model(target: str) -> nn.Module:
     raise ConfigError(problem, found=type(made).__name__, fix=fix)
 
 
+def _see_working_directory() -> None:
+    """Let modules of the working directory be imported, as ``python -m`` does."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def _import_target(target: str) -> Any:
     path, _, name = target.partition(":")
     if not path or not name or path.startswith("."):
         raise ConfigError(
             f"model {target!r} is not MODULE:NAME.", fix="write my_pkg.module:Model, as in an entry point"
         )
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _see_working_directory()
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
@@ -336,6 +341,7 @@ def _identify(options: argparse.Namespace) -> int:
     from lightning_wd.optimizers.identify import identify
 
     keywords = _read_keywords(options.keywords)
+    _see_working_directory()
     with redirect_stdout(sys.stderr):  # keep what a package prints when it is imported out of our output
         found = identify(import_optimizer(options.optimizer), **keywords)
     with _reader_may_leave():

@@ -243,7 +243,7 @@ def test_masks_come_from_a_mapping_or_a_file(package: Path, capsys: pytest.Captu
         (
             ["audited:Model", "--fail-on", "decayed:nrom"],
             "--fail-on 'decayed:nrom' is not STATE:KIND: 'nrom' is unknown.\n"
-            "  valid: bias, norm, magnitude, state, scale, vector, table, embedding, weight\n"
+            "  valid: bias, adapter, norm, magnitude, state, scale, vector, table, embedding, weight\n"
             "  nearest: 'norm'\n  fix: write decayed:norm",
         ),
         (

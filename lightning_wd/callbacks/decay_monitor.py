@@ -11,9 +11,8 @@ import lightning as L
 import torch
 from torch.optim import Optimizer
 
-from lightning_wd._lightning import either, wandb_loggers
+from lightning_wd._lightning import Callback, either, wandb_loggers
 from lightning_wd._private import logged_step
-from lightning_wd.callbacks.bases import Callback
 from lightning_wd.callbacks.measures import Snapshot
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.neighbours import watch_all

@@ -10,7 +10,7 @@ import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_wd.callbacks.bases import Callback
+from lightning_wd._lightning import Callback
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.late_groups import unfreeze
 from lightning_wd.configure.neighbours import watch_all

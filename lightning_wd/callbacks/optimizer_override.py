@@ -11,7 +11,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_warn 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.callbacks.bases import Callback
+from lightning_wd._lightning import Callback
 from lightning_wd.configure import LRSchedulerConfig, OptimizerConfig
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.configure_optimizers import build

@@ -11,8 +11,7 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from lightning_wd._lightning import wandb_loggers
-from lightning_wd.callbacks.bases import Callback
+from lightning_wd._lightning import Callback, wandb_loggers
 from lightning_wd.callbacks.decay_schedule import DecaySchedule
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.cautions import cautions
@@ -21,7 +20,7 @@ from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.decay import all_units
 from lightning_wd.errors import checked_keywords, listed
 from lightning_wd.mask.tables import SHOWN_UNITS, amounts_table, plan_table, totals_table
-from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
+from lightning_wd.optimizers.param_groups import configured_weight_decay, group_name, group_style, peak_lr
 
 __all__ = ["DecayPlanSummary"]
 
@@ -103,7 +102,7 @@ def _describe(
     scheduled: tuple[str, list[float], list[float]] | None,
 ) -> dict[str, Any]:
     """Return the plan of an optimizer as plain data; ``scheduled`` is what ``DecaySchedule.largest`` returns."""
-    own = [as_float(group.get("base_weight_decay", group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
+    own = [configured_weight_decay(group) or 0.0 for group in optimizer.param_groups]
     shape, lams, largest = scheduled or (None, own, own)
     plan = getattr(optimizer, "decay_plan", None)
     whole = {id(row.param): row.numel for row in plan or ()}  # a process may hold a piece only

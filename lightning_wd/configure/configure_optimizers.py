@@ -54,7 +54,8 @@ def configure_optimizers(
         ``{"optimizer": ...}``, and ``"lr_scheduler"`` if one was asked for: what Lightning's ``configure_optimizers``
         may return. ``optimizer.decay_plan`` keeps the plan, ``optimizer.decay_config`` the config. Groups that anyone
         adds to it later are named, split by the mask and scheduled. A warning names parameters that have gradients and
-        are in no optimizer.
+        are in no optimizer. Under a trainer a schedule-free optimizer is switched between its modes, by
+        :class:`lightning_wd.callbacks.ScheduleFreeMode`.
 
     Raises:
         ConfigError: a setting that cannot be honoured, steps that are needed and not known, or Lightning's
@@ -121,7 +122,10 @@ def _configure(
     if request is not None:
         returned["lr_scheduler"] = request.build(built, multipliers, budget)
     schedule = returned.get("lr_scheduler", {}).get("scheduler")
-    if attached_trainer(module) is not None:
+    if (trainer := attached_trainer(module)) is not None:
+        from lightning_wd.configure.schedule_free_mode import switch_modes  # it loads lightning, which is here now
+
+        switch_modes(trainer, built)
         follow = None if request is None else partial(request.follow, schedule, multipliers, budget)
         built.first_step = FirstStep(module, built, lr, amount, groups_at_peak, budget, schedule, follow)
     watch(built, module)

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd._private import attached_trainer, inner_schedulers, per_group_lists
@@ -18,7 +17,7 @@ from lightning_wd.configure.budget import Budget, resumed
 from lightning_wd.configure.cautions import cautions
 from lightning_wd.errors import as_typed, warn
 from lightning_wd.optimizers.checkpoint import carry_on
-from lightning_wd.optimizers.param_groups import as_float
+from lightning_wd.optimizers.param_groups import as_float, write
 
 __all__ = ["FirstStep", "read_again"]
 
@@ -167,10 +166,7 @@ class FirstStep:
         group = self._optimizer.param_groups[index]
         scale = peak / group["base_lr"] if group["base_lr"] else 1.0
         group.update(base_lr=peak, weight_decay=weight_decay, base_weight_decay=weight_decay)
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(peak * eta)
-        else:
-            group["lr"] = peak * eta
+        write(group, "lr", peak * eta)
         for key in _RATE_KEYS:
             if key in group:
                 group[key] = group[key] * scale

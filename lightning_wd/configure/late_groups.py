@@ -15,7 +15,7 @@ from lightning_wd.mask.plan import Row
 from lightning_wd.mask.planner import plan_checked
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.multi import MultiOptimizer
-from lightning_wd.optimizers.param_groups import as_float, group_style, peak_lr
+from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_style, peak_lr
 
 __all__ = ["LateGroups", "unfreeze"]
 
@@ -177,8 +177,8 @@ def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, flo
             and not _halves(optimizer).get(str(row.optimizer))
         ]
     lr = next((peak_lr(group) / factor for factor, _, group in known if factor), lr)
-    amounts = [(group.get("base_weight_decay", group.get("weight_decay")), factor) for _, factor, group in known]
-    weight_decay = next((as_float(amount) / factor for amount, factor in amounts if amount and factor), weight_decay)
+    amounts = [(configured_weight_decay(group), factor) for _, factor, group in known]
+    weight_decay = next((amount / factor for amount, factor in amounts if amount and factor), weight_decay)
     return as_float(lr), as_float(weight_decay)
 
 

@@ -344,6 +344,6 @@ _TYPES: dict[type, Any] = {
     int: float | None,
     float: float | None,
     str: str | None,
-    tuple: tuple[float, float] | None,
+    tuple: tuple[float, ...] | None,
 }
 show_keys(OptimizerConfig, _hyperparameter_types())

@@ -64,7 +64,7 @@ def hidden_matrices(module: nn.Module, plan: Iterable[Row]) -> dict[int, Matrice
 
 
 def _matrices(row: Row, owner: nn.Module, *, first: bool, last: bool) -> Matrices:
-    if row.kind != "weight":
+    if row.kind not in ("weight", "adapter"):
         return Matrices(0, row.kind)
     if last:
         return Matrices(0, "output layer")

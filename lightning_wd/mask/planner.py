@@ -24,7 +24,8 @@ from lightning_wd.mask.rules import PROPERTIES, Mask, as_mask
 __all__ = ["plan_checked", "plan_decay"]
 
 _REASONS = {
-    "magnitude": "weight_norm magnitude",
+    "adapter": "adapter, nothing at zero",
+    "magnitude": "magnitude of weight_norm or DoRA",
     "state": "state-space parameter",
     "scale": "scale or distribution parameter",
     "vector": "vector or scalar",
@@ -43,9 +44,9 @@ def plan_decay(
     """Plan which parameters of ``module`` decay: each tensor once, with its multipliers and the reason.
 
     Each property (weight decay, learning rate, style, optimizer, hyperparameters) comes from the first evidence that
-    sets it: the mask's rules; hooks and marks of the model's author; then what the tensor is: a bias, norm, weight_norm
-    magnitude, state-space parameter, scale or distribution parameter, vector or scalar, table of positions or tokens,
-    or embedding. The mask's base says which of these decay; all other tensors are weights and decay.
+    sets it: the mask's rules; hooks and marks of the model's author; then what the tensor is: a bias, adapter of peft,
+    norm, magnitude, state-space parameter, scale or distribution parameter, vector or scalar, table of positions or
+    tokens, embedding, or, all others, a weight. The mask's base says which of these decay.
 
     A tied tensor is judged under each of its names. Where they disagree, exclusion wins, then the earlier evidence, and
     a warning names them. Another warning names biases and norms that a rule decays together with other parameters, as
@@ -60,6 +61,7 @@ def plan_decay(
 
     Raises:
         MaskError: a rule that matches nothing or changes nothing; with ``base=None``, a parameter that no rule places;
+            with ``base="adapters"``, no adapter;
             lazy parameters and FSDP1's flat ones (``use_orig_params=False``), which have no shape of their own;
             TorchScript, which has no layer types.
         ConfigError: an unknown style.
@@ -96,6 +98,12 @@ def plan_checked(
     if by_muon or any(row.optimizer == "muon" for row in rows):
         _fit_to_muon(rows, hidden_matrices(module, rows), whole=by_muon)
     check_uses(planner.uses, mask.base, tree)
+    if mask.base == "adapters" and not any(row.kind == "adapter" and not row.frozen for row in rows):
+        _refuse_tensors(
+            [row.name for row in rows if not row.frozen],
+            "mask 'adapters' finds no trainable adapter that is nothing at zero (LoRA's A and B, OFT's R, ...).",
+            "write optimizer/mask=standard, or optimizer/mask=none to decay nothing",
+        )
     _refuse_tensors(
         planner.unplaced,
         "no rule places these parameters (base is null).",
@@ -206,6 +214,8 @@ class _Planner:
                 base, reason = 1.0, "mark _optim"
             elif hook or mark:
                 base, reason = 0.0, hook or mark
+            elif kind in ("weight", "embedding") and self.mask.base == "adapters":
+                reason = f"{kind}, no adapter"
             elif kind == "norm":
                 reason = f"norm layer {authors_class(type(found.module)).__name__}"
             if wd_mult is None:

@@ -224,10 +224,13 @@ class Mask:
     ============== ================================================================================================
     base           what decays
     ============== ================================================================================================
-    standard       all but: what hooks and marks exempt, biases, norm layers, weight_norm magnitudes, vectors and
-                   scalars, scales and parameters of distributions, state-space parameters, position tables, tokens
+    standard       all but: what hooks and marks exempt, biases, norm layers, magnitudes of weight_norm and DoRA,
+                   vectors and scalars that are no adapters, scales and parameters of distributions, state-space
+                   parameters, position tables, tokens
     no_embeddings  as standard, without embeddings
     matrices       as standard, but position tables and tokens decay too: only the shape counts
+    adapters       only what peft adds to a frozen model and is nothing at zero, such as LoRA's A and B: decay leads to
+                   the base model
     all            everything
     none           nothing
     None           nothing is placed: each parameter needs a rule
@@ -285,6 +288,11 @@ class Mask:
     def matrices(cls) -> Mask:
         """As standard, but position tables and tokens decay too: only the shape counts, as in nanoGPT."""
         return cls(base="matrices")
+
+    @classmethod
+    def adapters(cls) -> Mask:
+        """Only peft's adapters that are nothing at zero decay, towards the base model: LoRA's A and B, OFT's R, ..."""
+        return cls(base="adapters")
 
     @classmethod
     def all(cls) -> Mask:

@@ -53,6 +53,8 @@ class DecayGroups(Optimizer):
     default_weight_decay: ClassVar[float] = 0.0
     l2_form: ClassVar[Any] = None  # the class to build when every group is l2
     state_keys: ClassVar[frozenset[str] | None] = None  # names of its state tensors; None: unknown
+    counters: ClassVar[tuple[str, ...]] = ()  # keys of groups that are state, no settings
+    own_name: ClassVar[str | None] = None  # what its groups have under `optimizer`, where one class steps them all
     plain_style: ClassVar[str | None] = "l2"  # of the torch class's own states, which name no style; None: unknown
     typed: Mapping[str, str] = {}  # how messages spell its settings, as `as_typed` takes it
     _initialising = False

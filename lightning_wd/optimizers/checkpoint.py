@@ -17,12 +17,11 @@ from torch import Tensor
 
 from lightning_wd.errors import CheckpointMismatchError, warn
 from lightning_wd.optimizers.pairing import Difference, Pair, paired, tell_of_positions
-from lightning_wd.optimizers.param_groups import peak_lr
+from lightning_wd.optimizers.param_groups import configured_weight_decay, peak_lr
 from lightning_wd.optimizers.saved_state import (
     OURS,
     VERSIONED,
     check_family,
-    check_names,
     check_states,
     check_structure,
     check_values,
@@ -99,7 +98,6 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
     check_structure(optimizer, state_dict)
     check_family(optimizer, state_dict)
     pairs = paired(optimizer, state_dict)
-    check_names(optimizer, pairs)
     check_values(optimizer, pairs)
     switched = [_style_difference(optimizer, pair) for pair in pairs]
     check_states(optimizer, pairs, state_dict["state"])
@@ -112,7 +110,7 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
         if getattr(optimizer, "scheduled", None) is False and "initial_lr" not in theirs:
             filled.pop("initial_lr", None)  # a learning-rate finder's
         if "weight_decay" in theirs:
-            filled["base_weight_decay"] = theirs.get("base_weight_decay", theirs["weight_decay"])
+            filled["base_weight_decay"] = configured_weight_decay(theirs)
         if switch:  # the saved number is in another unit, so it cannot replace the configured one
             filled.update({key: mine[key] for key in ("style", "weight_decay", "base_weight_decay")})
         keys = _compared(optimizer.stepper_of(mine), theirs)
@@ -184,7 +182,8 @@ def _schedule_difference(optimizer: Any, pair: Pair) -> Difference | None:
     :func:`lightning_wd.configure_optimizers` says whether its optimizer is ``scheduled``.
     """
     here, there = getattr(optimizer, "scheduled", None), "initial_lr" in pair.theirs
-    if here in (None, there) or "base_lr" not in pair.theirs or (not here and "initial_lr" in pair.mine):
+    of_its_own = not here and "initial_lr" in pair.mine  # some classes keep one without a schedule
+    if here in (None, there) or "base_lr" not in pair.theirs or of_its_own:
         return None
     ours, theirs = (("no lr_scheduler", "an lr_scheduler")[side] for side in (here, there))
     found = f"{theirs} in the checkpoint, {ours} in the configuration"
@@ -195,9 +194,9 @@ def _schedule_difference(optimizer: Any, pair: Pair) -> Difference | None:
 
 
 def _compared(optimizer: Any, saved: dict[str, Any]) -> list[str]:
-    """Return the settings that are compared: the optimizer's own, except what a schedule of the saved run drives."""
+    """Return the settings that are compared: the optimizer's own, except what steps or the saved schedule change."""
     driven = {"momentum", "betas"} if "max_momentum" in saved else set()
-    own = [key for key in optimizer.defaults if key not in VERSIONED | OURS | driven | {"lr"}]
+    own = [key for key in optimizer.defaults if key not in {*VERSIONED, *OURS, *driven, *optimizer.counters, "lr"}]
     return ["base_lr", "base_weight_decay", "cautious_wd", "kahan", *own]
 
 

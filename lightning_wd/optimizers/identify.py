@@ -55,6 +55,7 @@ class Identification:
             by the group's ``weight_decay`` at each step.
         follows_group: whether it reads ``weight_decay`` from its group at each step.
         both: whether it is ``l2`` and ``decoupled`` at once, as in SGD without momentum.
+        counters: what a step changes in its groups: no settings, but state.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Identification:
     own_rule: bool = False
     follows_group: bool = False
     both: bool = False
+    counters: tuple[str, ...] = ()
 
     def amount_for(self, style: str, weight_decay: float, lr: float) -> float | None:
         """Return the ``weight_decay`` to hand to this class so that it decays as ours of ``style`` would.
@@ -171,6 +173,7 @@ def _aside(device: str) -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.device(device),
+            torch.compiler.set_stance("force_eager"),  # to compile a step takes longer than all steps here
         ):
             warnings.simplefilter("ignore")
             yield
@@ -232,15 +235,25 @@ class _Run:
     def __init__(self, weights: list[torch.nn.Parameter], optimizer: Any, step: Callable[..., Any]) -> None:
         self.weights, self.optimizer, self._step = weights, optimizer, step
         self._with_closure = False
+        self._made = {key: repr(value) for key, value in optimizer.param_groups[0].items() if key != "params"}
         if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers step in this mode only
             optimizer.train()
+
+    def counters(self) -> set[str]:
+        """Return the keys of its group that steps have changed."""
+        ours = ("params", "lr", "initial_lr", "weight_decay")
+        group = self.optimizer.param_groups[0]
+        return {key for key, value in group.items() if key not in ours and repr(value) != self._made.get(key)}
 
     def follow(self, lr: float) -> None:
         """Set the learning rate as a scheduler of torch does."""
         for group in self.optimizer.param_groups:
             if group.get("lr", lr) != lr:
-                group.setdefault("initial_lr", group["lr"])
-                group["lr"] = lr
+                group.setdefault("initial_lr", float(group["lr"]))
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
 
     def read(self) -> Tensor:
         return torch.cat([w.detach().flatten() for w in self.weights])
@@ -289,6 +302,7 @@ class _Trial:
     def __init__(self, cls: Any, keywords: Mapping[str, Any], dtype: torch.dtype, device: str) -> None:
         self.cls, self.keywords, self.dtype = cls, keywords, dtype
         self.tolerance = 1e-6 if dtype == torch.float64 else 1e-2
+        self.counters: set[str] = set()
         self.step = unhooked(cls)
         self.accepted, self.any = keywords_of(cls), takes_any(cls)
         parameters = [p for p in parameters_of(cls).values() if p.kind is not p.VAR_KEYWORD]
@@ -367,6 +381,7 @@ class _Trial:
                 run.move(gradient * scale)
             if t >= _WARM_UP:
                 steps.append(_Step(rate, old, with_decay.read(), without.read()))
+        self.counters |= with_decay.counters()
         return steps
 
     def is_penalty(self, factor: float) -> bool:
@@ -414,7 +429,7 @@ class _Identifier:
         if all(torch.equal(step.decayed, step.plain) for step in [*moving, *still]):
             extra = "" if "weight_decay" in parameters_of(trial.cls) else "; any keyword is accepted"
             return self._answer("none", 0.0, f"Steps with weight_decay equal those with 0: it has no effect{extra}.")
-        found = self._style(moving, still)
+        found = replace(self._style(moving, still), counters=tuple(sorted(trial.counters)))
         if self._follows_group(moving):
             return replace(found, follows_group=True)
         line = "It does not read weight_decay from its group at each step: a schedule of it changes nothing."

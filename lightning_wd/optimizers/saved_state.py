@@ -19,7 +19,6 @@ __all__ = [
     "REBUILD",
     "VERSIONED",
     "check_family",
-    "check_names",
     "check_states",
     "check_structure",
     "check_values",
@@ -101,16 +100,6 @@ def _stepper(optimizer: Any, group: dict[str, Any]) -> Any:
     return None
 
 
-def check_names(optimizer: Any, pairs: Iterable[tuple[str, dict[str, Any], dict[str, Any], Any]]) -> None:
-    """Refuse groups that an optimizer of another name has stepped. A name is compared, never imported."""
-    for label, mine, theirs, _ in pairs:
-        saved, own = theirs.get("optimizer", mine.get("optimizer")), mine.get("optimizer")
-        if saved != own:
-            fix = f"configure {saved}, or start this optimizer without its state"
-            problem = f"{label} was trained by another optimizer."
-            raise refusal(optimizer, problem, found=str(saved), valid=own, fix=fix)
-
-
 def _of_whom(group: dict[str, Any], classes: list[type[Optimizer]]) -> str:
     """Return which of torch's optimizers have the most settings of a saved group, all of theirs in it."""
     own = {cls.__name__: inspect.signature(cls).parameters.keys() - VERSIONED - OURS - {"params"} for cls in classes}
@@ -122,6 +111,10 @@ def _of_whom(group: dict[str, Any], classes: list[type[Optimizer]]) -> str:
 def check_values(optimizer: Any, pairs: Iterable[tuple[str, dict[str, Any], dict[str, Any], Any]]) -> None:
     """Refuse settings that no optimizer saves: torch loads them, and fails or blows up at its next step."""
     for label, mine, theirs, _ in pairs:
+        own, saved = mine.get("optimizer"), theirs.get("optimizer", optimizer.own_name)
+        if own != saved:
+            problem, valid = f"{label} is of another optimizer.", None if own is None else repr(own)
+            raise refusal(optimizer, problem, found=repr(saved), valid=valid, fix=REBUILD)
         for key, value in theirs.items():
             like = mine.get(key, 0.0 if key in _NOT_NEGATIVE else None)
             if key not in ("params", "name", "param_names") and not _is_like(key, value, like):

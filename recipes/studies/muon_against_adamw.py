@@ -14,21 +14,20 @@ from studies.finished_runs import SMOKE, Run, new_figure, read_runs, write_csv
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 MEASURES = {"gpt": "validation loss (nats per character)", "resnet": "test error (%)"}
-RATES = {"gpt": (1e-3, 3e-3, 1e-2, 3e-2), "resnet": (3e-3, 1e-2, 3e-2, 1e-1)}
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = (1, 2, 3)  # seed 0 chooses the learning rates
 
 
 def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable[[Path], list[str]]]:
     """Return the overrides of each sweep by its name; those of the second of each pair need the runs of the first."""
-    tasks = {
+    tasks = {  # independent decay, which the learning rate does not change
         "gpt": [
             *("experiment=shakespeare_gpt", f"data.root={data}/tinyshakespeare", "model.preset=tiny"),
-            *("trainer.max_steps=300", "optimizer.weight_decay=0.1"),
+            *("trainer.max_epochs=1", "optimizer/decay=independent", "optimizer.weight_decay=3e-4"),
         ],
         "resnet": [
-            *("experiment=fashion_small", f"data.root={data}/fashion_mnist", "optimizer/decay=decoupled"),
-            *("model=resnet", "model.depth=8", "model.in_channels=1"),
-            *("trainer.max_epochs=20", "optimizer.weight_decay=0.1"),
+            *("experiment=fashion_small", f"data.root={data}/fashion_mnist", "trainer.max_epochs=20"),
+            *("model=resnet", "model.depth=8", "model.in_channels=1", "optimizer.weight_decay=0.015625"),
         ],
     }
     quiet = ["callbacks=none", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=50"]
@@ -38,7 +37,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
         for name in OPTIMIZERS:
             own = ["hparams_search=resumable", *(SMOKE if smoke else [*run, *quiet]), f"optimizer={name}"]
             own.append("hydra.sweep.subdir=lr${optimizer.lr}_seed${seed}")
-            made[f"{task}/{name}/rates"] = [*own, f"optimizer.lr={_listed(RATES[task], smoke)}", "seed=0"]
+            made[f"{task}/{name}/rates"] = [*own, f"optimizer.lr={_listed(RATES, smoke)}", "seed=0"]
             seeds = f"seed={_listed(SEEDS, smoke)}"
             made[f"{task}/{name}/seeds"] = partial(_at_the_best_rate, [*own, seeds], task, name)
     return made

@@ -70,7 +70,8 @@ def test_a_glob_is_on_the_full_name_and_case_counts() -> None:
         ),
         (
             lambda: as_mask("no_embedings"),
-            "mask.base 'no_embedings' is unknown.\n  valid: standard, no_embeddings, matrices, all, none, null\n"
+            "mask.base 'no_embedings' is unknown.\n"
+            "  valid: standard, no_embeddings, matrices, adapters, all, none, null\n"
             "  nearest: 'no_embeddings'\n"
             "  fix: write mask.base=no_embeddings",
         ),
@@ -93,7 +94,7 @@ def test_a_glob_is_on_the_full_name_and_case_counts() -> None:
         (
             lambda: as_mask(3),  # type: ignore[arg-type]
             "mask must be a Mask, a preset's name or a mapping but got 3.\n  found: int\n"
-            "  valid: standard, no_embeddings, matrices, all, none\n"
+            "  valid: standard, no_embeddings, matrices, adapters, all, none\n"
             "  fix: write mask='standard', or Mask([Rule(...)])",
         ),
         (
