@@ -113,8 +113,8 @@ def check_values(optimizer: Any, pairs: Iterable[tuple[str, dict[str, Any], dict
     for label, mine, theirs, _ in pairs:
         own, saved = mine.get("optimizer"), theirs.get("optimizer", optimizer.own_name)
         if own != saved:
-            problem, valid = f"{label} is of another optimizer.", None if own is None else repr(own)
-            raise refusal(optimizer, problem, found=repr(saved), valid=valid, fix=REBUILD)
+            problem, valid = f"{label} is of another optimizer.", None if own is None else f"optimizer {own!r}"
+            raise refusal(optimizer, problem, found=f"optimizer {saved!r}", valid=valid, fix=REBUILD)
         for key, value in theirs.items():
             like = mine.get(key, 0.0 if key in _NOT_NEGATIVE else None)
             if key not in ("params", "name", "param_names") and not _is_like(key, value, like):
