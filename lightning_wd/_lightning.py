@@ -9,7 +9,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback as Callback
+    from lightning.pytorch.callbacks import Checkpoint as Checkpoint
 
 _TWINS = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
 
@@ -31,6 +35,17 @@ def both(path: str) -> tuple[type[Any], ...]:
     with contextlib.suppress(Exception):  # missing, or too old for this torch: then nobody here uses it
         import_module(_twin(module))
     return either(path)
+
+
+def __getattr__(name: str) -> Any:
+    """Make the bases of this package's callbacks, which both Trainers and both LightningCLIs take as their own.
+
+    ``Checkpoint`` callbacks run last. Their names are private, or LightningCLI would offer them among the callbacks.
+    """
+    if name not in ("Callback", "Checkpoint"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = globals()[name] = type(f"_{name}", both(f"lightning.pytorch.callbacks.{name}"), {"__module__": __name__})
+    return made
 
 
 def wandb_loggers(trainer: Any) -> list[Any]:

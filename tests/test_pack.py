@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 from helpers.hydra_app import write_app
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -186,7 +187,8 @@ def test_default_amounts_are_those_of_the_code(decay: str) -> None:
 
 def test_independent_and_decoupled_defaults_are_one_strength_in_two_units() -> None:
     for name, family in (("adamw", "adam"), ("sgdw", "sgd")):
-        lr = OPTIMIZERS[name][2]
+        lr = OPTIMIZERS[name].lr
+        assert lr is not None
         converted = wd.convert(TYPICAL["decoupled"][family], from_="decoupled", to="independent", lr=lr)
         assert TYPICAL["independent"][family] == pytest.approx(converted)
 
@@ -210,7 +212,7 @@ def test_the_groups_and_their_options() -> None:
     """Every promised option is there, and no other."""
     options = {str(path.parent): {p.stem for p in FILES if p.parent == path.parent} for path in FILES}
     assert options["trainer"] == {"default", "cpu", "gpu", "ddp", "ddp_cpu", "fsdp2", "fsdp2_cpu"}
-    assert options["optimizer/mask"] == {"standard", "no_embeddings", "matrices", "all", "none"}
+    assert options["optimizer/mask"] == {"standard", "no_embeddings", "matrices", "adapters", "all", "none"}
     assert options["lr_scheduler"] == {
         *("none", "constant", "warmup_cosine", "warmup_linear", "warmup_one_minus_sqrt", "cosine_restarts", "wsd")
     }
@@ -222,7 +224,29 @@ def test_the_groups_and_their_options() -> None:
 
 
 def test_every_optimizer_of_the_code_has_a_file() -> None:
-    assert sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")) == sorted(OPTIMIZERS)
+    assert sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")) == sorted([*OPTIMIZERS, "custom"])
+
+
+def test_any_other_class_by_its_path() -> None:
+    """With its own settings and the pack's amount in the unit of the style."""
+    rmsprop = ["optimizer=custom", "optimizer.name=torch.optim.RMSprop", "+optimizer.alpha=0.9"]
+    first = built(*rmsprop, "optimizer/decay=independent").param_groups[0]
+    assert (first["lr"], first["alpha"], first["style"], first["weight_decay"]) == (1e-2, 0.9, "independent", 1e-5)
+    assert type(built("optimizer=custom", "optimizer.name=torch.optim.Adam")) is type(built("optimizer=adamw"))
+    with pytest.raises(InstantiationException) as caught:
+        built("optimizer=custom")
+    assert "optimizer.name is not given" in str(caught.value.__cause__)
+
+
+def test_the_page_of_any_class() -> None:
+    """docs/custom.md: its code runs, and its commands compose."""
+    page = (ROOT / "docs/custom.md").read_text()
+    (commands,) = re.findall(r"```bash\n(.*?)```", page, re.S)
+    for command in commands.splitlines():
+        overrides = shlex.split(command.removeprefix("python train.py"))
+        assert f"optimizer.name={optimizer_of(*overrides).name}" in overrides
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(code, {})
 
 
 @pytest.mark.parametrize(

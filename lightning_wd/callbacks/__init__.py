@@ -7,6 +7,7 @@ from lightning_wd.callbacks.optimizer_override import OptimizerOverride
 from lightning_wd.callbacks.plan_summary import DecayPlanSummary
 from lightning_wd.callbacks.rate_monitor import RateMonitor
 from lightning_wd.callbacks.restart_snapshot import RestartSnapshot
+from lightning_wd.configure.schedule_free_mode import ScheduleFreeMode
 
 __all__ = [
     "DecayMonitor",
@@ -16,4 +17,5 @@ __all__ = [
     "OptimizerOverride",
     "RateMonitor",
     "RestartSnapshot",
+    "ScheduleFreeMode",
 ]

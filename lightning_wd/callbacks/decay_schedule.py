@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
-from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.callbacks.bases import Callback
+from lightning_wd._lightning import Callback
 from lightning_wd.callbacks.chosen_groups import as_globs, check_globs, chosen
 from lightning_wd.callbacks.restarts import cycle_steps, resolved_steps
 from lightning_wd.configure.budget import Budget, resumed
@@ -20,7 +19,7 @@ from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
-from lightning_wd.optimizers.param_groups import as_float, group_names, peak_lr
+from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_names, peak_lr, write
 from lightning_wd.schedules import FALLS
 
 __all__ = ["DecaySchedule"]
@@ -330,9 +329,9 @@ class DecaySchedule(Callback):
         bases, flags = self._bases[index], self._chosen[index]
         restarts, follows = schedule.shape == "restarts", schedule.shape == "follow_lr"
         for group in optimizer.param_groups[len(bases) :]:  # all at first, later only groups that were added
-            base = group.get("base_weight_decay", group.get("weight_decay"))
+            base = configured_weight_decay(group)
             unit = math.sqrt(resolved_steps(optimizer)) if restarts else 1.0
-            bases.append(None if base is None else as_float(base) * unit)
+            bases.append(None if base is None else base * unit)
         if len(flags) < len(bases):
             flags[:] = chosen(schedule.groups, group_names(trainer.optimizers)[index])
         cycle = math.sqrt(cycle_steps(trainer, optimizer)) if restarts else 1.0
@@ -344,7 +343,4 @@ class DecaySchedule(Callback):
             if follows:
                 peak = peak_lr(group)
                 value *= as_float(group["lr"]) / peak if peak else 0.0
-            if isinstance(group["weight_decay"], Tensor):
-                group["weight_decay"].fill_(value)
-            else:
-                group["weight_decay"] = value
+            write(group, "weight_decay", value)

@@ -10,7 +10,7 @@ import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_wd.callbacks.bases import Callback
+from lightning_wd._lightning import Callback
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.late_groups import unfreeze
 from lightning_wd.configure.neighbours import watch_all
@@ -53,6 +53,8 @@ class MaskedFinetuning(Callback):
         ...     mask={"rules": [{"name": "backbone.*", "lr_mult": 0.1}]},
         ... )
     """
+
+    unfreezes = True  # frozen parameters count for the optimizer that a rule gives them
 
     def __init__(
         self, freeze: Sequence[str], unfreeze: Mapping[int, Sequence[str]] | None = None, mask: Any = None

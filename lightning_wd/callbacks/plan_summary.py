@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from lightning_wd._lightning import wandb_loggers
-from lightning_wd.callbacks.bases import Callback
+from lightning_wd._lightning import Callback, wandb_loggers
 from lightning_wd.callbacks.decay_schedule import DecaySchedule
 from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.cautions import cautions
@@ -21,12 +21,24 @@ from lightning_wd.configure.neighbours import watch_all
 from lightning_wd.decay import all_units
 from lightning_wd.errors import checked_keywords, listed
 from lightning_wd.mask.tables import SHOWN_UNITS, amounts_table, plan_table, totals_table
-from lightning_wd.optimizers.param_groups import as_float, group_name, group_style, peak_lr
+from lightning_wd.optimizers.param_groups import configured_weight_decay, group_name, group_style, peak_lr
 
 __all__ = ["DecayPlanSummary"]
 
 _COLLAPSE_ABOVE = 80  # parameters; a longer table has one row for names that differ only in numbers
-_COLUMNS = ("name", "shape", "numel", "group", "wd_mult", "weight_decay", "lr_mult", "lr", "style", "reason")
+_COLUMNS = (
+    "name",
+    "shape",
+    "numel",
+    "group",
+    "wd_mult",
+    "weight_decay",
+    "lr_mult",
+    "lr",
+    "style",
+    "optimizer",
+    "reason",
+)
 
 
 @checked_keywords()
@@ -37,7 +49,9 @@ class DecayPlanSummary(Callback):
     = lam_norm / sqrt(steps) = 1 / timescale_steps``. In style ``hyperball`` there is none, and the learning rate is
     relative. There is a warning where a step would remove a whole weight, where the timescale is below 3 % of the run
     or above 10 runs, and where a group that should decay has 0. Under a :class:`DecaySchedule` the amount is each
-    group's base, a line names the schedule, and the warnings are about the largest amount it reaches.
+    group's base, a line names the schedule, and the warnings are about the largest amount it reaches. With
+    ``optimizer.reference``, lines say what was carried over, from which number to which, by which rule; W&B's config
+    has the same as ``carried_over``.
 
     Rank zero prints the plan (above 80 parameters, names that differ only in numbers share a row), writes it to
     ``decay_plan.json`` in the trainer's ``default_root_dir``, and logs it to W&B as the tables ``decay_plan``
@@ -73,7 +87,10 @@ class DecayPlanSummary(Callback):
         (folder / "decay_plan.json").write_text(text + "\n", encoding="utf-8")
         for plan in plans:
             _print(plan)
+        carried = [plan["carried_over"] for plan in plans if "carried_over" in plan]
         for logger in wandb_loggers(trainer):
+            if carried:
+                logger.log_hyperparams({"carried_over": carried[0] if len(carried) == 1 else carried})
             rows = [row | row.get("settings", {}) for plan in plans for row in plan["parameters"]]
             data = [[row.get(column) for column in _COLUMNS] for row in rows]
             for cells in data:
@@ -91,9 +108,10 @@ def _describe(
     scheduled: tuple[str, list[float], list[float]] | None,
 ) -> dict[str, Any]:
     """Return the plan of an optimizer as plain data; ``scheduled`` is what ``DecaySchedule.largest`` returns."""
-    own = [as_float(group.get("base_weight_decay", group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
+    own = [configured_weight_decay(group) or 0.0 for group in optimizer.param_groups]
     shape, lams, largest = scheduled or (None, own, own)
     plan = getattr(optimizer, "decay_plan", None)
+    carried = getattr(optimizer, "carried", None)
     whole = {id(row.param): row.numel for row in plan or ()}  # a process may hold a piece only
     groups = []
     for index, (group, lam) in enumerate(zip(optimizer.param_groups, lams, strict=True)):
@@ -110,6 +128,7 @@ def _describe(
         "total_steps": total,
         "steps_per_epoch": per_epoch,
         **(_plan_of_groups(optimizer, module, groups) if plan is None else plan.to_dict()),
+        **({} if carried is None else {"carried_over": carried.describe(optimizer)}),
         **({} if shape is None else {"decay_schedule": {"shape": shape, "largest": largest}}),
         "groups": groups,
         "warnings": cautions(optimizer, total, scheduled),
@@ -134,6 +153,7 @@ def _plan_of_groups(
                     "name": known[0],
                     "names": known,
                     "shape": list(p.shape),
+                    "optimizer": None,
                     "numel": p.numel(),
                     "wd_mult": entry["weight_decay"] / strongest if strongest else 0.0,
                     "lr_mult": entry["lr"] / fastest if fastest else 1.0,
@@ -157,13 +177,26 @@ def _print(plan: dict[str, Any]) -> None:
         table.title += f", {plan['total_steps']:,} optimizer steps"
     for item in (table, totals_table(plan), amounts_table(plan["groups"])):
         console.print(item)
+    lines = list(_carried_lines(**plan["carried_over"])) if "carried_over" in plan else []
     if "decay_schedule" in plan:
         shape, largest = plan["decay_schedule"].values()
         most = [f"{lam:.4g} in {group['name']}" for lam, group in zip(largest, plan["groups"], strict=True) if lam]
-        line = f"DecaySchedule '{shape}': weight_decay is at most {listed(most) or 0}"
+        lines.append(f"DecaySchedule '{shape}': weight_decay is at most {listed(most) or 0}")
+    for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
     for caution in plan["warnings"]:
         console.print(f"warning: {caution}", style="yellow", soft_wrap=True, highlight=False)
+
+
+def _carried_lines(
+    reference: dict[str, Any], here: dict[str, Any], rules: dict[str, str], remarks: list[str]
+) -> Iterator[str]:
+    """Yield what was carried over in words: reference -> here."""
+    yield "Carried over from optimizer.reference:"
+    for key, value in here.items():
+        before = f"{reference[key]:.6g} -> " if key in reference else ""
+        yield f"  {key} {before}{value:.6g}" + (f" ({rules[key]})" if key in rules else "")
+    yield from (f"  remark: {remark}" for remark in remarks)
 
 
 def _group_rows(plans: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
@@ -186,7 +219,9 @@ def _collapse(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     folded: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         pattern = tuple(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in row["names"])
-        settings = tuple(str(row[key]) for key in ("shape", "group", "wd_mult", "lr_mult", "style", "reason"))
+        settings = tuple(
+            str(row[key]) for key in ("shape", "group", "wd_mult", "lr_mult", "style", "optimizer", "reason")
+        )
         folded.setdefault((pattern, settings), []).append(row)
     return [
         members[0] if len(members) == 1 else {**members[0], "names": [f"{' = '.join(pattern)}  ({len(members)})"]}

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_wd.callbacks.bases import Checkpoint
+from lightning_wd._lightning import Checkpoint
 from lightning_wd.callbacks.restarts import restarts_of
 from lightning_wd.errors import checked_keywords
 

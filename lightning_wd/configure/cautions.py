@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_wd.decay import NO_AMOUNT, all_units
-from lightning_wd.optimizers.param_groups import as_float, group_label, group_style, peak_lr
+from lightning_wd.optimizers.param_groups import configured_weight_decay, group_label, group_style, peak_lr
 
 __all__ = ["cautions"]
 
@@ -26,7 +26,7 @@ def cautions(
     ``DecaySchedule.largest`` returns: then the largest amount counts.
     """
     groups = optimizer.param_groups
-    own = [as_float(group.get("base_weight_decay", group.get("weight_decay", 0.0))) for group in groups]
+    own = [configured_weight_decay(group) or 0.0 for group in groups]
     _, _, largest = scheduled or (None, own, own)
     config, plan = (getattr(optimizer, name, None) for name in ("decay_config", "decay_plan"))
     decaying = {row.group for row in plan or () if row.wd_mult and "weight_decay" not in row.settings}

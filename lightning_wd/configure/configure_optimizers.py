@@ -10,18 +10,22 @@ import torch
 
 from lightning_wd._private import attached_trainer
 from lightning_wd.configure.budget import Budget
+from lightning_wd.configure.carried_run import CarriedRun
 from lightning_wd.configure.checked_mapping import CheckedMapping
 from lightning_wd.configure.checkpoint_content import keep_checkpoints_plain
 from lightning_wd.configure.first_step import FirstStep
-from lightning_wd.configure.late_groups import LateGroups, give_matrices_to_muon
+from lightning_wd.configure.late_groups import LateGroups
 from lightning_wd.configure.neighbours import check_neighbours, watch
 from lightning_wd.configure.optimizer_config import OptimizerConfig
+from lightning_wd.configure.rule_settings import check_rules
 from lightning_wd.configure.saved_anchors import with_saved_anchors
 from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.decay import Decay
 from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywords, number, warn
+from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.planner import plan_checked
-from lightning_wd.optimizers.by_name import optimizer_class
+from lightning_wd.optimizers import MultiOptimizer
+from lightning_wd.optimizers.by_name import hyperparameters_of, optimizer_class, steppers
 
 __all__ = ["build", "configure_optimizers"]
 
@@ -34,6 +38,7 @@ def configure_optimizers(
     *,
     total_steps: int | None = None,
     steps_per_epoch: float | None = None,
+    global_batch: int | None = None,
 ) -> dict[str, Any]:
     """Build the optimizer and the schedule of a module, with its parameters in decaying and non-decaying groups.
 
@@ -47,12 +52,15 @@ def configure_optimizers(
             too, in place of ``optimizer.lr``; each group has it times its own multiplier.
         total_steps: optimizer steps of the run; read from the trainer where it knows them.
         steps_per_epoch: optimizer steps of an epoch; read from the trainer where it knows them.
+        global_batch: rows that an optimizer step sees, for ``optimizer.reference``; read from the trainer and its
+            training loader where they know it.
 
     Returns:
         ``{"optimizer": ...}``, and ``"lr_scheduler"`` if one was asked for: what Lightning's ``configure_optimizers``
         may return. ``optimizer.decay_plan`` keeps the plan, ``optimizer.decay_config`` the config. Groups that anyone
         adds to it later are named, split by the mask and scheduled. A warning names parameters that have gradients and
-        are in no optimizer.
+        are in no optimizer. Under a trainer a schedule-free optimizer is switched between its modes, by
+        :class:`lightning_wd.callbacks.ScheduleFreeMode`.
 
     Raises:
         ConfigError: a setting that cannot be honoured, steps that are needed and not known, or Lightning's
@@ -65,86 +73,127 @@ def configure_optimizers(
         >>> [(g["name"], g["weight_decay"], len(g["params"])) for g in built["optimizer"].param_groups]
         [('decay', 0.1, 1), ('no_decay', 0.0, 3)]
     """
-    built = build(module, optimizer, lr_scheduler, Budget(module, total_steps, steps_per_epoch))
+    built = build(
+        module, optimizer, lr_scheduler, Budget(module, total_steps, steps_per_epoch, global_batch=global_batch)
+    )
     keep_checkpoints_plain(module, optimizer, lr_scheduler)
     return built
 
 
-def build(module: torch.nn.Module, optimizer: Any, lr_scheduler: Any, budget: Budget) -> dict[str, Any]:
-    """Build what :func:`configure_optimizers` returns, with the steps of a budget."""
+def build(
+    module: torch.nn.Module, optimizer: Any, lr_scheduler: Any, budget: Budget, found: float | None = None
+) -> dict[str, Any]:
+    """Build what :func:`configure_optimizers` returns, with the steps of a budget.
+
+    ``found`` is the peak that a learning-rate finder found for this run, in place of ``optimizer.lr``.
+    """
     typed = {**_typed(module, optimizer, "optimizer"), **_typed(module, lr_scheduler, "lr_scheduler")}
     with as_typed(typed):
         config = OptimizerConfig.of(optimizer)
         request = ScheduleRequest.of(lr_scheduler)
         check_neighbours(module, scheduled=request is not None)
-        built = _configure(module, config, request, budget)
+        built = _configure(module, config, request, budget, found)
     built["optimizer"].typed = {**typed, "on_resume": f"{typed.get('optimizer', 'optimizer')}.on_resume"}
     return built
 
 
 def _configure(
-    module: torch.nn.Module, config: OptimizerConfig, request: ScheduleRequest | None, budget: Budget
+    module: torch.nn.Module,
+    config: OptimizerConfig,
+    request: ScheduleRequest | None,
+    budget: Budget,
+    found: float | None,
 ) -> dict[str, Any]:
     """Build for settings that were checked."""
     decay = config.decay
     if decay.normalized is not None and request is not None and request.make == "cosine_restarts":
         _warn_of_one_budget_for_all_cycles(module)
     peak = None if request is None else request.peak()
-    lr = config["lr"] if peak is None else _scalar_peak(peak)
+    tuned = config["lr"] if peak is None else _scalar_peak(peak)
+    carried = None if config.reference is None else CarriedRun(config, config.reference, tuned, budget)
+
+    def lr_here() -> float:
+        if found is not None:
+            return found
+        return tuned if carried is None else carried.lr()
 
     def amount(lr: float) -> float:
-        return decay.coefficient(lr, *_steps_needed(decay, budget))
+        coefficient = decay.coefficient(lr, *_steps_needed(decay, budget))
+        return coefficient if carried is None else carried.weight_decay(coefficient, lr)
 
     def groups_at(lr: float, coefficient: float) -> list[dict[str, Any]]:
-        groups = plan.groups_of_checked(lr, lr, coefficient)
-        if config["name"] == "muon":
-            groups = give_matrices_to_muon(groups, module, plan)
-        return groups
+        halves = config.halves
+        if carried is not None:
+            carried.carry_rules(plan, lr)
+            halves = carried.halves(lr)
+        return plan.groups_of_checked(lr, lr, coefficient, halves)
 
-    def groups_at_peak(lr_now: float, coefficient: float) -> list[dict[str, Any]]:
-        groups = groups_at(lr_now, coefficient)
+    def at_peaks(groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
         if isinstance(peak, Sequence):
-            _set_peaks(groups, [value * lr_now / lr for value in peak])
+            _set_peaks(groups, [value * (lr / tuned if tuned else 1.0) for value in peak])
         return groups
 
-    plan = with_saved_anchors(plan_checked(module, config.mask, decay.style, toward=decay.toward))
+    planned = plan_checked(module, config.mask, decay.style, toward=decay.toward, optimizer=config["name"])
+    plan = with_saved_anchors(planned)
+    check_rules(plan, config, getattr(attached_trainer(module), "callbacks", ()))
+    lr = lr_here()
     groups = groups_at(lr, amount(lr))
-    multipliers = [group["lr"] / lr if lr else 1.0 for group in groups]
-    if isinstance(peak, Sequence):
-        _set_peaks(groups, peak)
-    built = _build(config, groups, lr, amount(lr))
+    multipliers = [group["lr"] / tuned if tuned else 1.0 for group in groups]  # of what the user has set
+    at_peaks(groups, lr)
+    built = _build(config, plan, groups, lr, amount(lr))
     built.on_resume = config["on_resume"]
     built.decay_plan = plan
     built.decay_config = config
+    built.carried = carried
     built.scheduled = request is not None
     returned = {"optimizer": built}
     if request is not None:
         returned["lr_scheduler"] = request.build(built, multipliers, budget)
     schedule = returned.get("lr_scheduler", {}).get("scheduler")
-    if attached_trainer(module) is not None:
+    if (trainer := attached_trainer(module)) is not None:
+        from lightning_wd.configure.schedule_free_mode import switch_modes  # it loads lightning, which is here now
+
+        switch_modes(trainer, built)
         follow = None if request is None else partial(request.follow, schedule, multipliers, budget)
-        built.first_step = FirstStep(module, built, lr, amount, groups_at_peak, budget, schedule, follow)
+        built.first_step = FirstStep(
+            module, built, lr_here, amount, lambda lr, lam: at_peaks(groups_at(lr, lam), lr), budget, schedule, follow
+        )
     watch(built, module)
     built.admit = LateGroups(module, [] if schedule is None else [schedule])
     return returned
 
 
-def _build(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, coefficient: float) -> Any:
+def _build(
+    config: OptimizerConfig, plan: DecayPlan, groups: list[dict[str, Any]], lr: float, coefficient: float
+) -> Any:
+    """Build the config's optimizer, or several in one where the plan has several."""
     l2 = all(group["style"] == "l2" for group in groups)
     cls: Any = optimizer_class(config["name"], "l2" if l2 else "")
     keywords = config.hyperparameters
-    own: dict[str, Any] = {} if l2 else {"style": config.decay.style, "cautious_wd": config.decay.cautious}
-    own["toward"] = config.decay.toward
+    own: dict[str, Any] = {key: getattr(config.decay, key) for key in ("style", "toward")}
+    own["cautious_wd"] = config.decay.cautious
     try:
+        if len({*plan.optimizers, *steppers(config["name"])}) > 1 or not _holds(cls, keywords, groups):
+            its = {str(name): config.hyperparameters_for(str(name)) for name in plan.optimizers}
+            return MultiOptimizer(groups, lr, coefficient, **own, hyperparameters=its)
+        for group in groups:
+            del group["optimizer"]
+        own = {} if l2 else own
         return cls(groups, lr=lr, weight_decay=coefficient, **own, **keywords)  # defaults, for groups added later
     except (ConfigError, MaskError):
         raise
-    except (TypeError, ValueError, RuntimeError) as error:  # torch's own checks of one setting against another
+    except Exception as error:  # the class's own checks, of one setting against another and of the parameters
         raise ConfigError(
-            f"optimizer {config['name']} cannot be built: {error}.",
-            found=", ".join(f"optimizer.{key}={value!r}" for key, value in keywords.items()),
-            fix="correct these settings",
+            f"optimizer {config['name']} cannot be built: {str(error).rstrip('.')}.",
+            found=", ".join(f"optimizer.{key}={value!r}" for key, value in keywords.items()) or "its own defaults",
+            fix="correct these settings, or name an optimizer that takes these parameters",
         ) from error
+
+
+def _holds(cls: Any, keywords: Mapping[str, Any], groups: list[dict[str, Any]]) -> bool:
+    """Whether an optimizer keeps each hyperparameter of a group in that group; else it needs an instance for it."""
+    ruled = {key for group in groups for key in group if key in hyperparameters_of(cls)}
+    return not ruled or ruled <= cls([torch.nn.Parameter(torch.ones(2, 2))], lr=1.0, **keywords).defaults.keys()
 
 
 def _steps_needed(decay: Decay, budget: Budget) -> tuple[int | None, float | None]:

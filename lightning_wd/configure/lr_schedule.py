@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_wd import schedules
 from lightning_wd.errors import CheckpointMismatchError, as_typed
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
+from lightning_wd.optimizers.param_groups import write
 
 __all__ = ["LRSchedule", "check_on_load"]
 
@@ -91,10 +92,7 @@ class LRSchedule(LRScheduler):
 
     def _write(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+            write(group, "lr", lr)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _carried_on(self, state: dict[str, Any]) -> dict[str, Any]:

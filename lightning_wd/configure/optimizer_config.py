@@ -8,16 +8,20 @@ from typing import Any
 
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
 from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
-from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, nearest, number, spelled
+from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, listed, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import identify
-from lightning_wd.optimizers.by_name import OPTIMIZERS, family, hyperparameters_of, optimizer_class
+from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
+from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
 
-__all__ = ["OptimizerConfig", "plain_mask", "plain_rule"]
+__all__ = ["OptimizerConfig", "check_hyperparameter", "family_of", "plain_mask", "plain_rule", "styles_of"]
 
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
-_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "on_resume")
+# The optimizers whose learning rate has a tested rule in the batch -> the family that it is the rule of.
+_FAMILY = dict.fromkeys(("adamw", "adam_l2", "nadamw", "radamw", "rmspropw"), "adam")
+_FAMILY |= dict.fromkeys(("sgdw", "sgd_l2"), "sgd")
+_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "reference", "on_resume", "muon")
 _DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "toward", "typical")
 _TYPICAL_KEYS = ("adam", "sgd", "muon")
 _BELOW_ONE = ("momentum", "alpha", "betas[0]", "betas[1]")
@@ -27,7 +31,14 @@ _TYPED["weight_decay"] = "optimizer.weight_decay"
 _RENAMED = {**RENAMED, **{name: f"decay.{name}" for name in _DECAY_KEYS}, "cautious_wd": "decay.cautious"}
 _ALIASES = {**ALIASES, "decoupled": "write optimizer/decay=decoupled, or optimizer.decay.style=decoupled"}
 _AMOUNT = "write optimizer.weight_decay: the amount, in the unit of the style"
-_DECAY_NAMES = {"renamed": {"cautious_wd": "cautious"}, "aliases": {"weight_decay": _AMOUNT, "wd": _AMOUNT}}
+_NO_BATCH = (
+    "no batch is there when the optimizer is built. `lightning-wd audit pkg:Model --batch` lists the tensors that "
+    "decay only as a learning rate: give them the style by rules, mask.rules=[{name: <tensor>, style: corrected}]"
+)
+_DECAY_NAMES = {
+    "renamed": {"cautious_wd": "cautious"},
+    "aliases": {"weight_decay": _AMOUNT, "wd": _AMOUNT, "corrected_on": _NO_BATCH},
+}
 
 # The default amount of each style in its own unit; `conf/optimizer/decay/*.yaml` say the same (a test holds it).
 TYPICAL: dict[str, dict[str, float]] = {
@@ -49,15 +60,22 @@ class OptimizerConfig(CheckedMapping):
 
     Args:
         name: ``adamw``, ``sgdw``, ``adam_l2``, ``sgd_l2``, ``nadamw``, ``radamw``, ``rmspropw``, ``adagradw``,
-            ``adamaxw``, ``adafactor`` or ``muon`` (hidden matrices by Muon, the rest by AdamW).
-        lr: ``lr0 >= 0``, the peak learning rate.
+            ``adamaxw``, ``adafactor`` or ``muon`` (hidden matrices by Muon, the rest by AdamW); or the dotted path of
+            any ``torch.optim.Optimizer`` class, which is imported: ``timm.optim.Lion``.
+        lr: ``lr0 >= 0``, the peak learning rate; of a class given by its path, its own default where none is given.
         weight_decay: ``lam >= 0`` in the unit of the style; None if ``decay`` gives another amount; the style's
             typical amount if neither is given.
         decay: ``style``, ``normalized``, ``timescale_epochs``, ``timescale_runs``, ``cautious``, ``toward`` (see
             :class:`lightning_wd.Decay`) and ``typical`` (the amounts the YAML files offer).
         mask: ``base`` and ``rules`` (see :class:`lightning_wd.Mask`), the name of a preset, or a Mask.
+        reference: ``{global_batch, steps, lr_rule}`` of the run where lr and weight_decay were tuned: rows that an
+            optimizer step saw, optimizer steps, and optionally how lr follows the batch, ``sqrt``, ``linear`` or
+            ``none``. They are carried over to the batch and steps of this run (:func:`lightning_wd.carry_over`), as
+            are a rule's ``lr`` and ``weight_decay`` and a schedule's ``max_lr``. ``normalized`` and the timescales are
+            taken as they stand. A rate that a finder finds is this run's own.
         on_resume: whose settings are used when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
             ``error``. Another decay style is refused, except under ``config``, which continues in the configured one.
+        muon: an ``lr`` and a ``weight_decay`` of its own for the half of ``muon`` that Muon steps.
         **hyperparameters: the optimizer's own keywords, such as ``betas`` or ``momentum``; None is its default.
 
     Raises:
@@ -76,6 +94,7 @@ class OptimizerConfig(CheckedMapping):
     group = "optimizer"
     decay: Decay
     mask: Mask
+    reference: Reference | None
 
     @classmethod
     def of(cls, value: object) -> OptimizerConfig:
@@ -107,10 +126,18 @@ class OptimizerConfig(CheckedMapping):
         weight_decay: float | None = None,
         decay: Mapping[str, Any] | None = None,
         mask: Mapping[str, Any] | str | Mask | None = None,
+        reference: Mapping[str, Any] | None = None,
         on_resume: str = "checkpoint",
+        muon: Mapping[str, Any] | None = None,
         code: bool = False,
         **hyperparameters: Any,
     ) -> None:
+        if name is None:
+            raise ConfigError(
+                "optimizer.name is not given.",
+                valid="a name, or the dotted path of any torch.optim.Optimizer class",
+                fix="write optimizer.name=timm.optim.Lion, for example",
+            )
         named = family(name)
         hyperparameters = {key: value for key, value in hyperparameters.items() if value is not None}
         if isinstance(decay, str):
@@ -123,25 +150,50 @@ class OptimizerConfig(CheckedMapping):
         given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
         amounts = self.decay = _decay(weight_decay, given, named.typical)
-        _check_style_of(name, amounts.style)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
+        for i, rule in enumerate(self.mask.rules):
+            if rule.optimizer is not None:
+                family(rule.optimizer, f"optimizer.mask.rules[{i}].optimizer")
+        if reference == dict.fromkeys(KEYS):  # as the YAML files have it
+            reference = None
+        self.reference = None if reference is None else _reference(name, amounts.style, reference)
         dict.update(
             self,
             name=name,
-            lr=number("optimizer.lr", named.lr if lr is None else lr),
+            lr=number("optimizer.lr", _own_rate(name) if lr is None else lr),
             weight_decay=amounts.weight_decay,
             decay={key: getattr(amounts, key, value) for key, value in given.items()},
             mask=_without_code(self.mask, code=code),
+            reference=None if reference is None else dict(reference),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
+            **({} if muon is None else {"muon": _check_half(name, muon)}),
             **{**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
+        _check_style_of(name, amounts.style, self.hyperparameters)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The optimizer's own keywords, pairs of numbers as the tuples that torch has."""
         own = {key: value for key, value in self.items() if key not in _OWN_KEYS}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+
+    def hyperparameters_for(self, optimizer: str) -> dict[str, Any]:
+        """Return the keywords of one of several optimizers: the config's, if it is the config's own."""
+        if optimizer not in steppers(self["name"]):
+            return dict(family(optimizer).defaults)
+        known = hyperparameters_of(optimizer_class(optimizer, self.decay.style))
+        return {key: value for key, value in self.hyperparameters.items() if key in known}
+
+    @property
+    def halves(self) -> dict[str, dict[str, float]]:
+        """The optimizers with an ``lr`` or a ``weight_decay`` of their own, and these."""
+        return {"muon": {key: value for key, value in (self.get("muon") or {}).items() if value is not None}}
+
+    @property
+    def family(self) -> str | None:
+        """The family whose tested rule carries the learning rate over; None where there is none."""
+        return family_of(self["name"])
 
     @property
     def typical_amount(self) -> bool:
@@ -163,7 +215,34 @@ def _decay(weight_decay: Any, given: Mapping[str, Any], kind: str) -> Decay:
     return Decay(**values, weight_decay=weight_decay, typed=typed)
 
 
-def _check_style_of(name: str, style: str) -> None:
+def family_of(optimizer: str) -> str | None:
+    """Return the family whose tested rule carries the learning rate of an optimizer over; None where there is none."""
+    return _FAMILY.get(optimizer)
+
+
+def _reference(name: str, style: str, given: Mapping[str, Any]) -> Reference:
+    """Return the checked reference, its rule for the learning rate filled in."""
+    family = family_of(name)
+    check_tested(style, family, "optimizer.reference")
+    reference = Reference.of("optimizer.reference", given, FAMILIES.get(str(family), ""))
+    if not reference.lr_rule:
+        raise ConfigError(
+            f"optimizer.reference has no tested rule for the learning rate of {name}.",
+            valid=f"{', '.join(_FAMILY)}; with {name}, a rule of your choice: {', '.join(LR_RULES)}",
+            fix="write optimizer.reference.lr_rule=none to keep lr and carry the decay over, or sqrt or linear",
+        )
+    return reference
+
+
+def _own_rate(name: str) -> float:
+    """Return the default learning rate of an optimizer."""
+    lr = family(name).lr
+    if lr is None:
+        raise ConfigError(f"optimizer {name} has no lr of its own.", fix="write optimizer.lr=1e-3, for example")
+    return lr
+
+
+def _check_style_of(name: str, style: str, hyperparameters: Mapping[str, Any]) -> None:
     twin = DECOUPLED_TWIN.get(name)
     if twin is not None and style not in ("l2", "none"):
         raise ConfigError(
@@ -172,16 +251,28 @@ def _check_style_of(name: str, style: str) -> None:
             nearest=twin,
             fix=f"write optimizer={twin} optimizer/decay={style}",
         )
-    cls: Any = family(name).cls
-    styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
-    if style == "l2" and hasattr(cls, "base") and not identify(cls.base).may_be_l2:  # made by decoupled()
-        styles = tuple(style for style in styles if style != "l2")
+    styles, found = styles_of(name, style, hyperparameters)
     if style not in styles:
         raise ConfigError(
-            f"optimizer={name} does not do optimizer.decay.style {style!r}.",
+            f"optimizer {name} does not do optimizer.decay.style {style!r}.",
+            found=found,
             valid=styles,
             fix=f"write optimizer/decay={styles[0]}, or optimizer=adamw",
         )
+
+
+def styles_of(name: str, asked: str, hyperparameters: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
+    """Return the styles that an optimizer does, and what was found of one that is ``asked`` and that it does not do."""
+    if name in DECOUPLED_TWIN:
+        return ("l2", "none"), None
+    cls: Any = family(name).cls
+    styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
+    if asked == "l2" and hasattr(cls, "base"):  # made by decoupled()
+        means = identify(cls.base, **hyperparameters)
+        if not means.may_be_l2:
+            found = " ".join([f"its own weight_decay is {means.style!r}.", *means.evidence])
+            return tuple(style for style in styles if style != "l2"), found
+    return styles, None
 
 
 def _without_code(mask: Mask, *, code: bool) -> Any:
@@ -205,7 +296,8 @@ def plain_mask(mask: Mask) -> dict[str, Any]:
 
 def plain_rule(rule: Rule) -> dict[str, Any]:
     """Return a rule without a predicate as plain data, its classes as names."""
-    plain = {**rule.conditions, **rule.settings, **({"reason": rule.reason} if rule.reason else {})}
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in rule.settings.items()}
+    plain = {**rule.conditions, **settings, **({"reason": rule.reason} if rule.reason else {})}
     if rule.module_types:
         kinds = rule.module_types
         plain["module_types"] = [k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in kinds]
@@ -213,33 +305,64 @@ def plain_rule(rule: Rule) -> dict[str, Any]:
 
 
 def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    known = hyperparameters_of(optimizer_class(name, style))
+    """Return the keywords of an optimizer in the form of their defaults; refuse what it does not take, or lacks."""
+    every = [hyperparameters_of(optimizer_class(each, style)) for each in steppers(name)]
+    known = {key: value for one in every for key, value in one.items()}
     unknown = [key for key in given if key not in known]
     others = [o for o in OPTIMIZERS if unknown and unknown[0] in hyperparameters_of(OPTIMIZERS[o].cls)]
     if others:
+        again = f"optimizer={name}" if name in OPTIMIZERS else f"optimizer=custom optimizer.name={name}"
+        group = name if name in OPTIMIZERS else "custom"
         raise ConfigError(
             f"optimizer.{unknown[0]} is not a setting of {name}.",
             found=", ".join(f"{key}={given[key]!r}" for key in unknown),
             valid=[*_OWN_KEYS, *known],
+            nearest=nearest(unknown[0], known),
             fix=f"'{unknown[0]}' belongs to {', '.join(others)}: remove it. If a merge left it over, replace the group "
-            f"instead: `optimizer={name}` without `+` on the command line, or `override /optimizer: {name}` in the "
+            f"instead: `{again}` without `+` on the command line, or `override /optimizer: {group}` in the "
             "defaults list. A block written inline goes out of the YAML, and the group into its defaults list",
         )
     keys(f"optimizer {name}", given, [*_OWN_KEYS, *known], typed="optimizer.{}", renamed=_RENAMED, aliases=_ALIASES)
-    return {key: _check_hyperparameter(key, value, known[key]) for key, value in given.items()}
+    missing = [key for key, default in known.items() if default is REQUIRED and key not in given]
+    if missing:
+        raise ConfigError(
+            f"optimizer {name} needs {listed(missing)}.",
+            found=", ".join(f"optimizer.{key}={value!r}" for key, value in given.items()) or "no such setting",
+            fix=f"write {', '.join(f'optimizer.{key}=<value>' for key in missing)}, each with + in front where Hydra's "
+            "command line adds it",
+        )
+    of_ours = name in OPTIMIZERS
+    return {k: check_hyperparameter(f"optimizer.{k}", value, known[k], of_ours=of_ours) for k, value in given.items()}
 
 
-def _check_hyperparameter(key: str, value: Any, default: Any) -> Any:
-    """Return a keyword's value in the form of its default, or raise a ConfigError."""
-    where = f"optimizer.{key}"
+def _check_half(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checked ``optimizer.muon``."""
+    if name != "muon":
+        raise ConfigError(
+            f"optimizer.muon is a setting of optimizer=muon, and this is {name}.",
+            fix="remove it; for some parameters, write lr and weight_decay into the rule that gives them to muon",
+        )
+    half = checked_mapping("optimizer.muon", given, ("lr", "weight_decay"))
+    return {key: value if value is None else number(f"optimizer.muon.{key}", value) for key, value in half.items()}
+
+
+def check_hyperparameter(where: str, value: Any, default: Any, *, of_ours: bool = True) -> Any:
+    """Return a keyword's value in the form of its default, or raise a ConfigError; ``where`` is how it was typed.
+
+    What another's class takes where its default is None, or which numbers, it must say itself.
+    """
+    key = where.rpartition(".")[2]
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or len(value) != len(default):
             raise ConfigError(
                 f"{where} must be {len(default)} numbers but got {value!r}.", fix=f"write '{where}={list(default)}'"
             )
-        return [_check_hyperparameter(f"{key}[{i}]", *pair) for i, pair in enumerate(zip(value, default, strict=True))]
-    if key == "anchor_dtype":
+        pairs = enumerate(zip(value, default, strict=True))
+        return [check_hyperparameter(f"{where}[{i}]", *pair, of_ours=of_ours) for i, pair in pairs]
+    if where.endswith(".anchor_dtype") and of_ours:
         return choice(where, value, ("bfloat16",))
+    if not of_ours and not isinstance(default, (bool, int, float, str)):
+        return value
     if isinstance(default, bool) or (default is None and "[" not in key):
         return flag(where, value, optional=default is None)
     if value is None and default is None:
@@ -248,8 +371,8 @@ def _check_hyperparameter(key: str, value: Any, default: Any) -> Any:
         if not isinstance(value, str):
             raise ConfigError(f"{where} must be text but got {value!r}.", fix=f"write {where}={default}")
         return value
-    minimum, below = -math.inf if (default or 0) < 0 else 0.0, 1.0 if key in _BELOW_ONE else math.inf
-    checked = number(where, value, minimum=minimum, below=below)
+    minimum, below = -math.inf if (default or 0) < 0 or not of_ours else 0.0, 1.0 if key in _BELOW_ONE else math.inf
+    checked = number(where, value, minimum=minimum, below=below, infinite=default == math.inf)
     return int(checked) if isinstance(default, int) and checked.is_integer() else checked
 
 
@@ -269,6 +392,6 @@ _TYPES: dict[type, Any] = {
     int: float | None,
     float: float | None,
     str: str | None,
-    tuple: tuple[float, float] | None,
+    tuple: tuple[float, ...] | None,
 }
 show_keys(OptimizerConfig, _hyperparameter_types())

@@ -5,8 +5,10 @@ kind        evidence
 =========== =========================================================================================================
 bias        its own name has the word ``bias`` (``bias_ih_l0``, ``q_bias``; not ``debias_proj.weight``), or it is the
             ``b1`` of a ``w1`` with one dimension more
+adapter     of any shape, named by peft as what is added to a frozen layer and at zero adds nothing: ``lora_A``,
+            ``vera_lambda_b``, ``oft_R``
 norm        a norm layer owns it directly: one of torch.nn, or by class name and shape (LlamaRMSNorm, GRN)
-magnitude   weight_norm's length of each row: ``original0``, ``weight_g``
+magnitude   weight_norm's length of each row: ``original0``, ``weight_g``; DoRA's ``lora_magnitude_vector``
 state       a state-space model's own ``A_log`` and ``D``, or RWKV's ``time_decay``, of any shape
 scale       of any shape, named a scale, threshold, logarithm or parameter of a distribution: ``logit_scale``,
             ``log_std``, ``px_r``; or a free ``alpha``, ``gamma`` and the ``beta`` beside it
@@ -32,13 +34,14 @@ from lightning_wd.mask.module_tree import Found, whole_shape
 
 __all__ = ["EXEMPT", "KINDS", "classify"]
 
-KINDS = ("bias", "norm", "magnitude", "state", "scale", "vector", "table", "embedding", "weight")
+KINDS = ("bias", "adapter", "norm", "magnitude", "state", "scale", "vector", "table", "embedding", "weight")
 
 # What each preset leaves out, once hooks and marks have spoken.
 EXEMPT: dict[str, frozenset[str]] = {
-    "standard": frozenset(KINDS) - {"embedding", "weight"},
-    "no_embeddings": frozenset(KINDS) - {"weight"},
-    "matrices": frozenset(KINDS) - {"table", "embedding", "weight"},
+    "standard": frozenset(KINDS) - {"adapter", "embedding", "weight"},
+    "no_embeddings": frozenset(KINDS) - {"adapter", "weight"},
+    "matrices": frozenset(KINDS) - {"adapter", "table", "embedding", "weight"},
+    "adapters": frozenset(KINDS) - {"adapter"},
     "all": frozenset(),
     "none": frozenset(KINDS),
 }
@@ -65,6 +68,14 @@ _SPREAD = frozenset(
 )
 _DISTRIBUTION = frozenset("px py pz qx qy qz".split())
 _BIAS = frozenset(("bias", "biases"))
+# What peft adds to a frozen layer: where all of it is zero, the layer is the base model's. Not so its scalings, which
+# start at 1 (ia3_l, boft_s, road_alpha), its routers and logits, and what it normalizes (hra_u, delora_A).
+_ADAPTERS = frozenset(
+    "lora_A lora_B lora_E lora_embedding_A lora_embedding_B gralora_A gralora_B hira_A hira_B hada_w1_a hada_w1_b "
+    "hada_w2_a hada_w2_b hada_t1 hada_t2 lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2 "
+    "vera_lambda_b vera_lambda_d randlora_lambda randlora_gamma vblora_vector_bank delora_lambda fourierft_spectrum "
+    "c3a_kernel oft_R boft_R road_theta miss_block shira_weight".split()
+)
 _POSITION = frozenset("pos position positions positional posemb pe relpos".split())
 _EMBED = frozenset("embed embedding embeddings emb wte".split())
 _CONTENT = frozenset("weight weights embed embedding embeddings emb".split())  # names too generic to classify
@@ -80,6 +91,11 @@ def classify(found: Found) -> str:
         # The list has the name that a single tensor would have: biases.0, position_embeddings.weights.1.
         name = f"{attribute}_{name}"
         attribute = found.name.split(".")[-3] if found.name.count(".") > 1 else ""
+    parts = found.name.split(".")
+    if not _ADAPTERS.isdisjoint(parts):
+        return "bias" if name == "bias" else "adapter"
+    if "lora_magnitude_vector" in parts:
+        return "magnitude"
     shape = whole_shape(found.param)
     dimensions = len(shape)
     vector = dimensions < 2 or dimensions - shape.count(1) - shape.count(0) < 2

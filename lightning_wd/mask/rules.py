@@ -229,10 +229,12 @@ class Mask:
     ============== ================================================================================================
     base           what decays
     ============== ================================================================================================
-    standard       all but: what hooks and marks exempt, biases, norm layers, weight_norm magnitudes, vectors and
-                   scalars, scales and parameters of distributions, state-space parameters, position tables, tokens
+    standard       all but: what hooks and marks exempt, biases, norm layers, magnitudes of weight_norm and DoRA,
+                   vectors and scalars that are no adapters, scales and parameters of distributions, state-space
+                   parameters, position tables, tokens
     no_embeddings  as standard, without embeddings
     matrices       as standard, but position tables and tokens decay too: only the shape counts
+    adapters       only those adapters of peft whose zero is the base model, such as LoRA's A and B
     all            everything
     none           nothing
     None           nothing is placed: each parameter needs a rule
@@ -290,6 +292,11 @@ class Mask:
     def matrices(cls) -> Mask:
         """As standard, but position tables and tokens decay too: only the shape counts, as in nanoGPT."""
         return cls(base="matrices")
+
+    @classmethod
+    def adapters(cls) -> Mask:
+        """Only those adapters of peft decay whose zero is the base model: LoRA's A and B, OFT's R, ..."""
+        return cls(base="adapters")
 
     @classmethod
     def all(cls) -> Mask:

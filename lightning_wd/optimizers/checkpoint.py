@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lightning_wd.errors import CheckpointMismatchError, warn
 from lightning_wd.optimizers.pairing import Difference, Pair, paired, tell_of_positions
-from lightning_wd.optimizers.param_groups import peak_lr
+from lightning_wd.optimizers.param_groups import configured_weight_decay, peak_lr
 from lightning_wd.optimizers.saved_state import (
     DECAY_SETTINGS,
     OURS,
@@ -28,7 +30,7 @@ from lightning_wd.optimizers.saved_state import (
     refusal,
 )
 
-__all__ = ["ON_RESUME", "Difference", "carry_on", "fit_checkpoint", "settle"]
+__all__ = ["ON_RESUME", "Difference", "carry_on", "fit_checkpoint", "keep_numbers", "settle"]
 
 ON_RESUME = ("checkpoint", "config", "error")
 _KINDS = {"l2": "an L2 penalty", "decoupled": "decoupled decay"}
@@ -109,7 +111,7 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
         if getattr(optimizer, "scheduled", None) is False and "initial_lr" not in theirs:
             filled.pop("initial_lr", None)  # a learning-rate finder's
         if "weight_decay" in theirs:
-            filled["base_weight_decay"] = theirs.get("base_weight_decay", theirs["weight_decay"])
+            filled["base_weight_decay"] = configured_weight_decay(theirs)
         if switch:  # the saved number is in another unit, so it cannot replace the configured one
             filled.update({key: mine[key] for key in ("style", "weight_decay", "base_weight_decay")})
         keys = _compared(optimizer.stepper_of(mine), theirs)
@@ -127,6 +129,19 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
             own = {key: state[key] for key in pair.theirs["params"] if key in state}
             state = {**state, **{key: {k: v for k, v in held.items() if k != "anchor"} for key, held in own.items()}}
     return {**state_dict, "param_groups": groups, "state": state}
+
+
+def keep_numbers(optimizer: Any, loaded: dict[str, Any]) -> None:
+    """Give back their dtype to the single numbers of a state, such as NAdam's product of momenta.
+
+    torch has cast them to the dtype of the weights, which has more digits or fewer: a resumed run would be another one.
+    """
+    for group, saved in zip(optimizer.param_groups, loaded["param_groups"], strict=True):
+        for p, key in zip(group["params"], saved["params"], strict=True):
+            for name, value in loaded["state"].get(key, {}).items():
+                held = optimizer.state[p].get(name)
+                if name != "step" and isinstance(held, Tensor) and held.ndim == 0 and held.dtype != value.dtype:
+                    optimizer.state[p][name] = value.to(held.device, copy=True)
 
 
 def _style_difference(optimizer: Any, pair: Pair) -> Difference | None:
@@ -173,7 +188,8 @@ def _schedule_difference(optimizer: Any, pair: Pair) -> Difference | None:
     :func:`lightning_wd.configure_optimizers` says whether its optimizer is ``scheduled``.
     """
     here, there = getattr(optimizer, "scheduled", None), "initial_lr" in pair.theirs
-    if here in (None, there) or "base_lr" not in pair.theirs:
+    of_its_own = not here and "initial_lr" in pair.mine  # some classes keep one without a schedule
+    if here in (None, there) or "base_lr" not in pair.theirs or of_its_own:
         return None
     ours, theirs = (("no lr_scheduler", "an lr_scheduler")[side] for side in (here, there))
     found = f"{theirs} in the checkpoint, {ours} in the configuration"
@@ -184,9 +200,9 @@ def _schedule_difference(optimizer: Any, pair: Pair) -> Difference | None:
 
 
 def _compared(optimizer: Any, saved: dict[str, Any]) -> list[str]:
-    """Return the settings that are compared: the optimizer's own, except what a schedule of the saved run drives."""
+    """Return the settings that are compared: the optimizer's own, except what steps or the saved schedule change."""
     driven = {"momentum", "betas"} if "max_momentum" in saved else set()
-    own = [key for key in optimizer.defaults if key not in VERSIONED | OURS | driven | {"lr"}]
+    own = [key for key in optimizer.defaults if key not in {*VERSIONED, *OURS, *driven, *optimizer.counters, "lr"}]
     return ["base_lr", "base_weight_decay", *DECAY_SETTINGS, *own]
 
 

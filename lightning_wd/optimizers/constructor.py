@@ -6,7 +6,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -28,7 +28,6 @@ def takes_any(cls: type) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in parameters_of(cls).values())
 
 
-@functools.cache
 def keywords_of(cls: type) -> Mapping[str, inspect.Parameter]:
     """Return the keywords of a constructor besides the parameters to train.
 
@@ -59,8 +58,10 @@ def missing_keywords(cls: type, given: Mapping[str, Any]) -> list[str]:
     return [key for key in needed if key in named and key not in given]
 
 
-def _read_by_name(cls: type) -> Iterator[str]:
-    """Yield the names that the source of a class reads from its ``**kwargs``, defaults or groups, and never writes."""
+@functools.cache
+def _read_by_name(cls: type) -> tuple[str, ...]:
+    """Return the names that the source of a class reads from its ``**kwargs``, defaults or groups, and never writes."""
+    found: list[str] = []
     for base in cls.__mro__:
         if base.__module__.partition(".")[0] in ("torch", "builtins", "lightning_wd"):
             continue
@@ -71,7 +72,8 @@ def _read_by_name(cls: type) -> Iterator[str]:
         any_keyword = [node.kwarg.arg for node in nodes if isinstance(node, ast.arguments) and node.kwarg]
         loops = [node for node in nodes if isinstance(node, (ast.For, ast.comprehension))]
         groups = [ast.unparse(loop.target) for loop in loops if "param_groups" in ast.unparse(loop.iter)]
-        read, written = set(), set()
+        read: set[str] = set()
+        written: set[str] = set()
         for node in nodes:
             match node:
                 case ast.Call(func=ast.Attribute(value=owner, attr="get" | "pop"), args=[ast.Constant(value=key), *_]):
@@ -85,4 +87,5 @@ def _read_by_name(cls: type) -> Iterator[str]:
             of = ast.unparse(owner)
             if isinstance(key, str) and (of in (*any_keyword, *groups) or "group" in of or "defaults" in of):
                 into.add(key)
-        yield from sorted(read - written - {"params"})
+        found += sorted(read - written - {"params"})
+    return tuple(found)

@@ -20,9 +20,14 @@ from lightning_wd.optimizers.identify import Identification, identify, unhooked
 from lightning_wd.optimizers.kernels import add_penalty, distances, is_zero, masked, pulls, shrink
 from lightning_wd.optimizers.sgdw import SGDW
 
-__all__ = ["decoupled"]
+__all__ = ["decoupled", "is_schedule_free"]
 
 _READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW, torch.optim.SGD: SGDW}
+
+
+def is_schedule_free(optimizer: Any) -> bool:
+    """Whether an optimizer or a class of one has other weights in the model while it trains than in evaluation."""
+    return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
 
 
 class _Decoupled(DecayGroups):
@@ -59,6 +64,20 @@ class _Decoupled(DecayGroups):
             bound.arguments.update({} if lacks_decay else {"weight_decay": 0.0})
         super().__init__(*bound.args, **bound.kwargs)
 
+    def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
+        # None may be a class's own default, as timm's eps
+        super()._check({k: v for k, v in given.items() if v is not None or k in ("lr", "weight_decay")}, settings, of)
+
+    def _complete(self, group: dict[str, Any], label: str) -> None:
+        if "lr" not in self.defaults:
+            raise ConfigError(
+                f"{self.base.__name__} keeps no lr in its groups, which units and schedules of decay need.",
+                found=f"settings {', '.join(self.defaults)}",
+                fix=f"use {self.base.__name__} as it is, or an optimizer with a learning rate",
+            )
+        super()._complete(group, label)
+        group.setdefault("optimizer", self.own_name)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_given": self._given}
 
@@ -73,8 +92,8 @@ class _Decoupled(DecayGroups):
 
     @property
     def keeps_own_decay(self) -> bool:
-        """Whether the class's own decay stays as it is, since nobody can say what it means."""
-        return self.identification.style == "unknown"
+        """Whether the class's own decay stays: nobody can say what it means, or it is of weights the class keeps."""
+        return self.identification.style == "unknown" or is_schedule_free(self.base)
 
     def _check_together(self, style: str, group: dict[str, Any], settings: dict[str, Any], label: str) -> None:
         super()._check_together(style, group, settings, label)
@@ -86,7 +105,7 @@ class _Decoupled(DecayGroups):
                 valid=[style for style in self.styles if style != "l2"],
                 fix="write style='decoupled', or add the penalty lam/2 * ||w||^2 to the loss",
             )
-        if own.style == "unknown" and style != "none" and settings["weight_decay"]:
+        if self.keeps_own_decay and style not in ("none", own.style) and settings["weight_decay"]:
             for key, off in (("cautious_wd", False), ("toward", "zero")):
                 if settings[key] != off:
                     raise ConfigError(
@@ -94,12 +113,20 @@ class _Decoupled(DecayGroups):
                         found=" ".join(own.evidence),
                         fix=f"write {key}={off}, or weight_decay=0",
                     )
+            why = "what its weight_decay means is unknown"
+            if is_schedule_free(self.base):
+                why = "the model holds averages of the weights that it decays"
             warn(
-                f"{name} keeps its own decay in {label}: what its weight_decay means is unknown, so "
-                f"weight_decay={settings['weight_decay']!r} is handed to it as it is, whatever style {style!r} means.",
+                f"{name} keeps its own decay in {label}: {why}, so weight_decay={settings['weight_decay']!r} is handed "
+                f"to it as it is, whatever style {style!r} means.",
                 found=" ".join(own.evidence),
                 fix="write weight_decay=0 or style='none' for no decay, or take an optimizer whose decay is known",
             )
+
+    @property
+    def counters(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the class's own steps change in its groups."""
+        return self.identification.counters
 
     @property
     def plain_style(self) -> str | None:  # type: ignore[override]
@@ -162,7 +189,7 @@ class _Decoupled(DecayGroups):
     def _split(self, group: dict[str, Any]) -> tuple[Any, Any]:
         """Return the coefficient for the base's own decay and the fraction we remove ourselves."""
         style, own = group["style"], self.identification
-        if style == "l2" or (own.style == "unknown" and style != "none"):
+        if style == "l2" or (self.keeps_own_decay and style != "none"):
             return group["weight_decay"], 0.0
         if own.own_rule and style != "constant" and not (group["cautious_wd"] or pulls(group)):
             lam, lr, peak = group["weight_decay"], group["lr"], group["base_lr"]
@@ -207,8 +234,9 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     ``anchor_dtype=None``; ``weight_decay`` is ``lam`` in the style's unit. A step runs the closure, then the decay,
     then the class's own step with its own decay set to 0. What its own decay is,
     :func:`~lightning_wd.optimizers.identify.identify` finds out: one that is decoupled already is handed the
-    coefficient instead, and one that is unknown is kept as it is, with a warning. ``cautious_wd`` reads ``u`` from how
-    far the weights moved, so a move that rounds to 0 counts as agreement.
+    coefficient instead. One that is unknown is kept as it is, with a warning, and so is that of schedule-free
+    optimizers, in whose state the weights are that they decay. ``cautious_wd`` reads ``u`` from how far the weights
+    moved, so a move that rounds to 0 counts as agreement.
 
     Adam and AdamW give :class:`lightning_wd.AdamW`, SGD gives :class:`lightning_wd.SGDW`. The same argument gives the
     same class. Instances pickle.
@@ -219,8 +247,7 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     Style ``l2`` is the class's own ``weight_decay``, where that is found to be an L2 penalty; else it is refused.
 
     Raises:
-        ConfigError: not an optimizer class; one that evaluates the closure itself, like LBFGS and SAM; or one that
-            trains other weights than the model's, like the schedule-free optimizers.
+        ConfigError: not an optimizer class; or one that evaluates the closure itself, like LBFGS and SAM.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -259,6 +286,7 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
             "__signature__": inspect.Signature(sorted([*parameters.values(), *added], key=lambda p: p.kind)),
             "base": optimizer_cls,
             "base_step": unhooked(optimizer_cls),
+            "own_name": f"{optimizer_cls.__module__.partition('.')[0]}.{optimizer_cls.__name__}",
             "styles": tuple(style for style in STYLES if style not in ("hyperball", *(() if own else ("l2",)))),
             "default_weight_decay": own.default if own is not None else 0.0,
         },
@@ -283,10 +311,4 @@ def _check_base(optimizer_cls: Any) -> None:
             f"{name} cannot be decoupled: it evaluates the closure itself, more than once in a step, and would see "
             "weights that decay in between.",
             fix=f"use {name} as it is, with the penalty lam/2 * ||w||^2 added to the loss",
-        )
-    if hasattr(optimizer_cls, "train") and hasattr(optimizer_cls, "eval"):
-        raise ConfigError(
-            f"{name} cannot be decoupled: it swaps the weights between training and evaluation, so the model's "
-            "weights are not the ones its own state decays.",
-            fix=f"use {name}'s own weight decay",
         )

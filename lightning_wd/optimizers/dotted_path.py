@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 import sys
 from importlib.metadata import packages_distributions
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +17,7 @@ __all__ = ["import_optimizer"]
 
 
 def import_optimizer(path: str) -> type[Optimizer]:
-    """Import ``package.module.Class`` from the environment or the working directory.
+    """Import ``package.module.Class``.
 
     Raises:
         ConfigError: nothing there, or no optimizer class; with the nearest path that exists.
@@ -37,8 +36,6 @@ def import_optimizer(path: str) -> type[Optimizer]:
         raise ConfigError(
             f"{path!r} is not the dotted path of a class.", fix="write package.module.Class, as in torch.optim.Adam"
         )
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     found: Any = _import(names[0], path)
     for i, name in enumerate(names[1:], 1):
         here = ".".join(names[:i])

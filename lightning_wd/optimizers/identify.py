@@ -55,6 +55,7 @@ class Identification:
             by the group's ``weight_decay`` at each step.
         follows_group: whether it reads ``weight_decay`` from its group at each step.
         both: whether it is ``l2`` and ``decoupled`` at once, as in SGD without momentum.
+        counters: what a step changes in its groups: no settings, but state.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Identification:
     own_rule: bool = False
     follows_group: bool = False
     both: bool = False
+    counters: tuple[str, ...] = ()
 
     def amount_for(self, style: str, weight_decay: float, lr: float) -> float | None:
         """Return the ``weight_decay`` to hand to this class so that it decays as ours of ``style`` would.
@@ -125,16 +127,16 @@ def identify(optimizer_cls: type[Optimizer], **keywords: Any) -> Identification:
     given = _check_keywords(optimizer_cls, keywords)
     asked = (optimizer_cls, *sorted((key, repr(value)) for key, value in given.items()))
     if asked not in _KNOWN:
-        _KNOWN[asked] = _find_out(optimizer_cls, given)
+        _KNOWN[asked] = _find_out(optimizer_cls, given, "cuda" if torch.cuda.is_available() else None)
     return _KNOWN[asked]
 
 
 _KNOWN: dict[tuple[Any, ...], Identification] = {}
 
 
-def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any]) -> Identification:
+def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any], accelerator: str | None) -> Identification:
     tries = [(torch.float64, "cpu"), (torch.float32, "cpu")]
-    tries += [(torch.float32, "cuda")] if torch.cuda.is_available() else []
+    tries += [(torch.float32, accelerator)] if accelerator else []
     failures: list[str] = []
     unknown: list[Identification] = []
     for dtype, device in tries:
@@ -142,7 +144,7 @@ def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any]) -> Identificati
             with _aside(device):
                 found = _Identifier(_Trial(cls, keywords, dtype, device)).identify()
             if found.style != "unknown" and not (unknown and found.style == "none"):
-                return found
+                return _as_on(accelerator, found, cls, keywords)
             unknown.append(found)  # one that computes in float32 may be known with its tolerance
         except Exception as error:  # anyone's optimizer: it may want other tensors, an accelerator, or a closure
             lines = str(error).strip().splitlines()
@@ -156,6 +158,26 @@ def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any]) -> Identificati
             f"{cls.__name__} cannot be made with {given}.", found=failures[0], fix="correct the value, or leave it out"
         )
     return Identification(cls.__name__, "unknown", evidence=("It could not be stepped.", *failures))
+
+
+def _as_on(accelerator: str | None, found: Identification, cls: type[Optimizer], keywords: Any) -> Identification:
+    """Return what a class of another library does on the accelerator, where that is not what it does on the CPU.
+
+    bitsandbytes has a kernel for each: its Lion is ``decoupled`` on a CPU, and was reported as ``l2`` on a GPU.
+    """
+    if accelerator is None or cls.__module__.startswith("torch.optim"):
+        return found
+    try:
+        with _aside(accelerator):
+            other = _Identifier(_Trial(cls, keywords, torch.float32, accelerator)).identify()
+    except Exception:  # it runs on the CPU only
+        return found
+    if other.style == "unknown":  # 0 and our decay beside it are right on either
+        return replace(found, own_rule=False)
+    if other.style == found.style and math.isclose(other.multiple or 0.0, found.multiple or 0.0, rel_tol=0.02):
+        return found
+    line = f"That is on {accelerator}; on the CPU it is {found.style}."
+    return replace(other, own_rule=False, both=False, evidence=(*other.evidence, line))
 
 
 @contextlib.contextmanager
@@ -172,6 +194,7 @@ def _aside(device: str) -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.device(device),
+            torch.compiler.set_stance("force_eager"),  # to compile a step takes longer than all steps here
         ):
             warnings.simplefilter("ignore")
             yield
@@ -233,15 +256,25 @@ class _Run:
     def __init__(self, weights: list[torch.nn.Parameter], optimizer: Any, step: Callable[..., Any]) -> None:
         self.weights, self.optimizer, self._step = weights, optimizer, step
         self._with_closure = False
+        self._made = {key: repr(value) for key, value in optimizer.param_groups[0].items() if key != "params"}
         if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers step in this mode only
             optimizer.train()
+
+    def counters(self) -> set[str]:
+        """Return the keys of its group that steps have changed."""
+        ours = ("params", "lr", "initial_lr", "weight_decay")
+        group = self.optimizer.param_groups[0]
+        return {key for key, value in group.items() if key not in ours and repr(value) != self._made.get(key)}
 
     def follow(self, lr: float) -> None:
         """Set the learning rate as a scheduler of torch does."""
         for group in self.optimizer.param_groups:
             if group.get("lr", lr) != lr:
-                group.setdefault("initial_lr", group["lr"])
-                group["lr"] = lr
+                group.setdefault("initial_lr", float(group["lr"]))
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
 
     def read(self) -> Tensor:
         return torch.cat([w.detach().flatten() for w in self.weights])
@@ -290,6 +323,7 @@ class _Trial:
     def __init__(self, cls: Any, keywords: Mapping[str, Any], dtype: torch.dtype, device: str) -> None:
         self.cls, self.keywords, self.dtype = cls, keywords, dtype
         self.tolerance = 1e-6 if dtype == torch.float64 else 1e-2
+        self.counters: set[str] = set()
         self.step = unhooked(cls)
         self.accepted, self.any = keywords_of(cls), takes_any(cls)
         parameters = [p for p in parameters_of(cls).values() if p.kind is not p.VAR_KEYWORD]
@@ -323,7 +357,7 @@ class _Trial:
         if self.first == "model":
             params: Any = model
         elif self.first.startswith("named"):
-            params = list(model.namedparameters_of())
+            params = list(model.named_parameters())
         else:
             params = weights
         try:
@@ -368,6 +402,7 @@ class _Trial:
                 run.move(gradient * scale)
             if t >= _WARM_UP:
                 steps.append(_Step(rate, old, with_decay.read(), without.read()))
+        self.counters |= with_decay.counters()
         return steps
 
     def is_penalty(self, factor: float) -> bool:
@@ -415,7 +450,7 @@ class _Identifier:
         if all(torch.equal(step.decayed, step.plain) for step in [*moving, *still]):
             extra = "" if "weight_decay" in parameters_of(trial.cls) else "; any keyword is accepted"
             return self._answer("none", 0.0, f"Steps with weight_decay equal those with 0: it has no effect{extra}.")
-        found = self._style(moving, still)
+        found = replace(self._style(moving, still), counters=tuple(sorted(trial.counters)))
         if self._follows_group(moving):
             return replace(found, follows_group=True)
         line = "It does not read weight_decay from its group at each step: a schedule of it changes nothing."

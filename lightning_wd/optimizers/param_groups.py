@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from lightning_wd.decay import step_fraction
+from lightning_wd.errors import ConfigError
+from lightning_wd.optimizers.constructor import keywords_of
+from lightning_wd.optimizers.identify import identify
 
 __all__ = [
     "as_float",
+    "configured_weight_decay",
     "fraction",
     "group_label",
     "group_name",
@@ -18,15 +22,40 @@ __all__ = [
     "group_style",
     "peak_fraction",
     "peak_lr",
+    "stepper_of",
+    "write",
 ]
-
-# torch's own optimizers whose decay is decoupled although no flag in their groups says so.
-_DECOUPLED = ("AdamW", "Adafactor", "Muon")
 
 
 def as_float(value: Any) -> float:
     """Return a number or a 0-dim tensor as a float; ``float`` alone warns of one that requires a gradient."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
+
+
+def write(group: dict[str, Any], key: str, value: float) -> None:
+    """Write a number into a group, into the tensor where it holds one.
+
+    >>> group = {"lr": torch.tensor(0.1), "weight_decay": 0.1}
+    >>> lr = group["lr"]
+    >>> write(group, "lr", 0.5), write(group, "weight_decay", 0.5)
+    (None, None)
+    >>> lr, group["weight_decay"]
+    (tensor(0.5000), 0.5)
+    """
+    if isinstance(group[key], Tensor):
+        group[key].fill_(value)
+    else:
+        group[key] = value
+
+
+def configured_weight_decay(group: dict[str, Any]) -> float | None:
+    """Return ``lam`` as configured, whatever a schedule has made of it; None where the group has none.
+
+    >>> configured_weight_decay({"weight_decay": 0.01, "base_weight_decay": 0.1})
+    0.1
+    """
+    amount = group.get("base_weight_decay", group.get("weight_decay"))
+    return None if amount is None else as_float(amount)
 
 
 def group_label(group: dict[str, Any], index: int) -> str:
@@ -57,28 +86,36 @@ def group_names(optimizers: list[torch.optim.Optimizer]) -> list[list[str]]:
     ]
 
 
+def stepper_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> torch.optim.Optimizer:
+    """Return the optimizer that steps a group: one within a MultiOptimizer, else ``optimizer`` itself."""
+    find = getattr(optimizer, "stepper_of", None)
+    stepper: torch.optim.Optimizer = optimizer if find is None else find(group)
+    return stepper
+
+
 def group_style(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str | None:
-    """Return the decay style of a group; None for an optimizer whose rule is not known here.
+    """Return the decay style of a group; None where its decay is no style at its number, or nobody knows.
+
+    What another library's class does is found by :func:`~lightning_wd.optimizers.identify.identify`.
 
     >>> w = torch.nn.Parameter(torch.ones(1))
     >>> [group_style(o, o.param_groups[0]) for o in (torch.optim.AdamW([w]), torch.optim.SGD([w]))]
     ['decoupled', 'l2']
     """
-    if getattr(optimizer, "keeps_own_decay", False):  # made by decoupled() of a class whose decay nobody knows
+    if getattr(
+        stepper_of(optimizer, group), "keeps_own_decay", False
+    ):  # made by decoupled() of a class whose decay nobody knows
         return None if group["style"] != "none" else "none"
     if "style" in group:
         return str(group["style"])
     if "weight_decay" not in group:
         return "none"
-    if "decoupled_weight_decay" in group:
-        return "decoupled" if group["decoupled_weight_decay"] else "l2"
-    for cls in type(optimizer).__mro__:
-        if cls.__module__.startswith("torch.optim."):
-            if cls.__name__ in _DECOUPLED:
-                return "decoupled"
-            if cls.__name__ != "Optimizer":
-                return "l2"
-    return None
+    cls = type(optimizer)
+    try:
+        found = identify(cls, **{key: group[key] for key in keywords_of(cls) if key in group})
+    except ConfigError:  # its constructor wants more than its groups say
+        return None
+    return found.style if found.style != "unknown" and found.multiple in (0, 1) else None
 
 
 def peak_lr(group: dict[str, Any]) -> float:

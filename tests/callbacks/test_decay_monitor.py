@@ -278,6 +278,26 @@ def test_sgd_on_normalized_layers_settles_where_theory_says(name: str, momentum:
 # Where training is not plain.
 
 
+def test_each_group_is_measured_by_what_steps_it(tmp_path: Path) -> None:
+    rules = [
+        {"name": "head.weight", "optimizer": "sgdw", "lr": 0.05, "momentum": 0.9, "nesterov": True},
+        {"name": "backbone.4.weight", "optimizer": "adam_l2", "style": "l2", "weight_decay": 0.2},
+    ]
+    config = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "mask": {"rules": rules}}
+    trainer = fit(Net(config), tmp_path, wd.DecayMonitor(1))
+    seen: dict[str, set[str]] = {}
+    for key in trainer.callback_metrics:
+        if key.startswith("wd/"):
+            seen.setdefault(key.split("/")[1], set()).add(key.split("/")[2])
+    theory = {"weight_rms_predicted", "grad_weight_ratio_predicted", "lost_decay_spread", "d_t"}
+    assert {name: sorted(quantities & theory) for name, quantities in seen.items()} == {
+        "decay": ["d_t", "weight_rms_predicted"],
+        "no_decay": ["d_t"],
+        "decay_lr_0.05_sgdw_momentum_0.9_nesterov_True": ["d_t", "grad_weight_ratio_predicted"],
+        "decay_0.2_l2_adam_l2": ["lost_decay_spread"],
+    }
+
+
 def test_groups_without_weights_are_left_out(tmp_path: Path) -> None:
     """torch accepts an empty group and a tensor without elements."""
 
@@ -314,6 +334,21 @@ def test_a_group_may_span_two_devices() -> None:
     (numbers,) = snapshot.measure(optimizer, [None])
     assert (numbers["nonfinite_weights"], numbers["nonfinite_grads"]) == (1, 1)
     assert numbers["lost_decay_spread"] == pytest.approx(1, rel=1e-5)
+
+
+def test_the_fraction_that_decays_only_as_a_learning_rate() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(6, 5), nn.BatchNorm1d(5, eps=1e-9), nn.Linear(5, 3), nn.Linear(2, 2)
+    )  # the last unused
+    nn.init.ones_(net[1].bias)  # type: ignore[arg-type]
+    optimizer = wd.configure_optimizers(net, {"name": "adamw", "lr": 0.1, "weight_decay": 0.5})["optimizer"]
+    net[:3](torch.randn(16, 6)).square().mean().backward()
+    snapshot = Snapshot(optimizer)
+    optimizer.step()
+    decay, no_decay = snapshot.measure(optimizer, [0.05, 0.0])
+    assert decay["scale_invariant_fraction"] == 30 / 45
+    assert no_decay["scale_invariant_fraction"] == 0.0
 
 
 def test_only_measured_steps_are_logged_and_counted_by_optimizer_steps(tmp_path: Path) -> None:
@@ -512,7 +547,7 @@ from lightning_wd.callbacks.measures import Snapshot
 
 def measured(mesh):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+    net = nn.Sequential(nn.Linear(6, 5, bias=False), nn.LayerNorm(5, eps=0), nn.Linear(5, 3))
     if mesh is not None:
         fully_shard(net, mesh=mesh)
     optimizer = wd.configure_optimizers(net, {"name": "adamw", "lr": 0.1, "weight_decay": 0.5})["optimizer"]
@@ -549,6 +584,7 @@ def test_sharded_parameters_give_global_numbers(tmp_path: Path) -> None:
     for whole, shards in zip(*found, strict=True):
         assert shards == pytest.approx(whole, rel=1e-5)
     assert found[0][0]["weight_norm"] > 1
+    assert found[0][0]["scale_invariant_fraction"] == 30 / 45
     assert found[0][2] == {"nonfinite_weights": 2, "nonfinite_grads": 2}
 
 

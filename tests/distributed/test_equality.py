@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS, train
+from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS, reload_shards, train, train_matrices
 from helpers.ddp import DDP_APP, TORCHRUN, run
 
 EQUALITY = str(DDP_APP / "equality.py")
@@ -46,11 +46,18 @@ def test_two_processes_equal_one(results, optimizer, way):
             torch.testing.assert_close(two["weights"][name], weight, rtol=1e-10, atol=1e-12, msg=f"{name}, rank {rank}")
 
 
+@pytest.mark.parametrize("way", ["single", "ddp", "ddp_accumulated", "fsdp2"])
+def test_what_was_tuned_is_carried_over_to_the_batch_of_all_processes(results, way):
+    """B = 16 where B0 = 4, T = 12 where T0 = 48: lr = 0.01 * sqrt(4), lam = 0.5 * (0.01 * 48) / (0.02 * 12)."""
+    group, _ = load(results, "cautious", way)["groups"]
+    assert (group["lr"], group["weight_decay"]) == pytest.approx((0.02, 1.0), rel=1e-14)
+
+
 def test_amounts_count_the_optimizer_steps_of_all_processes(results):
     decays = {name: load(results, name, "ddp")["groups"][0]["weight_decay"] for name in OPTIMIZERS}
     assert decays["adamw"] == pytest.approx(0.3 / math.sqrt(EPOCHS * STEPS_PER_EPOCH), rel=1e-12)
     assert decays["sgdw"] == pytest.approx(1 / (0.1 * 5.0 * STEPS_PER_EPOCH), rel=1e-12)
-    assert (decays["adam_l2"], decays["cautious"], decays["toward"]) == (0.1, 1.0, 1.0)
+    assert (decays["adam_l2"], decays["cautious"], decays["toward"]) == (0.1, pytest.approx(1.0), 1.0)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -78,3 +85,19 @@ def test_what_no_rank_uses_does_not_decay_and_what_one_rank_uses_does_on_all(res
     for name, weight in first["after"].items():
         assert torch.equal(weight, second["after"][name]), name
         assert torch.equal(weight, first["before"][name]) == name.startswith("parts.none."), name
+
+
+def test_muon_orthogonalises_whole_matrices_and_keeps_its_shard(results):
+    one = train_matrices(None)
+    for rank, held in ((0, [3, 6, 2]), (1, [2, 6, 2])):
+        two = torch.load(results / f"matrices-{rank}.pt", weights_only=True)
+        assert two["held"] == held
+        assert all(map(torch.equal, two["weights"], one["weights"]))
+
+
+def test_several_optimizers_over_shards_go_on_from_a_distributed_checkpoint(results):
+    one = reload_shards(None)
+    for rank in (0, 1):
+        two = torch.load(results / f"reloaded-{rank}.pt", weights_only=True)
+        for weight, whole in zip(two, one, strict=True):
+            torch.testing.assert_close(weight, whole, rtol=1e-12, atol=1e-14)

@@ -21,8 +21,18 @@ pytestmark = pytest.mark.skipif(hydra.__version__ >= "1.4", reason="from Hydra 1
 @pytest.mark.parametrize(
     ("key", "glob", "found", "options"),
     [
-        ("optimizer/mask", "glob(*)", "no option", ["all", "matrices", "no_embeddings", "none", "standard"]),
-        ("lr_scheduler", "glob([d*,w*])", "drop_step", ["drop_step", "warmup_cosine", "wsd"]),
+        (
+            "optimizer/mask",
+            "glob(*)",
+            "no option",
+            ["adapters", "all", "matrices", "no_embeddings", "none", "standard"],
+        ),
+        (
+            "lr_scheduler",
+            "glob([d*,w*])",
+            "drop_step",
+            ["drop_step", "warmup_cosine", "warmup_linear", "warmup_one_minus_sqrt", "wsd"],
+        ),
         ("optimizer@optimizer", "glob(adam*,exclude=adam_l2)", "no option", ["adamaxw", "adamw"]),
     ],
 )

@@ -83,6 +83,13 @@ def test_help_has_every_key(model: ModuleType, capsys: pytest.CaptureFixture[str
     assert [key for key in own if f"--model.optimizer.{key} " not in shown] == []
 
 
+def test_any_class_by_its_path(model: ModuleType) -> None:
+    keywords = ["--model.optimizer.momentum_decay=0.01", "--model.optimizer.betas=[0.8,0.9]"]
+    made = fit(model, "--trainer.max_steps=1", "--model.optimizer.name=torch.optim.NAdam", *keywords).optimizers[0]
+    group = made.param_groups[0]
+    assert (type(made).__name__, group["momentum_decay"], group["betas"]) == ("NAdamW", 0.01, (0.8, 0.9))
+
+
 def test_an_unknown_key_is_refused(model: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         fit(model, "--model.optimizer.weight_decy=1")

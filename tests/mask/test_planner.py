@@ -202,6 +202,7 @@ def test_presets() -> None:
     assert [m.base for m in (Mask.standard(), Mask.no_embeddings(), Mask.matrices(), Mask.all(), Mask.none())] == [
         *("standard", "no_embeddings", "matrices", "all", "none")
     ]
+    assert Mask.adapters().base == "adapters"
     net = nn.ModuleDict({"tok": nn.Embedding(5, 4), "fc": nn.Linear(4, 4)})
     net.register_parameter("pos_embed", nn.Parameter(torch.zeros(1, 5, 4)))
     decayed = {

@@ -22,7 +22,7 @@ class Swallows(torch.optim.Optimizer):
         for g in self.param_groups:
             g["count"] = g.get("count", 0) + 1  # it writes this one
             if "centred" in g or g["nesterov"] or self.defaults.get("cautious"):
-                self.state[g["params"][0]]["exp_avg"] = self.state["size_avg"]
+                self.state[g["params"][0]]["exp_avg"] = self.state[g["params"][0]]["size_avg"]
 
 
 class Passes(torch.optim.AdamW):

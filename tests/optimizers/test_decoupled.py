@@ -306,14 +306,6 @@ class SAM(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> Any: ...
 
 
-class ScheduleFree(SAM):
-    second_step = None  # type: ignore[assignment]
-
-    def train(self) -> None: ...
-
-    def eval(self) -> None: ...
-
-
 class Twice(torch.optim.Optimizer):
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, {"lr": lr})
@@ -324,7 +316,6 @@ class Twice(torch.optim.Optimizer):
 
 
 def test_what_cannot_be_decoupled_says_why() -> None:
-    del ScheduleFree.second_step
     for base in (torch.optim.LBFGS, SAM):
         with pytest.raises(
             wd.ConfigError, match=f"{base.__name__} cannot be decoupled: it evaluates the closure itself"

@@ -6,17 +6,19 @@ import copy
 import io
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import reference
+from helpers.recipe import ROOT
 from torch import nn
 
 import lightning_wd as wd
-from lightning_wd.optimizers import Muon, MuonAdamW
-from lightning_wd.optimizers.muon import COEFFICIENTS, orthogonalised
+from lightning_wd.optimizers import MultiOptimizer, Muon
+from lightning_wd.optimizers.muon import COEFFICIENTS, _matrices, orthogonalised
 
 has_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no Muon to compare with")
 SETTINGS = {"split": 1, "ns_steps": 5, "ns_coefficients": "quintic", "adjust_lr_fn": "match_rms_adamw"}
@@ -85,7 +87,7 @@ def test_the_float64_reference(shape: tuple[int, ...], settings: dict[str, Any])
     """The iteration is in bfloat16, so u is right to a hundredth."""
     lam = {"decoupled": 2.0, "corrected": 2.0, "none": 2.0}.get(settings["style"], 0.04)
     twin = reference.Muon(draw(*shape).numpy(), base_lr=0.02, lam=lam, **settings)
-    ours = {key: settings[key] for key in ("style", "momentum", "nesterov", "split") if key in settings}
+    ours: dict[str, Any] = {key: settings[key] for key in ("style", "momentum", "nesterov", "split") if key in settings}
     ours |= {"cautious_wd": settings.get("cautious", False)}
     ours |= {"adjust_lr_fn": "original"} if settings.get("original") else {}
     p = nn.Parameter(draw(*shape))
@@ -235,6 +237,16 @@ def test_split_makes_several_matrices_of_one_tensor(
     torch.testing.assert_close(whole.detach(), torch.stack([*parts]).detach().reshape(shape), rtol=1e-5, atol=1e-5)
 
 
+def test_the_page_of_muon() -> None:
+    """docs/muon.md: its code runs."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/muon.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    qkv, experts = params = [names["qkv"], names["experts"]]
+    step(names["optimizer"], params, 1)
+    assert [_matrices(p.detach(), split).shape for p, split in ((qkv, 3), (experts, 4))] == [(3, 32, 32), (4, 64, 32)]
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +318,7 @@ def net() -> nn.Module:
 def built(module: nn.Module, **config: object) -> torch.optim.Optimizer:
     config = {"name": "muon", "lr": 0.01, "weight_decay": 0.1, **config}
     optimizer = wd.configure_optimizers(module, config)["optimizer"]
-    assert isinstance(optimizer, MuonAdamW)
+    assert isinstance(optimizer, MultiOptimizer)
     return optimizer
 
 
@@ -326,12 +338,12 @@ def test_members_by_name() -> None:
 
 def test_convolutions_in_groups_are_split() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 1), nn.Linear(8, 2))
-    groups = {g["name"]: (g["split"], g["param_names"]) for g in built(module).param_groups}
+    groups = {g["name"]: (g.get("split"), g["param_names"]) for g in built(module).param_groups}
     assert groups == {
         "decay_muon": (1, ["2.weight"]),
-        "decay_muon_split2": (2, ["1.weight"]),
-        "decay": (1, ["0.weight", "3.weight"]),
-        "no_decay": (1, ["0.bias", "1.bias", "2.bias", "3.bias"]),
+        "decay_muon_split_2": (2, ["1.weight"]),
+        "decay": (None, ["0.weight", "3.weight"]),
+        "no_decay": (None, ["0.bias", "1.bias", "2.bias", "3.bias"]),
     }
 
 
@@ -385,11 +397,11 @@ def test_hooks_run_once_and_state_survives() -> None:
     twin = built(copy.deepcopy(module))
     twin.load_state_dict(optimizer.state_dict())
     assert str(twin.state_dict()) == str(optimizer.state_dict())
-    assert pickle.loads(pickle.dumps(optimizer)).param_groups[0]["use_muon"] is True
+    assert [g["use_muon"] for g in pickle.loads(pickle.dumps(optimizer)).param_groups] == [False, False, True]
 
 
 def test_refusals() -> None:
-    with pytest.raises(wd.ConfigError, match=r"optimizer=muon does not do optimizer.decay.style 'l2'"):
+    with pytest.raises(wd.ConfigError, match=r"optimizer muon does not do optimizer.decay.style 'l2'"):
         built(net(), decay={"style": "l2"})
     module = net()
     adamw = wd.configure_optimizers(module, {"name": "adamw", "weight_decay": 0.1})["optimizer"]

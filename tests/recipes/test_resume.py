@@ -23,6 +23,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam_l2": {"name": "adam_l2", "lr": 0.02, "weight_decay": 0.1},
     "cautious": {"name": "adamw", "lr": 0.02, "weight_decay": 0.5, "decay": {"cautious": True}},
     "compensated": {"name": "sgdw", "lr": 0.1, "weight_decay": 0.1, "kahan": True},
+    "muon": {"name": "muon", "lr": 0.02, "weight_decay": 0.1, "decay": {"cautious": True}},
 }
 NORMALIZED = {"name": "adamw", "lr": 0.02, "decay": {"style": "independent", "normalized": 0.1}}
 RESTARTS = {"name": "cosine_restarts", "first_cycle_epochs": 1}
@@ -62,7 +63,7 @@ class Pair:
 
 
 @pytest.mark.parametrize(
-    ("name", "at"), [("adamw", 3), ("sgdw", 10), ("adam_l2", 5), ("cautious", 7), ("compensated", 14)]
+    ("name", "at"), [("adamw", 3), ("sgdw", 10), ("adam_l2", 5), ("cautious", 7), ("compensated", 14), ("muon", 4)]
 )
 def test_each_optimizer_with_schedule_and_monitor(name: str, at: int, tmp_path: Path) -> None:
     """In the middle of an epoch, and at the last batch of one."""

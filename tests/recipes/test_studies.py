@@ -13,7 +13,7 @@ import torch
 from data.fashion_small import FashionSmall
 from helpers.real_data import REAL, needs_real_data
 from models.conv_net import ConvNet
-from studies import budgets, finished_runs, lost_decay, schedules
+from studies import budgets, finished_runs, lost_decay, muon_against_adamw, schedules
 
 import lightning_wd as wd
 
@@ -68,6 +68,25 @@ def test_schedules_compare_the_common_and_the_best_cells(tmp_path: Path) -> None
         "adamw_lr0.1_wd1.0",
         "adamw_lr0.2_wd2.0",
     ]
+
+
+def test_muon_and_adamw_are_compared_at_the_rate_that_is_best_for_each(tmp_path: Path) -> None:
+    """By the loss of the GPT and the error of the ResNet, of seed 0; then with other seeds."""
+    values = {"gpt/adamw": (2.0, 1.9, 2.1), "gpt/muon": (2.2, 2.0, 1.8), "resnet/adamw": (0.7, 0.9, 0.8)}
+    for sweep, found in values.items():
+        for lr, value in zip((0.001, 0.003, 0.01), found, strict=True):
+            folder = tmp_path / sweep / "rates" / f"lr{lr}_seed0"
+            folder.mkdir(parents=True)
+            (folder / "config.yaml").write_text(f"optimizer: {{lr: {lr}}}\n")
+            loss, acc = (value, 0.5) if sweep.startswith("gpt") else (1.0, value)
+            (folder / "metrics.csv").write_text(f"epoch,step,test/acc,test/loss\n1,10,{acc},{loss}\n")
+    made = muon_against_adamw.sweeps(tmp_path, tmp_path, False)
+    for sweep, lr in {"gpt/adamw": 0.003, "gpt/muon": 0.01, "resnet/adamw": 0.003}.items():
+        first, second = made[f"{sweep}/rates"], made[f"{sweep}/seeds"]
+        assert isinstance(first, list)
+        assert callable(second)
+        assert first[-1] == "seed=0"
+        assert second(tmp_path) == [*first[:-2], "seed=1,2,3", f"optimizer.lr={lr}"]
 
 
 def test_intervals_are_students() -> None:

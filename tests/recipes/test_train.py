@@ -193,7 +193,7 @@ def configure(*overrides: str) -> Any:
             ],
         ),
         (["optimizer.decay=independent"], ["optimizer.decay must be a mapping", "write optimizer/decay=independent,"]),
-        (["optimizer=muon", "optimizer/decay=l2"], ["optimizer=muon does not do optimizer.decay.style 'l2'"]),
+        (["optimizer=muon", "optimizer/decay=l2"], ["optimizer muon does not do optimizer.decay.style 'l2'"]),
         (["optimizer.weight_decay=nan"], ["optimizer.weight_decay must be a number >= 0 but got nan"]),
         (
             ["optimizer.decay.normalized=0.05"],
@@ -445,3 +445,37 @@ def test_each_style_keeps_the_model_trainable_at_its_default_amount(name: str, d
     trainer.fit(model, data)
     accuracy = trainer.test(model, data, verbose=False)[0]["test/acc"]
     assert accuracy >= 0.93
+
+
+OWN = """import torch
+
+class Sign(torch.optim.Optimizer):
+    def __init__(self, params, lr=1e-3, *, scale, **kwargs):
+        super().__init__(params, {"lr": lr, "scale": scale, **kwargs})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["lr"] * group["scale"] * p.grad.sign())
+        return loss
+"""
+
+
+def test_an_optimizer_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_optimizers.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)  # where a script's own folder stands
+    custom = ["optimizer=custom", "optimizer.name=my_own_optimizers.Sign", "trainer.max_epochs=1"]
+    done = train_here(*custom, "+optimizer.scale=0.5", "optimizer/decay=constant", cwd=tmp_path)
+    saved = torch.load(run_folder(done) / "checkpoints/last.ckpt", weights_only=True)
+    assert [(g["optimizer"], g["style"], g["scale"]) for g in saved["optimizer_states"][0]["param_groups"]] == [
+        ("my_own_optimizers.Sign", "constant", 0.5)
+    ] * 2
+    for wrong, words in {
+        "+optimizer.scael=1": "optimizer my_own_optimizers.Sign has no key 'scael'.",
+        "optimizer.name=my_own_optimizers.Sing": "fix: write my_own_optimizers.Sign",
+        "seed=1": "optimizer my_own_optimizers.Sign needs scale.",
+    }.items():
+        refused = train_here(*custom, wrong, cwd=tmp_path, ok=False)
+        assert (refused.returncode, words in refused.stderr) == (1, True), refused.stderr
