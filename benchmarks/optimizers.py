@@ -2,6 +2,7 @@
 
     python benchmarks/optimizers.py                        # GPT-2 small, ResNet-18, 1,000 small tensors; 11 rounds
     python benchmarks/optimizers.py --sets gpt2 --rounds 21 --out benchmarks/results/optimizers.md
+    python benchmarks/optimizers.py --families several     # MultiOptimizer against the optimizers that it holds
     python benchmarks/optimizers.py --sets tiny            # does it run? a minute
 
 Every round runs every optimizer once, in an order of its own, so that a busy machine slows all alike; sets of less than
@@ -10,7 +11,8 @@ optimizer of the same family in the same round, `interval` the quartiles of that
 optimizer against itself, and shows what noise alone does. `share` is what a step must move (AdamW 28 bytes a parameter
 in float32, SGD with momentum 20) over its time, against the bandwidth of an in-place `x.add_(y)` on 64 MiB or more,
 timed in the same round; again a median. `built` is the constructor's time, `state` what the optimizer keeps, in bytes a
-parameter. Packages that are not installed are named and left out.
+parameter. Packages that are not installed are named and left out. In the family `several` AdamW and SGD take turns over
+the tensors.
 """
 
 from __future__ import annotations
@@ -84,8 +86,55 @@ def bare(name: str) -> Any:
     return import_module(name)
 
 
+def bytes_moved(family: str, params: list[torch.nn.Parameter]) -> int:
+    """Return the bytes that a step of a family must move."""
+    halves = {"adamw": params[::2], "sgdw": params[1::2]} if family == "several" else {family: params}
+    return sum(BYTES[kind] * p.numel() for kind, half in halves.items() for p in half)
+
+
+class Separate:
+    """Several optimizers stepped one after another, as by hand."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        return {p: held for optimizer in self.optimizers for p, held in optimizer.state.items()}
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def several() -> dict[str, Callable[[Any], Any]]:
+    """Return AdamW and SGD on the parameters of one model, apart and as one, the first the measure of the others."""
+
+    def torchs(p: Any) -> Any:
+        adamw = torch.optim.AdamW(p[::2], lr=1e-3, weight_decay=0.01, fused=True)
+        return Separate(adamw, torch.optim.SGD(p[1::2], lr=1e-3, momentum=0.9, weight_decay=0.01, fused=True))
+
+    def ours(p: Any) -> Any:
+        adamw = wd.AdamW(p[::2], lr=1e-3, weight_decay=0.01)
+        return Separate(adamw, wd.SGDW(p[1::2], lr=1e-3, momentum=0.9, weight_decay=0.01, style="l2"))
+
+    def multi(p: Any) -> Any:
+        sgd: dict[str, Any] = {"params": p[1::2], "optimizer": "sgdw", "momentum": 0.9, "style": "l2"}
+        return wd.MultiOptimizer([{"params": p[::2], "optimizer": "adamw"}, sgd], lr=1e-3, weight_decay=0.01)
+
+    apart = "torch AdamW and SGD, fused"
+    return {
+        apart: torchs,
+        f"null: {apart} again": torchs,
+        "ours AdamW and SGDW (l2)": ours,
+        "ours MultiOptimizer": multi,
+    }
+
+
 def peers(family: str) -> dict[str, Callable[[Any], Any]]:
     """Return other packages' optimizers of a family; the caller drops those that do not import."""
+    if family == "several":
+        return {}
 
     def timm(p: Any) -> Any:
         module = bare("timm.optim." + family)
@@ -116,6 +165,8 @@ def peers(family: str) -> dict[str, Callable[[Any], Any]]:
 
 def contestants(family: str) -> dict[str, Callable[[Any], Any]]:
     """Return the optimizers of a family, the first of them the measure of the others."""
+    if family == "several":
+        return several()
     base: Any = torch.optim.AdamW if family == "adamw" else torch.optim.SGD
     ours: Any = wd.AdamW if family == "adamw" else wd.SGDW
     extra = {} if family == "adamw" else {"momentum": 0.9}
@@ -151,7 +202,7 @@ def clock(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+def state_bytes(optimizer: Any) -> int:
     """Return the bytes of all tensors that an optimizer keeps."""
     held = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     return sum(v.numel() * v.element_size() for v in held)
@@ -164,7 +215,7 @@ def progress(text: str) -> None:
 
 def build(
     family: str, name: str, params: list[torch.nn.Parameter], device: str
-) -> tuple[dict[str, torch.optim.Optimizer], dict[str, list[str]], list[str]]:
+) -> tuple[dict[str, Any], dict[str, list[str]], list[str]]:
     """Make every optimizer and step it twice; return them, their columns `built` and `state`, and what is absent."""
     numel = sum(p.numel() for p in params)
     optimizers, columns, absent = {}, {}, []
@@ -205,12 +256,12 @@ def measure(family: str, name: str, device: str, rounds: int) -> tuple[list[list
         # x is read and written, y is read: three times four bytes.
         bandwidths.append(12 * x.numel() / min(clock(lambda: x.add_(y), device) for _ in range(3)))
     progress("")
-    rows = []
+    rows, moved, measure_of_all = [], bytes_moved(family, params), next(iter(times.values()))
     for label, seconds in times.items():
         low, middle, high = statistics.quantiles(
-            [a / b for a, b in zip(seconds, times["torch fused"], strict=True)], n=4, method="inclusive"
+            [a / b for a, b in zip(seconds, measure_of_all, strict=True)], n=4, method="inclusive"
         )
-        share = statistics.median(BYTES[family] * numel / s / b for s, b in zip(seconds, bandwidths, strict=True))
+        share = statistics.median(moved / s / b for s, b in zip(seconds, bandwidths, strict=True))
         median = f"{statistics.median(seconds) * 1e3:.2f}"
         rows.append([label, median, f"{middle:.2f}", f"{low:.2f} - {high:.2f}", f"{share:.2f}", *columns[label]])
     return rows, absent
@@ -221,7 +272,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sets = ["gpt2", "resnet18", "small"]
     parser.add_argument("--sets", nargs="+", default=sets, choices=[*sets, "tiny"])
-    parser.add_argument("--families", nargs="+", default=["adamw", "sgdw"], choices=["adamw", "sgdw"])
+    families = ["adamw", "sgdw", "several"]
+    parser.add_argument("--families", nargs="+", default=families, choices=families)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path, help="a Markdown file to write instead of the terminal")
@@ -238,7 +290,7 @@ def main() -> None:
         "",
         f"{datetime.date.today()}, {machine}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch "
         f"{torch.__version__}, float32.",
-        "Ratio: median over rounds against `torch fused` in the same round; interval: its quartiles. Share: bytes that",
+        "Ratio: median over rounds against the first row in the same round; interval: its quartiles. Share: bytes that",
         "a step must move, over its time, against the bandwidth of an in-place `x.add_(y)` in the same round. Built:",
         "the constructor, in ms. State: bytes a parameter that the optimizer keeps.",
     ]
@@ -250,7 +302,8 @@ def main() -> None:
             rows, absent = measure(family, name, args.device, rounds)
             table = [
                 "",
-                f"## {family}, {name} ({len(shapes(name))} tensors, {numel:,} parameters), {BYTES[family]} bytes each",
+                f"## {family}, {name} ({len(shapes(name))} tensors, {numel:,} parameters)"
+                + (f", {BYTES[family]} bytes each" if family in BYTES else ""),
                 "",
                 f"{rounds} rounds; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after.",
                 "",

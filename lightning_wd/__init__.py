@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_wd.mask import plan_decay as plan_decay
     from lightning_wd.optimizers import SGDW as SGDW
     from lightning_wd.optimizers import AdamW as AdamW
+    from lightning_wd.optimizers import MultiOptimizer as MultiOptimizer
     from lightning_wd.optimizers.decoupled import decoupled as decoupled
     from lightning_wd.optimizers.identify import identify as identify
     from lightning_wd.reference import carry_over as carry_over
@@ -42,7 +43,7 @@ _ROOMS = {
     "decay": "Decay convert",
     "errors": "CheckpointMismatchError ConfigError MaskError",
     "mask": "DecayPlan Mask Rule plan_decay",
-    "optimizers": "AdamW SGDW decoupled identify",
+    "optimizers": "AdamW MultiOptimizer SGDW decoupled identify",
     "reference": "carry_over",
     "scale_invariance": "scale_invariant",
 }

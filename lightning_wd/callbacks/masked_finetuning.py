@@ -54,6 +54,8 @@ class MaskedFinetuning(Callback):
         ... )
     """
 
+    unfreezes = True  # frozen parameters count for the optimizer that a rule gives them
+
     def __init__(
         self, freeze: Sequence[str], unfreeze: Mapping[int, Sequence[str]] | None = None, mask: Any = None
     ) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_wd._private import is_fsdp1_piece
-from lightning_wd.optimizers.param_groups import as_float, group_style
+from lightning_wd.optimizers.param_groups import as_float, group_style, stepper_of
 from lightning_wd.scale_invariance import INVARIANT, dense, radial_products, radial_share
 
 __all__ = ["Snapshot", "adamw_angle", "adamw_rms", "sgd_ratio"]
@@ -73,7 +73,7 @@ class Snapshot:
                 self.old[p] = _sample(_local(p)).clone()
                 if p.grad is not None and not is_fsdp1_piece(p):
                     self._radial[p] = radial_products(_local(p.grad), _local(p))
-                if _overwrites_gradients(optimizer, group):
+                if _overwrites_gradients(stepper_of(optimizer, group), group):
                     buffer = optimizer.state.get(p, {}).get("momentum_buffer")
                     self._momentum[p] = None if buffer is None else buffer.clone()
 
@@ -83,7 +83,7 @@ class Snapshot:
         ``fractions`` holds ``d_t`` of each group; None where decay is not a fixed fraction.
         """
         return [
-            self._measure(optimizer, group, d) if any(p.numel() for p in group["params"]) else {}
+            self._measure(stepper_of(optimizer, group), group, d) if any(p.numel() for p in group["params"]) else {}
             for group, d in zip(optimizer.param_groups, fractions, strict=True)
         ]
 

@@ -26,7 +26,19 @@ from lightning_wd.optimizers.param_groups import configured_weight_decay, group_
 __all__ = ["DecayPlanSummary"]
 
 _COLLAPSE_ABOVE = 80  # parameters; a longer table has one row for names that differ only in numbers
-_COLUMNS = ("name", "shape", "numel", "group", "wd_mult", "weight_decay", "lr_mult", "lr", "style", "reason")
+_COLUMNS = (
+    "name",
+    "shape",
+    "numel",
+    "group",
+    "wd_mult",
+    "weight_decay",
+    "lr_mult",
+    "lr",
+    "style",
+    "optimizer",
+    "reason",
+)
 
 
 @checked_keywords()
@@ -139,6 +151,7 @@ def _plan_of_groups(
                     "name": known[0],
                     "names": known,
                     "shape": list(p.shape),
+                    "optimizer": None,
                     "numel": p.numel(),
                     "wd_mult": entry["weight_decay"] / strongest if strongest else 0.0,
                     "lr_mult": entry["lr"] / fastest if fastest else 1.0,
@@ -204,7 +217,9 @@ def _collapse(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     folded: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         pattern = tuple(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in row["names"])
-        settings = tuple(str(row[key]) for key in ("shape", "group", "wd_mult", "lr_mult", "style", "reason"))
+        settings = tuple(
+            str(row[key]) for key in ("shape", "group", "wd_mult", "lr_mult", "style", "optimizer", "reason")
+        )
         folded.setdefault((pattern, settings), []).append(row)
     return [
         members[0] if len(members) == 1 else {**members[0], "names": [f"{' = '.join(pattern)}  ({len(members)})"]}

@@ -14,14 +14,17 @@ from lightning_wd.configure.carried_run import CarriedRun
 from lightning_wd.configure.checked_mapping import CheckedMapping
 from lightning_wd.configure.checkpoint_content import keep_checkpoints_plain
 from lightning_wd.configure.first_step import FirstStep
-from lightning_wd.configure.late_groups import LateGroups, give_matrices_to_muon
+from lightning_wd.configure.late_groups import LateGroups
 from lightning_wd.configure.neighbours import check_neighbours, watch
 from lightning_wd.configure.optimizer_config import OptimizerConfig
+from lightning_wd.configure.rule_settings import check_rules
 from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.decay import Decay
 from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywords, number, warn
+from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.planner import plan_checked
-from lightning_wd.optimizers.by_name import optimizer_class
+from lightning_wd.optimizers import MultiOptimizer
+from lightning_wd.optimizers.by_name import hyperparameters_of, optimizer_class, steppers
 
 __all__ = ["build", "configure_optimizers"]
 
@@ -118,24 +121,24 @@ def _configure(
         return coefficient if carried is None else carried.weight_decay(coefficient, lr)
 
     def groups_at(lr: float, coefficient: float) -> list[dict[str, Any]]:
+        halves = config.halves
         if carried is not None:
             carried.carry_rules(plan, lr)
-        groups = plan.groups_of_checked(lr, lr, coefficient)
-        if config["name"] == "muon":
-            groups = give_matrices_to_muon(groups, module, plan)
-        return groups
+            halves = carried.halves(lr)
+        return plan.groups_of_checked(lr, lr, coefficient, halves)
 
     def at_peaks(groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
         if isinstance(peak, Sequence):
             _set_peaks(groups, [value * (lr / tuned if tuned else 1.0) for value in peak])
         return groups
 
-    plan = plan_checked(module, config.mask, decay.style)
+    plan = plan_checked(module, config.mask, decay.style, optimizer=config["name"])
+    check_rules(plan, config, getattr(attached_trainer(module), "callbacks", ()))
     lr = lr_here()
     groups = groups_at(lr, amount(lr))
     multipliers = [group["lr"] / tuned if tuned else 1.0 for group in groups]  # of what the user has set
     at_peaks(groups, lr)
-    built = _build(config, groups, lr, amount(lr))
+    built = _build(config, plan, groups, lr, amount(lr))
     built.on_resume = config["on_resume"]
     built.decay_plan = plan
     built.decay_config = config
@@ -158,12 +161,21 @@ def _configure(
     return returned
 
 
-def _build(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, coefficient: float) -> Any:
+def _build(
+    config: OptimizerConfig, plan: DecayPlan, groups: list[dict[str, Any]], lr: float, coefficient: float
+) -> Any:
+    """Build the config's optimizer, or several in one where the plan has several."""
     l2 = all(group["style"] == "l2" for group in groups)
     cls: Any = optimizer_class(config["name"], "l2" if l2 else "")
     keywords = config.hyperparameters
-    own = {} if l2 else {"style": config.decay.style, "cautious_wd": config.decay.cautious}
+    own: dict[str, Any] = {"style": config.decay.style, "cautious_wd": config.decay.cautious}
     try:
+        if len({*plan.optimizers, *steppers(config["name"])}) > 1 or not _holds(cls, keywords, groups):
+            its = {str(name): config.hyperparameters_for(str(name)) for name in plan.optimizers}
+            return MultiOptimizer(groups, lr, coefficient, **own, hyperparameters=its)
+        for group in groups:
+            del group["optimizer"]
+        own = {} if l2 else own
         return cls(groups, lr=lr, weight_decay=coefficient, **own, **keywords)  # defaults, for groups added later
     except (ConfigError, MaskError):
         raise
@@ -173,6 +185,12 @@ def _build(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, coe
             found=", ".join(f"optimizer.{key}={value!r}" for key, value in keywords.items()) or "its own defaults",
             fix="correct these settings, or name an optimizer that takes these parameters",
         ) from error
+
+
+def _holds(cls: Any, keywords: Mapping[str, Any], groups: list[dict[str, Any]]) -> bool:
+    """Whether an optimizer keeps each hyperparameter of a group in that group; else it needs an instance for it."""
+    ruled = {key for group in groups for key in group if key in hyperparameters_of(cls)}
+    return not ruled or ruled <= cls([torch.nn.Parameter(torch.ones(2, 2))], lr=1.0, **keywords).defaults.keys()
 
 
 def _steps_needed(decay: Decay, budget: Budget) -> tuple[int | None, float | None]:

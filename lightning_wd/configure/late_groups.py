@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,15 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_wd._private import attached_trainer, inner_schedulers, per_group_lists
-from lightning_wd.errors import ConfigError
-from lightning_wd.mask import DecayPlan, Mask, plan_decay
-from lightning_wd.mask.hidden_matrices import hidden_matrices
+from lightning_wd.errors import ConfigError, listed
+from lightning_wd.mask import DecayPlan, Mask, as_mask
 from lightning_wd.mask.plan import Row
+from lightning_wd.mask.planner import plan_checked
 from lightning_wd.optimizers.base import DecayGroups
-from lightning_wd.optimizers.muon import MuonAdamW
+from lightning_wd.optimizers.multi import MultiOptimizer
 from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_style, peak_lr
 
-__all__ = ["LateGroups", "base_values", "give_matrices_to_muon", "unfreeze"]
+__all__ = ["LateGroups", "base_values", "unfreeze"]
 
 
 def unfreeze(
@@ -44,7 +43,7 @@ def unfreeze(
     rows = [row for row in whole if wanted.intersection(row.names)]
     for row in rows:
         row.param.requires_grad_(True)
-    groups = _split(optimizer, module, whole, rows, f"epoch_{epoch}", f"unfrozen at epoch {epoch}")
+    groups = _split(optimizer, whole, rows, f"epoch_{epoch}", f"unfrozen at epoch {epoch}")
     for group in groups:
         optimizer.add_param_group(group)
     for scheduler in schedulers:
@@ -109,7 +108,6 @@ class LateGroups:
             tag, number = f"{when}_{number}", number + 1
         parts = _split(
             optimizer,
-            self._module,
             whole,
             [rows[id(p)] for p in tensors],
             tag,
@@ -128,12 +126,12 @@ def _whole_plan(optimizer: Optimizer, module: nn.Module, mask: Mask | None) -> D
     style = plan.style if plan is not None else group_style(optimizer, optimizer.param_groups[0]) if ours else None
     if mask is None and config is not None:
         mask = config.mask
-    return plan_decay(module, mask, style, include_frozen=True)
+    name = None if config is None else config["name"]
+    return plan_checked(module, as_mask(mask), style, optimizer=name, include_frozen=True)
 
 
 def _split(
     optimizer: Optimizer,
-    module: nn.Module,
     whole: DecayPlan,
     rows: Iterable[Row],
     tag: str,
@@ -147,35 +145,19 @@ def _split(
     rows = tuple(rows)
     plan: DecayPlan | None = getattr(optimizer, "decay_plan", None)
     rate, weight_decay = base_values(optimizer, plan)
-    part = DecayPlan(rows, whole.style)
+    part = DecayPlan(rows, whole.style, whole.optimizer)
     if (carried := getattr(optimizer, "carried", None)) is not None:
         carried.carry_rules(part, rate)
-    groups = part.groups(lr=rate, weight_decay=weight_decay)
-    if isinstance(optimizer, MuonAdamW):
-        groups = give_matrices_to_muon(groups, module, whole)
+    groups = part.groups_of_checked(rate, rate, weight_decay, _halves(optimizer, rate))
     for row in rows if plan is not None else ():
         mine = plan[row.name]  # type: ignore[index]
         mine.wd_mult, mine.lr_mult, mine.style, mine.settings = row.wd_mult, row.lr_mult, row.style, row.settings
+        mine.optimizer, mine.by = row.optimizer, row.by
         mine.reason, mine.group = f"{row.reason}; {why}", f"{row.group}_{tag}"
     for group in groups:
-        _fit(group, optimizer.param_groups[0], isinstance(optimizer, DecayGroups), lr)
+        _fit(group, optimizer, plan, lr)
         group["name"] = f"{group['name']}_{tag}"
     return groups
-
-
-def give_matrices_to_muon(groups: list[dict[str, Any]], module: nn.Module, plan: DecayPlan) -> list[dict[str, Any]]:
-    """Split each group: hidden matrices and convolutions go to Muon, the rest stays with AdamW."""
-    matrices = hidden_matrices(module, plan)
-    divided = []
-    for group in groups:
-        members: dict[int, list[Any]] = {}
-        for name, p in group["params"]:
-            members.setdefault(matrices[id(p)].split, []).append((name, p))
-        for split in sorted(members, key=lambda split: split or math.inf):
-            suffix = {0: "", 1: "_muon"}.get(split, f"_muon_split{split}")
-            own = {"use_muon": True, "split": split} if split else {"use_muon": False}
-            divided.append({**group, "params": members[split], "name": group["name"] + suffix, **own})
-    return divided
 
 
 def base_values(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
@@ -187,11 +169,13 @@ def base_values(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, fl
     if plan is None:
         known = [(1.0, 1.0, group) for group in optimizer.param_groups if group["params"]]
     else:
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        groups, halves = {id(p): group for group in optimizer.param_groups for p in group["params"]}, _halves(optimizer)
         known = [
             (row.lr_mult, row.wd_mult * (row.style == plan.style), groups[id(row.param)])
             for row in plan
-            if id(row.param) in groups and not row.settings
+            if id(row.param) in groups
+            and not {"lr", "weight_decay"} & row.settings.keys()
+            and not halves.get(str(row.optimizer))
         ]
     lr = next((peak_lr(group) / factor for factor, _, group in known if factor), lr)
     amounts = [(configured_weight_decay(group), factor) for _, factor, group in known]
@@ -199,8 +183,19 @@ def base_values(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, fl
     return as_float(lr), as_float(weight_decay)
 
 
-def _fit(group: dict[str, Any], first: dict[str, Any], ours: bool, lr: Any) -> None:
+def _halves(optimizer: Optimizer, rate: float = 0.0) -> dict[str, dict[str, float]]:
+    """Return the own ``lr`` and ``weight_decay`` of optimizers within; ``rate`` is the run's peak."""
+    config, carried = getattr(optimizer, "decay_config", None), getattr(optimizer, "carried", None)
+    if carried is not None:
+        return carried.halves(rate)  # type: ignore[no-any-return]
+    return {} if config is None else config.halves
+
+
+def _fit(group: dict[str, Any], optimizer: Optimizer, plan: DecayPlan | None, lr: Any) -> None:
     """Give a new group the first group's position in the schedule; ``lr`` is its rate there, None the mask's."""
+    first, ours = optimizer.param_groups[0], isinstance(optimizer, DecayGroups)
+    if not isinstance(optimizer, MultiOptimizer):
+        _refuse_another(group, optimizer, plan)
     ratio = _ratio(group, first)
     if lr is not None:
         ratio = as_float(lr) / (as_float(first["lr"]) or peak_lr(first) or 1.0)
@@ -208,7 +203,10 @@ def _fit(group: dict[str, Any], first: dict[str, Any], ours: bool, lr: Any) -> N
     rates = ("lr", "initial_lr", "max_lr", "min_lr")
     others = ("momentum", "betas", "base_momentum", "max_momentum", "swa_lr")
     group |= {key: as_float(first[key]) * ratio for key in rates if key in first}
-    group |= {key: first[key] for key in others if key in first}  # a schedule may drive these too
+    for key in others:  # a schedule may drive these too
+        like = _unruled(group, optimizer, plan, key)
+        if key not in group and key in like:
+            group[key] = like[key]
     if lr is not None:
         group["lr"] = lr
     if not ours:
@@ -216,6 +214,24 @@ def _fit(group: dict[str, Any], first: dict[str, Any], ours: bool, lr: Any) -> N
         group.pop("style", None)
     if "param_names" not in first:
         group["params"] = [p for _, p in group["params"]]
+
+
+def _refuse_another(group: dict[str, Any], optimizer: Optimizer, plan: DecayPlan | None) -> None:
+    """Refuse a group of another optimizer than the only one of the run."""
+    name = group.pop("optimizer", None)
+    if name is not None and (plan is None or name != plan.optimizer):
+        raise ConfigError(
+            f"group {group['name']!r} is of {name}, but this run has {type(optimizer).__name__} alone.",
+            found=listed(name for name, _ in group["params"]),
+            fix="write the rule with that optimizer into optimizer.mask, which the run is built from",
+        )
+
+
+def _unruled(group: dict[str, Any], optimizer: Optimizer, plan: DecayPlan | None, key: str) -> dict[str, Any]:
+    """Return the first group of the same optimizer whose ``key`` no rule has set."""
+    ruled = {id(row.param) for row in plan or () if key in row.settings}
+    alike = [g for g in optimizer.param_groups if group.get("optimizer") in (None, g.get("optimizer"))]
+    return next((g for g in alike if not any(id(p) in ruled for p in g["params"])), {})
 
 
 def _ratio(group: dict[str, Any], first: dict[str, Any]) -> float:

@@ -11,17 +11,17 @@ from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, listed, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import identify
-from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class
+from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
 
-__all__ = ["OptimizerConfig", "plain_mask", "plain_rule"]
+__all__ = ["OptimizerConfig", "check_hyperparameter", "family_of", "plain_mask", "plain_rule", "styles_of"]
 
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
 # The optimizers whose learning rate has a tested rule in the batch -> the family that it is the rule of.
 _FAMILY = dict.fromkeys(("adamw", "adam_l2", "nadamw", "radamw", "rmspropw"), "adam")
 _FAMILY |= dict.fromkeys(("sgdw", "sgd_l2"), "sgd")
-_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "reference", "on_resume")
+_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "reference", "on_resume", "muon")
 _DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "typical")
 _TYPICAL_KEYS = ("adam", "sgd", "muon")
 _BELOW_ONE = ("momentum", "alpha", "betas[0]", "betas[1]")
@@ -74,6 +74,7 @@ class OptimizerConfig(CheckedMapping):
             taken as they stand. A rate that a finder finds is this run's own.
         on_resume: whose settings are used when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
             ``error``. Another decay style is refused, except under ``config``, which continues in the configured one.
+        muon: an ``lr`` and a ``weight_decay`` of its own for the half of ``muon`` that Muon steps.
         **hyperparameters: the optimizer's own keywords, such as ``betas`` or ``momentum``; None is its default.
 
     Raises:
@@ -126,6 +127,7 @@ class OptimizerConfig(CheckedMapping):
         mask: Mapping[str, Any] | str | Mask | None = None,
         reference: Mapping[str, Any] | None = None,
         on_resume: str = "checkpoint",
+        muon: Mapping[str, Any] | None = None,
         code: bool = False,
         **hyperparameters: Any,
     ) -> None:
@@ -147,10 +149,11 @@ class OptimizerConfig(CheckedMapping):
         given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
         amounts = self.decay = _decay(weight_decay, given, named.typical)
-        own = {**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)}
-        _check_style_of(name, amounts.style, own)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
+        for i, rule in enumerate(self.mask.rules):
+            if rule.optimizer is not None:
+                family(rule.optimizer, f"optimizer.mask.rules[{i}].optimizer")
         if reference == dict.fromkeys(KEYS):  # as the YAML files have it
             reference = None
         self.reference = None if reference is None else _reference(name, amounts.style, reference)
@@ -163,8 +166,10 @@ class OptimizerConfig(CheckedMapping):
             mask=_without_code(self.mask, code=code),
             reference=None if reference is None else dict(reference),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
-            **own,
+            **({} if muon is None else {"muon": _check_half(name, muon)}),
+            **{**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
+        _check_style_of(name, amounts.style, self.hyperparameters)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -172,10 +177,22 @@ class OptimizerConfig(CheckedMapping):
         own = {key: value for key, value in self.items() if key not in _OWN_KEYS}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
 
+    def hyperparameters_for(self, optimizer: str) -> dict[str, Any]:
+        """Return the keywords of one of several optimizers: the config's, if it is the config's own."""
+        if optimizer not in steppers(self["name"]):
+            return dict(family(optimizer).defaults)
+        known = hyperparameters_of(optimizer_class(optimizer, self.decay.style))
+        return {key: value for key, value in self.hyperparameters.items() if key in known}
+
+    @property
+    def halves(self) -> dict[str, dict[str, float]]:
+        """The optimizers with an ``lr`` or a ``weight_decay`` of their own, and these."""
+        return {"muon": {key: value for key, value in (self.get("muon") or {}).items() if value is not None}}
+
     @property
     def family(self) -> str | None:
         """The family whose tested rule carries the learning rate over; None where there is none."""
-        return _FAMILY.get(self["name"])
+        return family_of(self["name"])
 
     @property
     def typical_amount(self) -> bool:
@@ -197,9 +214,14 @@ def _decay(weight_decay: Any, given: Mapping[str, Any], kind: str) -> Decay:
     return Decay(**values, weight_decay=weight_decay, typed=typed)
 
 
+def family_of(optimizer: str) -> str | None:
+    """Return the family whose tested rule carries the learning rate of an optimizer over; None where there is none."""
+    return _FAMILY.get(optimizer)
+
+
 def _reference(name: str, style: str, given: Mapping[str, Any]) -> Reference:
     """Return the checked reference, its rule for the learning rate filled in."""
-    family = _FAMILY.get(name)
+    family = family_of(name)
     check_tested(style, family, "optimizer.reference")
     reference = Reference.of("optimizer.reference", given, FAMILIES.get(str(family), ""))
     if not reference.lr_rule:
@@ -228,14 +250,7 @@ def _check_style_of(name: str, style: str, hyperparameters: Mapping[str, Any]) -
             nearest=twin,
             fix=f"write optimizer={twin} optimizer/decay={style}",
         )
-    cls: Any = family(name).cls
-    styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
-    found = None
-    if style == "l2" and hasattr(cls, "base"):  # made by decoupled()
-        means = identify(cls.base, **hyperparameters)
-        if not means.may_be_l2:
-            styles = tuple(style for style in styles if style != "l2")
-            found = " ".join([f"its own weight_decay is {means.style!r}.", *means.evidence])
+    styles, found = styles_of(name, style, hyperparameters)
     if style not in styles:
         raise ConfigError(
             f"optimizer {name} does not do optimizer.decay.style {style!r}.",
@@ -243,6 +258,20 @@ def _check_style_of(name: str, style: str, hyperparameters: Mapping[str, Any]) -
             valid=styles,
             fix=f"write optimizer/decay={styles[0]}, or optimizer=adamw",
         )
+
+
+def styles_of(name: str, asked: str, hyperparameters: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
+    """Return the styles that an optimizer does, and what was found of one that is ``asked`` and that it does not do."""
+    if name in DECOUPLED_TWIN:
+        return ("l2", "none"), None
+    cls: Any = family(name).cls
+    styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
+    if asked == "l2" and hasattr(cls, "base"):  # made by decoupled()
+        means = identify(cls.base, **hyperparameters)
+        if not means.may_be_l2:
+            found = " ".join([f"its own weight_decay is {means.style!r}.", *means.evidence])
+            return tuple(style for style in styles if style != "l2"), found
+    return styles, None
 
 
 def _without_code(mask: Mask, *, code: bool) -> Any:
@@ -266,7 +295,8 @@ def plain_mask(mask: Mask) -> dict[str, Any]:
 
 def plain_rule(rule: Rule) -> dict[str, Any]:
     """Return a rule without a predicate as plain data, its classes as names."""
-    plain = {**rule.conditions, **rule.settings, **({"reason": rule.reason} if rule.reason else {})}
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in rule.settings.items()}
+    plain = {**rule.conditions, **settings, **({"reason": rule.reason} if rule.reason else {})}
     if rule.module_types:
         kinds = rule.module_types
         plain["module_types"] = [k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in kinds]
@@ -275,7 +305,8 @@ def plain_rule(rule: Rule) -> dict[str, Any]:
 
 def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords of an optimizer in the form of their defaults; refuse what it does not take, or lacks."""
-    known = hyperparameters_of(optimizer_class(name, style))
+    every = [hyperparameters_of(optimizer_class(each, style)) for each in steppers(name)]
+    known = {key: value for one in every for key, value in one.items()}
     unknown = [key for key in given if key not in known]
     others = [o for o in OPTIMIZERS if unknown and unknown[0] in hyperparameters_of(OPTIMIZERS[o].cls)]
     if others:
@@ -299,24 +330,34 @@ def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> d
             fix=f"write {', '.join(f'optimizer.{key}=<value>' for key in missing)}, each with + in front where Hydra's "
             "command line adds it",
         )
-    return {
-        key: _check_hyperparameter(key, value, known[key], of_ours=name in OPTIMIZERS) for key, value in given.items()
-    }
+    of_ours = name in OPTIMIZERS
+    return {k: check_hyperparameter(f"optimizer.{k}", value, known[k], of_ours=of_ours) for k, value in given.items()}
 
 
-def _check_hyperparameter(key: str, value: Any, default: Any, *, of_ours: bool = True) -> Any:
-    """Return a keyword's value in the form of its default, or raise a ConfigError.
+def _check_half(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checked ``optimizer.muon``."""
+    if name != "muon":
+        raise ConfigError(
+            f"optimizer.muon is a setting of optimizer=muon, and this is {name}.",
+            fix="remove it; for some parameters, write lr and weight_decay into the rule that gives them to muon",
+        )
+    half = checked_mapping("optimizer.muon", given, ("lr", "weight_decay"))
+    return {key: value if value is None else number(f"optimizer.muon.{key}", value) for key, value in half.items()}
+
+
+def check_hyperparameter(where: str, value: Any, default: Any, *, of_ours: bool = True) -> Any:
+    """Return a keyword's value in the form of its default, or raise a ConfigError; ``where`` is how it was typed.
 
     What another's class takes where its default is None, or which numbers, it must say itself.
     """
-    where = f"optimizer.{key}"
+    key = where.rpartition(".")[2]
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or len(value) != len(default):
             raise ConfigError(
                 f"{where} must be {len(default)} numbers but got {value!r}.", fix=f"write '{where}={list(default)}'"
             )
         pairs = enumerate(zip(value, default, strict=True))
-        return [_check_hyperparameter(f"{key}[{i}]", *pair, of_ours=of_ours) for i, pair in pairs]
+        return [check_hyperparameter(f"{where}[{i}]", *pair, of_ours=of_ours) for i, pair in pairs]
     if not of_ours and not isinstance(default, (bool, int, float, str)):
         return value
     if isinstance(default, bool) or (default is None and "[" not in key):

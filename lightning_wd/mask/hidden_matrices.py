@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import nn
@@ -11,7 +12,7 @@ from lightning_wd._private import ConvNd
 from lightning_wd.mask.evidence import is_weighted
 from lightning_wd.mask.layers import output_parameters
 from lightning_wd.mask.module_tree import walk
-from lightning_wd.mask.plan import DecayPlan, Row
+from lightning_wd.mask.plan import Row
 
 __all__ = ["Matrices", "hidden_matrices"]
 
@@ -23,7 +24,7 @@ class Matrices(NamedTuple):
     reason: str
 
 
-def hidden_matrices(module: nn.Module, plan: DecayPlan) -> dict[int, Matrices]:
+def hidden_matrices(module: nn.Module, plan: Iterable[Row]) -> dict[int, Matrices]:
     """Return, for each tensor of a plan by its id, whether Muon takes it and why.
 
     Muon takes the weights of linear layers and convolutions, a grouped convolution as one matrix for each group, since
@@ -63,12 +64,12 @@ def hidden_matrices(module: nn.Module, plan: DecayPlan) -> dict[int, Matrices]:
 
 
 def _matrices(row: Row, owner: nn.Module, *, first: bool, last: bool) -> Matrices:
-    if row.kind not in ("weight", "adapter"):
+    linear = is_weighted(type(owner))  # type: ignore[arg-type]  # classes are hashable
+    if row.kind != "weight" and not (row.kind == "adapter" and linear):
         return Matrices(0, row.kind)
     if last:
         return Matrices(0, "output layer")
-    known = len(row.shape) == 2 or is_weighted(type(owner))  # type: ignore[arg-type]  # classes are hashable
-    if not known:
+    if len(row.shape) > 2 and not linear:
         return Matrices(0, f"{len(row.shape)} dimensions: a rule with split says where its matrices are")
     convolution = isinstance(owner, ConvNd)
     if first and convolution:

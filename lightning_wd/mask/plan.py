@@ -161,7 +161,8 @@ class DecayPlan:
         Args:
             lr: peak learning rate, >= 0; a float or a 0-dim tensor.
             weight_decay: ``lam >= 0`` in the unit of the plan's style.
-            **defaults: further settings, the same for every group.
+            **defaults: further settings, the same for every group; ``optimizer="adamw"`` names the optimizer of groups
+                without a rule's.
 
         Raises:
             MaskError: the plan has no trainable parameter.
@@ -170,8 +171,13 @@ class DecayPlan:
         peak = number("lr", lr.item() if isinstance(lr, Tensor) else lr)
         return self.groups_of_checked(lr, peak, number("weight_decay", weight_decay), **defaults)
 
-    def groups_of_checked(self, lr: Any, peak: float, amount: float, **defaults: Any) -> list[dict[str, Any]]:
-        """Return the groups for numbers that were checked; ``peak`` is ``lr`` as a float."""
+    def groups_of_checked(
+        self, lr: Any, peak: float, amount: float, own: Mapping[str, Mapping[str, Any]] = {}, **defaults: Any
+    ) -> list[dict[str, Any]]:
+        """Return the groups for numbers that were checked; ``peak`` is ``lr`` as a float.
+
+        ``own`` has the ``lr`` and ``weight_decay`` of an optimizer that has others.
+        """
         members: dict[str, list[Row]] = {"decay": [], "no_decay": []}
         for row in self.rows:
             if row.group is not None:
@@ -180,13 +186,15 @@ class DecayPlan:
         for name, rows in members.items():
             if rows:
                 first = rows[0]
+                its = own.get(str(first.optimizer), {})
+                its_peak = its.get("lr", peak)
                 group = {
                     **defaults,
                     "params": [(row.name, row.param) for row in rows],
                     "name": name,
-                    "lr": lr * first.lr_mult,
-                    "base_lr": first.settings.get("lr", peak * first.lr_mult),
-                    "weight_decay": self._coefficient(first, amount, peak),
+                    "lr": its.get("lr", lr) * first.lr_mult,
+                    "base_lr": first.settings.get("lr", its_peak * first.lr_mult),
+                    "weight_decay": self._coefficient(first, its.get("weight_decay", amount), its_peak),
                     **first.settings,
                     **({} if first.style is None else {"style": first.style}),
                     **({} if first.optimizer is None else {"optimizer": first.optimizer}),
@@ -276,7 +284,11 @@ def _group_name(row: Row, plan: DecayPlan, taken: Container[str]) -> str:
             parts.append(str(row.style))
         if row.optimizer != plan.optimizer:
             parts.append(str(row.optimizer).rpartition(".")[2])
-        return "_".join([*parts, *(f"{key}_{value}" for key, value in sorted(own.items()))])
+        return "_".join([*parts, *(f"{key}_{_short(value)}" for key, value in sorted(own.items()))])
 
     numbered = (f"{named(17)}_{i}" for i in itertools.count(2))
     return next(name for name in itertools.chain((named(6), named(17)), numbered) if name not in taken)
+
+
+def _short(value: Any) -> str:
+    return "_".join(map(_short, value)) if isinstance(value, (list, tuple)) else str(value)

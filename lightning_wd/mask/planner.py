@@ -14,6 +14,7 @@ from lightning_wd.decay import check_style
 from lightning_wd.errors import MaskError, checked_keywords, listed, warn
 from lightning_wd.mask.dead_rules import RuleUse, check_uses
 from lightning_wd.mask.evidence import EXEMPT, classify
+from lightning_wd.mask.hidden_matrices import Matrices, hidden_matrices
 from lightning_wd.mask.hooks import hooked_names, marks
 from lightning_wd.mask.layers import layer_scales, output_parameters
 from lightning_wd.mask.module_tree import Found, Tree, authors_class, walk, whole_shape
@@ -23,7 +24,7 @@ from lightning_wd.mask.rules import PROPERTIES, Mask, as_mask
 __all__ = ["plan_checked", "plan_decay"]
 
 _REASONS = {
-    "adapter": "adapter, nothing at zero",
+    "adapter": "adapter, zero is the base model",
     "magnitude": "magnitude of weight_norm or DoRA",
     "state": "state-space parameter",
     "scale": "scale or distribution parameter",
@@ -82,22 +83,25 @@ def plan_checked(
     style: str | None,
     *,
     optimizer: str | None = None,
-    hidden: str | None = None,
     include_frozen: bool = False,
 ) -> DecayPlan:
     """Plan for a mask and a style that were checked.
 
-    What no rule gives an optimizer is stepped by ``optimizer``, hidden matrices by ``hidden``, if there is one.
+    What no rule gives an optimizer is stepped by ``optimizer``; of ``muon`` the hidden matrices, the rest by ``adamw``.
     """
     tree = walk(module)
     _check_shapes(tree)
-    planner = _Planner(module, mask, style, tree, optimizer, hidden)
+    by_muon = optimizer == "muon"
+    optimizer = "adamw" if by_muon else optimizer
+    planner = _Planner(module, mask, style, tree, optimizer)
     rows = [planner.row(found, include_frozen) for found in tree.by_tensor()]
+    if by_muon or any(row.optimizer == "muon" for row in rows):
+        _fit_to_muon(rows, hidden_matrices(module, rows), whole=by_muon)
     check_uses(planner.uses, mask.base, tree)
     if mask.base == "adapters" and not any(row.kind == "adapter" and not row.frozen for row in rows):
         _refuse_tensors(
             [row.name for row in rows if not row.frozen],
-            "mask 'adapters' finds no trainable adapter that is nothing at zero (LoRA's A and B, OFT's R, ...).",
+            "mask 'adapters' finds no trainable adapter whose zero is the base model (LoRA's A and B, OFT's R, ...).",
             "write optimizer/mask=standard, or optimizer/mask=none to decay nothing",
         )
     _refuse_tensors(
@@ -130,15 +134,13 @@ class _Verdict(NamedTuple):
 class _Planner:
     """Judges one tensor after another, and keeps what each of the user's rules did."""
 
-    def __init__(
-        self, module: nn.Module, mask: Mask, style: str | None, tree: Tree, optimizer: str | None, hidden: str | None
-    ) -> None:
-        self.mask, self.style, self.optimizer, self.hidden = mask, style, optimizer, hidden
+    def __init__(self, module: nn.Module, mask: Mask, style: str | None, tree: Tree, optimizer: str | None) -> None:
+        self.mask, self.style, self.optimizer = mask, style, optimizer
         self.exempt = EXEMPT[mask.base] if mask.base else frozenset()
         self.heeds_hooks = mask.base not in ("all", "none", None)
         self.hooked = hooked_names(tree) if tree.hooked and self.heeds_hooks else {}
         self.scales = layer_scales(module, tree, mask.layer_decay) if mask.layer_decay is not None else {}
-        self.output = output_parameters(module, tree) if hidden or style == "corrected" else frozenset()
+        self.output = output_parameters(module, tree) if style == "corrected" else frozenset()
         self.uses = [RuleUse(rule) for rule in mask.rules]
         self.unplaced: list[str] = []
         # Many tensors share kind, class and matching rules, so decisions are cached.
@@ -155,8 +157,7 @@ class _Planner:
         frozen = not (include_frozen or param.requires_grad)
         if len(named) > 1 and not frozen:
             verdict = _reconcile(names, verdicts)
-        is_hidden = kind == "weight" and len(whole_shape(param)) > 1 and id(param) not in self.output
-        optimizer = verdict.optimizer or (self.hidden if self.hidden and is_hidden else self.optimizer)
+        optimizer = verdict.optimizer or self.optimizer
         if frozen:
             return Row(names, param, 0.0, 1.0, self.style, "frozen", kind, {}, optimizer, verdict.by, frozen=True)
         wd_mult, lr_mult, style = verdict.wd_mult, verdict.lr_mult, verdict.style
@@ -166,8 +167,7 @@ class _Planner:
         if lr_mult is None:
             lr_mult = 1.0 if "lr" in verdict.settings else self.scales.get(id(param), 1.0)
         if style is None or not wd_mult:
-            keeps = self.style == "corrected" and wd_mult and id(param) in self.output
-            style = "decoupled" if keeps else self.style
+            style = "decoupled" if wd_mult and id(param) in self.output else self.style
         reason, settings = verdict.reason, verdict.settings
         row = Row(names, param, wd_mult, lr_mult, style, reason, kind, settings, optimizer, verdict.by)
         if "style" in verdict.by:
@@ -255,6 +255,18 @@ class _Planner:
                 elif use.earlier is None:
                     use.earlier = self.mask.rules[by[what]]
         return said, by
+
+
+def _fit_to_muon(rows: list[Row], matrices: Mapping[int, Matrices], *, whole: bool) -> None:
+    """Give Muon the hidden matrices, if it has the ``whole`` model, and tell it how many each tensor stacks."""
+    for row in rows:
+        split, why = matrices[id(row.param)]
+        if whole and "optimizer" not in row.by:
+            row.optimizer = "muon" if split else row.optimizer
+            if row.kind == "weight" and not row.frozen:
+                row.reason += f"; {row.optimizer}: {why}"
+        if row.optimizer == "muon" and split > 1 and not row.frozen:
+            row.settings = {"split": split, **row.settings}
 
 
 def _reconcile(names: tuple[str, ...], verdicts: list[_Verdict]) -> _Verdict:

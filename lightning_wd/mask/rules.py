@@ -131,7 +131,13 @@ class Rule:
     ) -> None:
         given = () if module_types is None else module_types
         types = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
-        own = {"name": name, "module_types": types, "predicate": predicate, "style": style, "optimizer": optimizer}
+        own: dict[str, Any] = {
+            "name": name,
+            "module_types": types,
+            "predicate": predicate,
+            "style": style,
+            "optimizer": optimizer,
+        }
         numbers = {"ndim": ndim, "wd_mult": wd_mult, "lr_mult": lr_mult, "weight_decay": weight_decay, "lr": lr}
         for key, value in numbers.items():
             own[key] = None if value is None else number(f"rule.{key}", value, whole=key == "ndim", error=MaskError)
@@ -223,8 +229,7 @@ class Mask:
                    parameters, position tables, tokens
     no_embeddings  as standard, without embeddings
     matrices       as standard, but position tables and tokens decay too: only the shape counts
-    adapters       only what peft adds to a frozen model and is nothing at zero, such as LoRA's A and B: decay leads to
-                   the base model
+    adapters       only those adapters of peft whose zero is the base model, such as LoRA's A and B
     all            everything
     none           nothing
     None           nothing is placed: each parameter needs a rule
@@ -285,7 +290,7 @@ class Mask:
 
     @classmethod
     def adapters(cls) -> Mask:
-        """Only peft's adapters that are nothing at zero decay, towards the base model: LoRA's A and B, OFT's R, ..."""
+        """Only those adapters of peft decay whose zero is the base model: LoRA's A and B, OFT's R, ..."""
         return cls(base="adapters")
 
     @classmethod

@@ -3,7 +3,8 @@
 from lightning_wd.optimizers.adamw import AdamL2, AdamW
 from lightning_wd.optimizers.decoupled import decoupled
 from lightning_wd.optimizers.identify import Identification, identify
-from lightning_wd.optimizers.muon import Muon, MuonAdamW
+from lightning_wd.optimizers.multi import MultiOptimizer
+from lightning_wd.optimizers.muon import Muon
 from lightning_wd.optimizers.sgdw import SGDL2, SGDW
 
-__all__ = ["SGDL2", "SGDW", "AdamL2", "AdamW", "Identification", "Muon", "MuonAdamW", "decoupled", "identify"]
+__all__ = ["SGDL2", "SGDW", "AdamL2", "AdamW", "Identification", "MultiOptimizer", "Muon", "decoupled", "identify"]

@@ -19,17 +19,17 @@ from lightning_wd._private import (
 )
 from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
-from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint
+from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
 from lightning_wd.optimizers.compiled import check_compiler
 from lightning_wd.optimizers.kernels import Part, Work
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
 
 __all__ = ["DecayGroups", "KernelStep", "OnlyL2", "check_decoupled", "without_style"]
 
-_RENAMED = {**RENAMED, "cautious": "cautious_wd", "muon": "use_muon"}  # old keywords and group keys -> their names
+_RENAMED = {**RENAMED, "cautious": "cautious_wd"}  # old keywords and group keys -> their names
 _NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
 _NUMBERS = ("lr", "eps", "momentum", "weight_decay", "base_lr")
-_FLAGS = ("cautious_wd", "kahan", "use_muon", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
+_FLAGS = ("cautious_wd", "kahan", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
 # Keys that are not settings: ours and torch's labels, and what schedulers keep in a group.
 _LABELS = ("params", "name", "param_names", "base_lr", "base_weight_decay")
 _SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "lr_scale")
@@ -250,14 +250,21 @@ class DecayGroups(Optimizer):
         load = super().load_state_dict
         with as_typed(self.typed):
             if load.__func__ is not Optimizer.load_state_dict:  # type: ignore[attr-defined]
-                load(fit_checkpoint(self, state_dict))  # one of the class's own, as in bitsandbytes, runs no hooks
+                load(fit_checkpoint(self, state_dict))  # the class has its own, which may run no hooks: bitsandbytes
                 return
             # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
-            handle = self.register_load_state_dict_pre_hook(lambda _, adapted: fit_checkpoint(self, adapted))
+            fitted: dict[str, Any] = {}
+
+            def fit(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
+                fitted.update(fit_checkpoint(self, adapted))
+                return fitted
+
+            handle = self.register_load_state_dict_pre_hook(fit)
             try:
                 load(state_dict)
             finally:
                 handle.remove()
+            keep_numbers(self, fitted)
 
     def _initialises_state(self) -> bool:
         """Whether this step only creates state: no state yet, and all learning rates and gradients 0.

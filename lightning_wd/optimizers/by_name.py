@@ -16,10 +16,10 @@ from lightning_wd.optimizers.adamw import AdamL2, AdamW
 from lightning_wd.optimizers.constructor import keywords_of, parameters_of
 from lightning_wd.optimizers.decoupled import decoupled
 from lightning_wd.optimizers.dotted_path import import_optimizer
-from lightning_wd.optimizers.muon import MuonAdamW
+from lightning_wd.optimizers.muon import Muon
 from lightning_wd.optimizers.sgdw import SGDL2, SGDW
 
-__all__ = ["OPTIMIZERS", "REQUIRED", "Family", "family", "hyperparameters_of", "optimizer_class"]
+__all__ = ["OPTIMIZERS", "REQUIRED", "Family", "family", "hyperparameters_of", "optimizer_class", "steppers"]
 
 REQUIRED = inspect.Parameter.empty  # the default of a keyword that has none
 _NOT_HYPERPARAMETERS = ("self", "params", "lr", "weight_decay", "style", "cautious_wd", "decoupled_weight_decay")
@@ -51,7 +51,7 @@ OPTIMIZERS = {
     "adagradw": _family(torch.optim.Adagrad, 1e-2),
     "adamaxw": _family(torch.optim.Adamax, 2e-3),
     "adafactor": _family(torch.optim.Adafactor, 1e-2),
-    "muon": Family(MuonAdamW, MuonAdamW, 1e-3, "muon"),
+    "muon": Family(Muon, Muon, 1e-3, "muon"),
 }
 
 
@@ -105,6 +105,15 @@ def optimizer_class(name: object, style: str, where: str = "optimizer.name") -> 
     """
     found = family(name, where)
     return found.l2 if style == "l2" else found.cls
+
+
+def steppers(name: str) -> tuple[str, ...]:
+    """Return what steps a model whose optimizer is configured by this name.
+
+    >>> steppers("sgdw"), steppers("muon")
+    (('sgdw',), ('adamw', 'muon'))
+    """
+    return ("adamw", "muon") if name == "muon" else (name,)
 
 
 def hyperparameters_of(cls: type[Optimizer]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lightning_wd.errors import CheckpointMismatchError, warn
 from lightning_wd.optimizers.pairing import Difference, Pair, paired, tell_of_positions
 from lightning_wd.optimizers.param_groups import configured_weight_decay, peak_lr
@@ -27,7 +29,7 @@ from lightning_wd.optimizers.saved_state import (
     refusal,
 )
 
-__all__ = ["ON_RESUME", "Difference", "carry_on", "fit_checkpoint", "settle"]
+__all__ = ["ON_RESUME", "Difference", "carry_on", "fit_checkpoint", "keep_numbers", "settle"]
 
 ON_RESUME = ("checkpoint", "config", "error")
 _KINDS = {"l2": "an L2 penalty", "decoupled": "decoupled decay"}
@@ -121,6 +123,19 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
         groups.append(filled)
     settle(f"the settings of {type(optimizer).__name__}", [*filter(None, differences)], optimizer.on_resume)
     return {**state_dict, "param_groups": groups}
+
+
+def keep_numbers(optimizer: Any, loaded: dict[str, Any]) -> None:
+    """Give back their dtype to the single numbers of a state, such as NAdam's product of momenta.
+
+    torch has cast them to the dtype of the weights, which has more digits or fewer: a resumed run would be another one.
+    """
+    for group, saved in zip(optimizer.param_groups, loaded["param_groups"], strict=True):
+        for p, key in zip(group["params"], saved["params"], strict=True):
+            for name, value in loaded["state"].get(key, {}).items():
+                held = optimizer.state[p].get(name)
+                if name != "step" and isinstance(held, Tensor) and held.ndim == 0 and held.dtype != value.dtype:
+                    optimizer.state[p][name] = value.to(held.device, copy=True)
 
 
 def _style_difference(optimizer: Any, pair: Pair) -> Difference | None:

@@ -100,9 +100,15 @@ class MultiOptimizer(DecayGroups):
             )
         own = {**self.defaults, **{key: value for key, value in group.items() if key != "optimizer"}}
         cls = optimizer_class(name, own["style"], f"optimizer of {label}")
+        if getattr(cls, "base", cls).load_state_dict not in (Optimizer.load_state_dict, DecayGroups.load_state_dict):
+            raise ConfigError(
+                f"{name} of {label} loads its state in a way of its own, which one of several optimizers cannot.",
+                fix="use it alone, as optimizer.name, or write another optimizer",
+            )
         known = hyperparameters_of(cls)
         named = {key: own.pop(key) for key in [*own] if key in known}
-        keywords = _as_tuples({**self._hyperparameters.get(name, {}), **named})
+        keywords = {**self._hyperparameters.get(name, {}), **named}
+        keywords = {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}
         positions = range(len(self._steppers))
         at = next((i for i in positions if self._steppers[i][:2] == (cls, keywords)), len(self._steppers))
         if at in positions:
@@ -143,7 +149,3 @@ class MultiOptimizer(DecayGroups):
         self._bind()
         for stepper in self._steppers:  # as torch does when it loads one: it may bring an old state up to date
             stepper.optimizer.__setstate__({key: vars(stepper.optimizer)[key] for key in ("state", "param_groups")})
-
-
-def _as_tuples(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}

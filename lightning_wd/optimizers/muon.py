@@ -16,12 +16,11 @@ from torch.optim.optimizer import ParamsT
 from lightning_wd._private import is_fsdp1_piece
 from lightning_wd.decay import STYLES
 from lightning_wd.errors import ConfigError, choice, listed, number
-from lightning_wd.optimizers.adamw import AdamStep
 from lightning_wd.optimizers.base import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, step_with_decay
 from lightning_wd.optimizers.param_groups import as_float
 
-__all__ = ["COEFFICIENTS", "Muon", "MuonAdamW", "orthogonalised"]
+__all__ = ["COEFFICIENTS", "Muon", "orthogonalised"]
 
 # (a, b, c) of each iteration X <- a X + b (X X') X + c (X X')^2 X; the last one repeats.
 COEFFICIENTS = {
@@ -99,6 +98,9 @@ class Muon(KernelStep):
         Liu et al., Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982;
         Amsel et al., The Polar Express, https://arxiv.org/abs/2505.16932.
     """
+
+    # `--optimizer=Muon` of a LightningCLI is torch's class: it looks among subclasses whose path is not private.
+    __qualname__ = "_Muon"
 
     default_weight_decay: ClassVar[float] = 0.1
     styles: ClassVar[tuple[str, ...]] = tuple(style for style in STYLES if style != "l2")
@@ -186,6 +188,9 @@ class Muon(KernelStep):
         step_with_decay(kernel, params, part, group, self.state, fraction=fraction_outside, direction=lambda: [update])
 
 
+_Muon = Muon  # where pickle looks for a class is its __qualname__
+
+
 def orthogonalised(update: Tensor, group: dict[str, Any]) -> tuple[Tensor, float]:
     """Return the update with each of its matrices orthogonalised, in bfloat16, and c for matrices of their shape."""
     whole = update.full_tensor() if hasattr(update, "full_tensor") else update
@@ -227,75 +232,3 @@ def _newton_schulz(matrices: Tensor, coefficients: list[tuple[float, float, floa
         gram = x @ x.mT
         x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
-
-
-class MuonAdamW(AdamStep, Muon, torch.optim.AdamW):
-    r"""Muon on the groups with ``use_muon=True``, AdamW on the others; one learning rate serves both.
-
-    Args:
-        params: groups as dicts.
-        weight_decay: ``lam >= 0`` in the unit of ``style``. Default 0.1; ``independent`` and ``constant`` need one.
-        momentum, nesterov, ns_steps, ns_coefficients, adjust_lr_fn, split: as in :class:`Muon`.
-        lr, betas, eps, style, cautious_wd, kahan, foreach, fused: as in AdamW; the style is any but ``l2``.
-
-    Raises:
-        ConfigError: as :class:`Muon` and AdamW do.
-
-    Example:
-        >>> weight, bias = torch.nn.Parameter(torch.eye(2)), torch.nn.Parameter(torch.ones(2))
-        >>> groups = [{"params": [weight], "use_muon": True}, {"params": [bias], "weight_decay": 0.0}]
-        >>> optimizer = MuonAdamW(groups, lr=0.1, weight_decay=0.5)
-        >>> weight.grad, bias.grad = torch.zeros(2, 2), torch.zeros(2)
-        >>> optimizer.step()
-        >>> weight.detach()
-        tensor([[0.9500, 0.0000],
-                [0.0000, 0.9500]])
-    """
-
-    default_weight_decay: ClassVar[float] = Muon.default_weight_decay
-    state_keys: ClassVar[frozenset[str] | None] = frozenset(
-        ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "kahan")
-    )
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float | None = None,
-        *,
-        style: str = "decoupled",
-        cautious_wd: bool = False,
-        kahan: bool = False,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        ns_steps: int = 5,
-        ns_coefficients: str = "quintic",
-        adjust_lr_fn: str = "match_rms_adamw",
-        split: int = 1,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-    ) -> None:
-        ours = {"style": style, "cautious_wd": cautious_wd, "kahan": kahan, "decoupled_weight_decay": True}
-        muon: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "split": split}
-        muon |= {"ns_coefficients": ns_coefficients, "adjust_lr_fn": adjust_lr_fn}
-        amount = self._begin(weight_decay=weight_decay, compile=False, use_muon=False, **ours, **muon)
-        torch.optim.AdamW.__init__(self, params, lr, betas, eps, amount, foreach=foreach, fused=fused)
-
-    def _complete(self, group: dict[str, Any], label: str) -> None:
-        complete = Muon._complete if group.get("use_muon") else KernelStep._complete
-        complete(self, group, label)
-
-    def _collect(self, index: int, group: dict[str, Any]) -> Work:
-        if not group["use_muon"]:
-            return super()._collect(index, group)
-        work = Muon._collect(self, index, group)
-        for p in work[1][0]:
-            self.state[p].setdefault("step", torch.tensor(0.0))  # torch's Adam expects one in every state it loads
-            self.state[p]["step"] += 1
-        return work
-
-    def _update(self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part) -> None:
-        update = Muon._update if group["use_muon"] else AdamStep._update
-        update(self, group, columns, special, part)

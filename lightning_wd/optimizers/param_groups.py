@@ -22,6 +22,7 @@ __all__ = [
     "group_style",
     "peak_fraction",
     "peak_lr",
+    "stepper_of",
     "write",
 ]
 
@@ -85,6 +86,13 @@ def group_names(optimizers: list[torch.optim.Optimizer]) -> list[list[str]]:
     ]
 
 
+def stepper_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> torch.optim.Optimizer:
+    """Return the optimizer that steps a group: one within a MultiOptimizer, else ``optimizer`` itself."""
+    find = getattr(optimizer, "stepper_of", None)
+    stepper: torch.optim.Optimizer = optimizer if find is None else find(group)
+    return stepper
+
+
 def group_style(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str | None:
     """Return the decay style of a group; None where its decay is no style at its number, or nobody knows.
 
@@ -94,7 +102,9 @@ def group_style(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str 
     >>> [group_style(o, o.param_groups[0]) for o in (torch.optim.AdamW([w]), torch.optim.SGD([w]))]
     ['decoupled', 'l2']
     """
-    if getattr(optimizer, "keeps_own_decay", False):  # made by decoupled() of a class whose decay nobody knows
+    if getattr(
+        stepper_of(optimizer, group), "keeps_own_decay", False
+    ):  # made by decoupled() of a class whose decay nobody knows
         return None if group["style"] != "none" else "none"
     if "style" in group:
         return str(group["style"])

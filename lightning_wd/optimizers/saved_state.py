@@ -29,7 +29,7 @@ __all__ = [
 
 # Settings that choose an implementation, or that older torch versions did not save: they do not identify an optimizer.
 VERSIONED = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
-OURS = {"style", "base_lr", "cautious_wd", "kahan", "base_weight_decay", "weight_decay"}
+OURS = {"style", "base_lr", "cautious_wd", "kahan", "base_weight_decay", "weight_decay", "optimizer"}
 _NOT_NEGATIVE = {"lr", "weight_decay", "base_lr", "base_weight_decay", "initial_lr", "max_lr", "eps", "momentum"}
 _DAMAGED = "the checkpoint is damaged or was edited: load another one"
 REBUILD = "build the model, the mask and the optimizer as they were when the checkpoint was saved"
@@ -69,31 +69,35 @@ def check_family(optimizer: Any, state_dict: dict[str, Any]) -> None:
     classes = [cls for cls in vars(torch.optim).values() if isinstance(cls, type) and issubclass(cls, Optimizer)]
     every = {name for cls in classes for name in inspect.signature(cls).parameters}
     for index, group in enumerate(state_dict["param_groups"]):
-        saved = group.get("optimizer", optimizer.own_name)
-        alike = [mine for mine in optimizer.param_groups if mine.get("optimizer") == saved]
-        stepper = optimizer.stepper_of(alike[0]) if alike else optimizer
+        problem = f"{group_label(group, index)} is of another optimizer."
+        stepper = _stepper(optimizer, group)
+        if stepper is None:
+            found = f"optimizer {group['optimizer']!r}" if "optimizer" in group else "no optimizer"
+            names = list(dict.fromkeys(mine["optimizer"] for mine in optimizer.param_groups))
+            raise refusal(optimizer, problem, found=found + _of_whom(group, classes), valid=", ".join(names), fix=fix)
         expected = set(stepper.defaults) - VERSIONED - OURS
-        foreign = every - expected - VERSIONED - OURS - {"params"}
-        found = [f"no {key}" for key in sorted(expected - set(group))] + sorted(foreign & set(group))
-        if not alike:
-            found = [f"optimizer {group['optimizer']!r}" if "optimizer" in group else "no optimizer"]
-        if found:
-            problem = f"{group_label(group, index)} is of another optimizer."
-            names = " or ".join(dict.fromkeys(repr(g["optimizer"]) for g in optimizer.param_groups if "optimizer" in g))
+        foreign = every - set(stepper.defaults) - VERSIONED - OURS - {"params"}
+        missing, extra = sorted(expected - set(group)), sorted(foreign & set(group))
+        if missing or extra:
+            found = ", ".join([*(f"no {key}" for key in missing), *extra]) + _of_whom(group, classes)
             valid = f"{', '.join(sorted(expected))}, of {type(stepper).__name__}"
-            if not alike:
-                valid = (
-                    f"optimizer {names}" if names else f"the state of one {type(optimizer).__name__}, without optimizer"
-                )
-            raise refusal(optimizer, problem, found=", ".join(found) + _of_whom(group, classes), valid=valid, fix=fix)
+            raise refusal(optimizer, problem, found=found, valid=valid, fix=fix)
+        known = stepper.state_keys
         for key in group["params"]:
             held = state_dict["state"].get(key)
-            if stepper.state_keys is not None and isinstance(held, dict) and not stepper.state_keys.issuperset(held):
+            if known is not None and isinstance(held, dict) and not known.issuperset(held):
                 problem = f"the state of parameter {key!r} is of another optimizer."
-                found_keys = ", ".join(sorted(map(str, set(held) - stepper.state_keys)))
-                raise refusal(
-                    optimizer, problem, found=found_keys, valid=", ".join(sorted(stepper.state_keys)), fix=fix
-                )
+                found = ", ".join(sorted(map(str, set(held) - known)))
+                raise refusal(optimizer, problem, found=found, valid=", ".join(sorted(known)), fix=fix)
+
+
+def _stepper(optimizer: Any, group: dict[str, Any]) -> Any:
+    """Return what steps groups like a saved one: of several by their name, which must be the same."""
+    for mine in optimizer.param_groups:
+        stepper = optimizer.stepper_of(mine)
+        if stepper is optimizer or mine["optimizer"] == group.get("optimizer"):
+            return stepper
+    return None
 
 
 def _of_whom(group: dict[str, Any], classes: list[type[Optimizer]]) -> str:
@@ -107,9 +111,10 @@ def _of_whom(group: dict[str, Any], classes: list[type[Optimizer]]) -> str:
 def check_values(optimizer: Any, pairs: Iterable[tuple[str, dict[str, Any], dict[str, Any], Any]]) -> None:
     """Refuse settings that no optimizer saves: torch loads them, and fails or blows up at its next step."""
     for label, mine, theirs, _ in pairs:
-        if mine.get("optimizer") != theirs.get("optimizer", optimizer.own_name):
-            problem, found = f"{label} is of another optimizer.", repr(theirs["optimizer"])
-            raise refusal(optimizer, problem, found=found, valid=repr(mine["optimizer"]), fix=REBUILD)
+        own, saved = mine.get("optimizer"), theirs.get("optimizer", optimizer.own_name)
+        if own != saved:
+            problem, valid = f"{label} is of another optimizer.", None if own is None else f"optimizer {own!r}"
+            raise refusal(optimizer, problem, found=f"optimizer {saved!r}", valid=valid, fix=REBUILD)
         for key, value in theirs.items():
             like = mine.get(key, 0.0 if key in _NOT_NEGATIVE else None)
             if key not in ("params", "name", "param_names") and not _is_like(key, value, like):

@@ -278,6 +278,26 @@ def test_sgd_on_normalized_layers_settles_where_theory_says(name: str, momentum:
 # Where training is not plain.
 
 
+def test_each_group_is_measured_by_what_steps_it(tmp_path: Path) -> None:
+    rules = [
+        {"name": "head.weight", "optimizer": "sgdw", "lr": 0.05, "momentum": 0.9, "nesterov": True},
+        {"name": "backbone.4.weight", "optimizer": "adam_l2", "style": "l2", "weight_decay": 0.2},
+    ]
+    config = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "mask": {"rules": rules}}
+    trainer = fit(Net(config), tmp_path, wd.DecayMonitor(1))
+    seen: dict[str, set[str]] = {}
+    for key in trainer.callback_metrics:
+        if key.startswith("wd/"):
+            seen.setdefault(key.split("/")[1], set()).add(key.split("/")[2])
+    theory = {"weight_rms_predicted", "grad_weight_ratio_predicted", "lost_decay_spread", "d_t"}
+    assert {name: sorted(quantities & theory) for name, quantities in seen.items()} == {
+        "decay": ["d_t", "weight_rms_predicted"],
+        "no_decay": ["d_t"],
+        "decay_lr_0.05_sgdw_momentum_0.9_nesterov_True": ["d_t", "grad_weight_ratio_predicted"],
+        "decay_0.2_l2_adam_l2": ["lost_decay_spread"],
+    }
+
+
 def test_groups_without_weights_are_left_out(tmp_path: Path) -> None:
     """torch accepts an empty group and a tensor without elements."""
 

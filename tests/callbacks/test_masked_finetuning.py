@@ -28,6 +28,10 @@ def groups(trainer: L.Trainer) -> dict[str, tuple[float, list[str]]]:
     return {g["name"]: (g["weight_decay"], g["param_names"]) for g in trainer.optimizers[0].param_groups}
 
 
+def group_dicts(trainer: L.Trainer) -> list[dict[str, Any]]:
+    return trainer.optimizers[0].param_groups
+
+
 def finetuning(**kw: Any) -> wd.MaskedFinetuning:
     return wd.MaskedFinetuning(["backbone.*"], STAGES, **kw)
 
@@ -269,6 +273,42 @@ def test_a_resumed_run_may_unfreeze_in_other_epochs(tmp_path: Path) -> None:
     moved = wd.MaskedFinetuning(["backbone.*"], {2: ["backbone.4.*"]})
     fit(Net(ADAMW), tmp_path, moved, ckpt_path=tmp_path / "c.ckpt")
     assert moved.state_dict() == {"unfrozen": [[1, ["backbone.4.weight", "backbone.4.bias"]], [2, []]]}
+
+
+def test_what_joins_goes_to_the_optimizer_of_its_rule(tmp_path: Path) -> None:
+    rules = [
+        {"name": "backbone.*.bias", "optimizer": "sgdw", "lr": 0.1, "momentum": 0.5},
+        {"name": "head.*", "betas": [0.8, 0.9]},
+    ]
+    config = {**ADAMW, "betas": [0.7, 0.9], "mask": {"rules": rules}}
+    plain, trains = Trains(), Trains()
+    trainer = fit(Net(config, "warmup_cosine"), tmp_path / "whole", finetuning(), plain)
+    said = {g["name"]: (g["optimizer"], g["base_lr"], g.get("betas"), g["param_names"]) for g in group_dicts(trainer)}
+    late = [(name, *rest) for name, rest in said.items() if "epoch" in name]
+    assert late == [
+        ("decay_epoch_1", "adamw", 0.01, (0.7, 0.9), ["backbone.4.weight"]),
+        ("no_decay_lr_0.1_sgdw_momentum_0.5_epoch_1", "sgdw", 0.1, None, ["backbone.4.bias"]),
+        ("decay_epoch_2", "adamw", 0.01, (0.7, 0.9), ["backbone.0.weight"]),
+        ("no_decay_epoch_2", "adamw", 0.01, (0.7, 0.9), ["backbone.1.weight"]),
+        ("no_decay_lr_0.1_sgdw_momentum_0.5_epoch_2", "sgdw", 0.1, None, ["backbone.0.bias", "backbone.1.bias"]),
+    ]
+    plan = {row.name: (row.optimizer, row.group) for row in trainer.optimizers[0].decay_plan}  # type: ignore[attr-defined]
+    assert plan["backbone.4.bias"] == ("sgdw", "no_decay_lr_0.1_sgdw_momentum_0.5_epoch_1")
+    path = tmp_path / "killed.ckpt"
+    with pytest.raises(CrashError):
+        fit(Net(config, "warmup_cosine"), tmp_path / "killed", finetuning(), CrashAfter(12, path))
+    fit(Net(config, "warmup_cosine"), tmp_path / "rest", finetuning(), trains, ckpt_path=path)
+    assert all(torch.equal(trains.weights[-1][name], value) for name, value in plain.weights[-1].items())
+
+
+def test_a_mask_of_its_own_brings_no_other_optimizer(tmp_path: Path) -> None:
+    mask = wd.Mask([wd.Rule(name="backbone.*", optimizer="sgdw")])
+    with pytest.raises(wd.ConfigError) as caught:
+        fit(Net(ADAMW), tmp_path, finetuning(mask=mask))
+    assert str(caught.value) == (
+        "group 'decay_sgdw' is of sgdw, but this run has AdamW alone.\n  found: backbone.4.weight\n"
+        "  fix: write the rule with that optimizer into optimizer.mask, which the run is built from"
+    )
 
 
 def test_matrices_that_join_go_to_muon(tmp_path: Path) -> None:

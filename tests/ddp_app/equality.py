@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -35,6 +36,12 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
         "reference": {"global_batch": 4, "steps": 48},
     },
     "muon": {"name": "muon", "lr": 0.02, "weight_decay": 0.1},
+    "several": {
+        "name": "adamw",
+        "lr": 0.02,
+        "weight_decay": 0.1,
+        "mask": {"rules": [{"name": "*.bias", "optimizer": "sgdw", "lr": 0.1}, {"ndim": 1, "optimizer": "nadamw"}]},
+    },
 }
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -149,13 +156,45 @@ def train_matrices(mesh: DeviceMesh | None) -> dict[str, list[Any]]:
     }
 
 
+def reload_shards(mesh: DeviceMesh | None) -> list[torch.Tensor]:
+    """Save several optimizers over shards by torch.distributed.checkpoint, load that into new ones, and go on."""
+    source = torch.Generator().manual_seed(0)
+
+    def drawn() -> list[torch.Tensor]:
+        whole = [torch.randn(shape, generator=source, dtype=torch.float64) for shape in ((8, 5), (8,), (5, 8))]
+        return whole if mesh is None else [distribute_tensor(each, mesh, [Shard(0)]) for each in whole]
+
+    def made(values: list[torch.Tensor]) -> tuple[nn.Module, Any]:
+        module = nn.ParameterDict({f"w{i}": nn.Parameter(value) for i, value in enumerate(values)})
+        rules = [{"name": "w1", "optimizer": "sgdw", "momentum": 0.9}, {"name": "w2", "optimizer": "nadamw"}]
+        config = {"name": "adamw", "lr": 0.1, "weight_decay": 0.5, "mask": {"base": "all", "rules": rules}}
+        return module, wd.configure_optimizers(module, config)["optimizer"]
+
+    def steps(module: nn.Module, optimizer: Any) -> None:
+        for _ in range(3):
+            for p, grad in zip(module.parameters(), drawn(), strict=True):
+                p.grad = grad
+            optimizer.step()
+
+    module, optimizer = made(drawn())
+    steps(module, optimizer)
+    if mesh is not None:
+        saved = get_optimizer_state_dict(module, optimizer)
+        module, optimizer = made([p.detach().clone() for p in module.parameters()])
+        set_optimizer_state_dict(module, optimizer, saved)
+    steps(module, optimizer)
+    return [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in module.parameters()]
+
+
 def main(folder: Path, ways: list[str]) -> None:
     rank = os.environ["RANK"]
     for way in ways:
         for optimizer in OPTIMIZERS:
             torch.save(train(optimizer, way), folder / f"{optimizer}-{way}-{rank}.pt")
     torch.save(train_parts(), folder / f"parts-{rank}.pt")
-    torch.save(train_matrices(init_device_mesh("cpu", (2,))), folder / f"matrices-{rank}.pt")
+    mesh = init_device_mesh("cpu", (2,))
+    torch.save(train_matrices(mesh), folder / f"matrices-{rank}.pt")
+    torch.save(reload_shards(mesh), folder / f"reloaded-{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS, train, train_matrices
+from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS, reload_shards, train, train_matrices
 from helpers.ddp import DDP_APP, TORCHRUN, run
 
 EQUALITY = str(DDP_APP / "equality.py")
@@ -93,3 +93,11 @@ def test_muon_orthogonalises_whole_matrices_and_keeps_its_shard(results):
         two = torch.load(results / f"matrices-{rank}.pt", weights_only=True)
         assert two["held"] == held
         assert all(map(torch.equal, two["weights"], one["weights"]))
+
+
+def test_several_optimizers_over_shards_go_on_from_a_distributed_checkpoint(results):
+    one = reload_shards(None)
+    for rank in (0, 1):
+        two = torch.load(results / f"reloaded-{rank}.pt", weights_only=True)
+        for weight, whole in zip(two, one, strict=True):
+            torch.testing.assert_close(weight, whole, rtol=1e-12, atol=1e-14)

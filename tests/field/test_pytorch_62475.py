@@ -77,7 +77,7 @@ def test_muon_takes_the_matrices() -> None:
     model, optimizer, _ = build(name="muon")
     optimizer.add_param_group({"params": model[0].parameters()})
     late = [(group["name"], group["use_muon"]) for group in optimizer.param_groups if "late" in group["name"]]
-    assert late == [("decay_muon_late", True), ("no_decay_late", False)]
+    assert late == [("no_decay_late", False), ("decay_muon_late", True)]
 
 
 def test_what_cannot_be_added_is_refused() -> None:

@@ -191,3 +191,30 @@ def test_a_rate_of_a_rule_that_looks_like_a_multiplier_warns() -> None:
         plan.groups(lr=1e-3, weight_decay=0.1)
     plan_decay(nn.Linear(2, 2), {"rules": [{"name": "weight", "lr": 0.05}]}).groups(lr=1e-3, weight_decay=0.1)
     plan_decay(nn.Linear(2, 2), {"rules": [{"name": "weight", "lr_mult": 500}]}).groups(lr=1e-3, weight_decay=0.1)
+
+
+def test_groups_of_several_optimizers() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    rules = [Rule(name="b.*", optimizer="my.own.Lion", betas=[0.9, 0.99]), Rule(name="*.bias", betas=[0.5, 0.9])]
+    plan = plan_decay(net, Mask(rules))
+    assert [(row.optimizer, row.settings) for row in plan] == [
+        (None, {}), (None, {"betas": [0.5, 0.9]}),
+        ("my.own.Lion", {"betas": [0.9, 0.99]}), ("my.own.Lion", {"betas": [0.9, 0.99]}),
+    ]  # fmt: skip
+    groups = plan.groups(lr=0.1, weight_decay=0.5, optimizer="adamw")
+    assert [(g["name"], g["optimizer"], g.get("betas")) for g in groups] == [
+        ("decay", "adamw", None),
+        ("no_decay_betas_0.5_0.9", "adamw", [0.5, 0.9]),
+        ("decay_Lion_betas_0.9_0.99", "my.own.Lion", [0.9, 0.99]),
+        ("no_decay_Lion_betas_0.9_0.99", "my.own.Lion", [0.9, 0.99]),
+    ]
+    (difference,) = plan.diff(plan_decay(net, Mask([rules[0]])))
+    assert difference.name == "a.bias"
+
+
+def test_a_tied_tensor_has_the_earliest_settings() -> None:
+    net = tied()
+    rules = [Rule(name="head.*", optimizer="sgdw"), Rule(name="wte.*", optimizer="muon", momentum=0.5)]
+    with pytest.warns(UserWarning, match="the mask disagrees about one tied tensor"):
+        (row,) = plan_decay(net, Mask(rules))
+    assert (row.optimizer, row.settings, row.by) == ("sgdw", {"momentum": 0.5}, {"optimizer": 0, "momentum": 1})

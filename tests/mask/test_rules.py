@@ -238,3 +238,40 @@ def test_names_of_other_libraries_are_told_the_name_here(key: str, fix: str) -> 
         as_mask({"rules": [{key: "x"}]})
     assert str(caught.value).startswith(f"mask rule has no key {key!r}.")
     assert str(caught.value).endswith(f"\n  fix: {fix}")
+
+
+def test_other_keys_are_hyperparameters_unless_they_look_like_a_key_of_a_rule() -> None:
+    rule = Rule(name="*.head.*", optimizer="sgdw", momentum=0.9, betas=(0.8, 0.9), eps=None)
+    assert rule.settings == {"optimizer": "sgdw", "momentum": 0.9, "betas": (0.8, 0.9)}
+    assert repr(rule) == "Rule(name='*.head.*', optimizer='sgdw', momentum=0.9, betas=(0.8, 0.9))"
+    assert copy.deepcopy(rule) == pickle.loads(pickle.dumps(rule)) == rule
+    assert rule != Rule(name="*.head.*", optimizer="sgdw", momentum=0.9)
+    assert Rule(lr_decay=0.1, beta1=0.9, weight_decouple=True).settings.keys() == {
+        "lr_decay",
+        "beta1",
+        "weight_decouple",
+    }
+    for wrong, key in (("optimiser", "optimizer"), ("weight_decy", "weight_decay"), ("stlye", "style")):
+        with pytest.raises(MaskError, match=f"mask rule has no key '{wrong}'[\\s\\S]*nearest: '{key}'"):
+            as_mask({"rules": [{wrong: 1}]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer": ""}, "rule.optimizer must be a name such as 'sgdw' or a dotted path but got ''."),
+        ({"optimizer": nn.Linear}, "rule.optimizer must be a name such as 'sgdw' or a dotted path but got <class"),
+        ({"betas": nn.Linear}, "rule.betas must be plain data but got <class"),
+        ({"betas": [0.9, print]}, "rule.betas must be plain data but got [0.9, <built-in function print>]."),
+    ],
+)
+def test_what_a_checkpoint_cannot_keep_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(MaskError) as caught:
+        Rule(**settings)
+    assert str(caught.value).startswith(words)
+
+
+def test_two_rules_for_one_hyperparameter() -> None:
+    with pytest.raises(MaskError, match=r"mask has two rules for name 'b.\*' that both set the betas\."):
+        Mask([{"name": "b.*", "betas": [0.9, 0.9]}, {"name": "b.*", "betas": [0.8, 0.9], "lr": 1.0}])
+    Mask([{"name": "b.*", "betas": [0.9, 0.9]}, {"name": "b.*", "eps": 1.0}])

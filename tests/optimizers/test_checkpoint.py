@@ -184,6 +184,30 @@ def test_torch_adam_would_have_become_adamw() -> None:
     assert adam.param_groups[0]["decoupled_weight_decay"] is True
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_numbers_keep_their_digits(dtype: torch.dtype) -> None:
+    """torch casts NAdam's product of momenta, a float32, to the dtype of the weights when it loads a state."""
+
+    def built() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 8, dtype=dtype))
+        return weight, wd.decoupled(torch.optim.NAdam)([weight], lr=0.01, weight_decay=0.5)
+
+    def steps(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        for step in range(5):
+            weight.grad = torch.linspace(step - 3, 1, 8, dtype=dtype)
+            optimizer.step()
+
+    whole, optimizer = built()
+    steps(whole, optimizer)
+    resumed, other = built()
+    resumed.data.copy_(whole.data)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(whole, optimizer)
+    steps(resumed, other)
+    assert other.state[resumed]["mu_product"].dtype == torch.float32
+    assert torch.equal(resumed, whole)
+
+
 def test_other_groups_or_members_are_refused() -> None:
     def make(gs: list[dict[str, Any]]) -> Any:
         return stepped(wd.AdamW(gs, lr=0.1))
