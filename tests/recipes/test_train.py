@@ -193,7 +193,7 @@ def configure(*overrides: str) -> Any:
             ],
         ),
         (["optimizer.decay=independent"], ["optimizer.decay must be a mapping", "write optimizer/decay=independent,"]),
-        (["optimizer=muon", "optimizer/decay=l2"], ["optimizer=muon does not do optimizer.decay.style 'l2'"]),
+        (["optimizer=muon", "optimizer/decay=l2"], ["optimizer muon does not do optimizer.decay.style 'l2'"]),
         (["optimizer.weight_decay=nan"], ["optimizer.weight_decay must be a number >= 0 but got nan"]),
         (
             ["optimizer.decay.normalized=0.05"],
