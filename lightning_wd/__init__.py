@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from lightning_wd.optimizers import MultiOptimizer as MultiOptimizer
     from lightning_wd.optimizers.decoupled import decoupled as decoupled
     from lightning_wd.optimizers.identify import identify as identify
+    from lightning_wd.reference import carry_over as carry_over
+    from lightning_wd.scale_invariance import scale_invariant as scale_invariant
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,8 @@ _ROOMS = {
     "errors": "CheckpointMismatchError ConfigError MaskError",
     "mask": "DecayPlan Mask Rule plan_decay",
     "optimizers": "AdamW MultiOptimizer SGDW decoupled identify",
+    "reference": "carry_over",
+    "scale_invariance": "scale_invariant",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import sys
+import textwrap
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning_wd
 from lightning_wd.decay import UNITS
 from lightning_wd.errors import ConfigError, MaskError, as_typed, choice, nearest
 
@@ -51,15 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Weight decay: look at a plan, convert amounts, identify optimizers, draw sweeps and runs."
-    parser = argparse.ArgumentParser(prog="lightning-wd", description=about)
+    plain = argparse.RawDescriptionHelpFormatter  # leaves a command on its line
+    more = "lightning-wd COMMAND --help shows examples"
+    parser = argparse.ArgumentParser(prog="lightning-wd", description=about, epilog=more)
+    parser.add_argument("--version", action="version", version=f"lightning-wd {lightning_wd.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(run: Callable[[argparse.Namespace], int], about: str, example: str) -> Callable[..., Any]:
-        name = run.__name__.removeprefix("_")
-        example = f"Example: lightning-wd {name} {example}"
-        made = commands.add_parser(name, help=about, description=about, epilog=example)
+    def command(run: Callable[[argparse.Namespace], int], about: str, *examples: str) -> Callable[..., Any]:
+        name, wrapped = run.__name__.removeprefix("_"), textwrap.fill(about, 78)
+        shown = "\n".join(["examples:", *(f"  lightning-wd {name} {example}" for example in examples)])
+        made = commands.add_parser(name, help=about, description=wrapped, epilog=shown, formatter_class=plain)
         # How messages spell a setting: from_ as --from. They call a mask a mask.
-        typed = {"mask": "mask", "mask.base": "--mask", "value": "the amount"}
+        typed = {"mask": "mask", "mask.base": "--mask", "value": "the amount", "weight_decay": "the amount"}
+        typed |= {
+            "reference.global_batch": "--from-batch",
+            "reference.steps": "--from-steps",
+            "global_batch": "--batch",
+        }
         made.set_defaults(run=run, typed=typed)
 
         def add(*names: str, **settings: Any) -> None:
@@ -72,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command(
         _audit,
         "show which parameters of a model decay, and why, and how another policy differs",
+        "my_pkg.module:Model",
         "my_pkg.module:Model --against timm --fail-on decayed:norm",
     )
     add("model", metavar="MODULE:NAME", help="a class or function without arguments, or a module")
@@ -79,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--style", help="the decay style; 'corrected' leaves the output layer decoupled")
     add("--against", metavar="POLICY", help="also print the difference to timm, transformers or ndim")
     add("--json", action="store_true", help="print plain data instead of tables")
+    batch = (
+        "also show which tensors decay only as a learning rate, by the loss of training_step on one batch: the first "
+        "of the model's train_dataloader, or what the function MODULE:NAME returns; put it last"
+    )
+    add("--batch", nargs="?", const="", metavar="MODULE:NAME", help=batch)
     findings = (
         "exit with 1 if a parameter of this kind is decayed, excluded or frozen; repeatable. 'norm' includes the "
         "biases of norm layers; a tied tensor has the kind of each of its names"
@@ -87,8 +104,10 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command(
         _convert,
-        "convert an amount of decay between units; exact at the peak learning rate",
+        "convert an amount of decay between units, exact at the peak learning rate; with --batch and --steps, carry lr "
+        "and the amount over to them first",
         "0.1 --from decoupled --to independent --lr 1e-3",
+        "0.1 --from decoupled --lr 1e-3 --total-steps 10000",
     )
     add("value", type=float, help="the amount")
     add("--from", dest="from_", required=True, metavar="UNIT", help=", ".join(UNITS))
@@ -97,10 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--momentum", type=float, help="SGD's momentum, for sgd_l2")
     add("--total-steps", type=int, help="optimizer steps of the run, for normalized and timescale_runs")
     add("--steps-per-epoch", type=float, help="optimizer steps of an epoch, for timescale_epochs")
+    add("--from-batch", type=int, help="rows of an optimizer step where lr and the amount were tuned")
+    add("--from-steps", type=int, help="optimizer steps of the run where they were tuned")
+    add("--batch", type=int, help="rows of an optimizer step here")
+    add("--steps", type=int, help="optimizer steps of the run here")
+    add("--family", metavar="FAMILY", help="adam: lr follows the square root of the batch; sgd: lr follows the batch")
 
     add = command(
         _identify,
         "step an optimizer class to find what its weight_decay means",
+        "torch.optim.Adam",
         "torch.optim.NAdam decoupled_weight_decay=true",
     )
     add("optimizer", metavar="DOTTED.PATH", help="a torch.optim.Optimizer class")
@@ -110,12 +135,16 @@ def _parser() -> argparse.ArgumentParser:
         _heatmap,
         "draw the error of a sweep over learning rate and weight decay: heatmap.png, .svg and .csv, separability.csv",
         "multirun/lr_wd_grid",
+        "multirun/lr_wd_grid --metric val/loss",
     )
     add("folder", metavar="DIR", help="the folder of a sweep, or one that holds several sweeps")
     add("--metric", help="a column of metrics.csv; test/acc unless the runs have none")
 
     add = command(
-        _curves, "draw the metrics of several runs over each other, one panel each", "multirun/*/*/* --out curves.png"
+        _curves,
+        "draw the metrics of several runs over each other, one panel each",
+        "outputs",
+        "multirun/*/*/* --metric val/loss --out curves.png",
     )
     add("folders", metavar="DIR", nargs="+", help="runs' folders, or folders that hold runs")
     add("--metric", action="append", help="a column of metrics.csv; repeatable; all losses and accuracies")
@@ -136,6 +165,7 @@ def _audit(options: argparse.Namespace) -> int:
                 f"{options.model!r} exits with status {error.code!r} when it is imported or built.",
                 fix="move what it runs under if __name__ == '__main__':, and name what returns a model",
             ) from error
+        shares = {} if options.batch is None else _scale_invariance(model, options.batch)
         plan = plan_decay(model, _read_mask(options.mask), options.style)
         other = peer_plan(model, choice("--against", options.against, POLICIES)) if options.against else plan
     # peers have neither rates nor styles to compare
@@ -146,15 +176,18 @@ def _audit(options: argparse.Namespace) -> int:
         for text, (state, kind) in conditions.items()
         if (names := [row.name for row in plan if kind in kinds[id(row.param)] and _state(row) == state])
     }
+    data = plan.to_dict()
+    for row in data["parameters"] if shares else ():
+        share = shares.get(row["name"], math.nan)
+        row["scale_invariance"] = None if math.isnan(share) else share
     with _reader_may_leave():
         if options.json:
-            data = plan.to_dict()
             if options.against:
                 sides = [each._asdict() for each in differences]
                 data["against"] = {"policy": options.against, "differences": sides}
             print(json.dumps({**data, "failures": failures}, indent=2, default=lambda row: row.to_dict()))
         else:
-            _print_plan(plan, options.against, differences)
+            _print_plan(plan, data, options.against, differences)
     for text, names in failures.items():
         print(f"--fail-on {text}: {len(names)} parameter{'s' * (len(names) > 1)}: {', '.join(names)}", file=sys.stderr)
     return 1 if failures else 0
@@ -186,16 +219,32 @@ def _reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _print_plan(plan: DecayPlan, policy: str | None, differences: Sequence[Difference]) -> None:
+def _scale_invariance(model: nn.Module, source: str) -> dict[str, float]:
+    """Return what ``scale_invariant`` finds by the loss of a training step on one batch."""
+    from lightning_wd.scale_invariance import scale_invariant, training_loss
+
+    batch = _import_target(source, "--batch") if source else None
+    return scale_invariant(model, training_loss(model, batch() if callable(batch) else batch))
+
+
+def _print_plan(plan: DecayPlan, data: dict[str, Any], policy: str | None, differences: Sequence[Difference]) -> None:
     from rich.console import Console
 
-    from lightning_wd.mask.tables import totals_table
+    from lightning_wd.mask.tables import plan_table, totals_table
+    from lightning_wd.scale_invariance import INVARIANT
 
     # In a pipe rich assumes 80 columns and would fold names.
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(plan.table(), totals_table(plan.to_dict()), sep="\n")
+    console.print(plan_table(data), totals_table(data), sep="\n")
     kinds = Counter(f"{_state(row)} {row.kind}" for row in plan)
     console.print("Tensors by kind: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
+    shares = {row["name"]: row["scale_invariance"] for row in data["parameters"] if "scale_invariance" in row}
+    if shares:
+        known = {name: share for name, share in shares.items() if share is not None}
+        flat = [row.name for row in plan if _state(row) == "decayed" and known.get(row.name, 1.0) < INVARIANT]
+        print(f"\nTensors that decay only as a learning rate (scale_invariance below {INVARIANT:g}): {len(flat)}")
+        for name in flat:
+            print(f"  {name}")
     if policy:
         print(f"\nParameters treated differently by {policy} (this plan / {policy}): {len(differences)}")
         for difference in differences:
@@ -283,11 +332,11 @@ def _see_working_directory() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def _import_target(target: str) -> Any:
+def _import_target(target: str, what: str = "model") -> Any:
     path, _, name = target.partition(":")
     if not path or not name or path.startswith("."):
         raise ConfigError(
-            f"model {target!r} is not MODULE:NAME.", fix="write my_pkg.module:Model, as in an entry point"
+            f"{what} {target!r} is not MODULE:NAME.", fix="write my_pkg.module:Model, as in an entry point"
         )
     _see_working_directory()
     try:
@@ -314,9 +363,17 @@ _NEEDS = {
 }
 
 
+_CARRY = ("from_batch", "from_steps", "batch", "steps", "family")
+_STYLE_OF = {"decoupled": "decoupled", "independent": "independent", "sgd_l2": "l2"}  # others are taken as they stand
+
+
 def _convert(options: argparse.Namespace) -> int:
     from lightning_wd.decay import convert
 
+    lines = []
+    if any(getattr(options, name) is not None for name in _CARRY):
+        _carry_over(options)
+        lines.append(f"{'lr':<16} {options.lr:.6g}")
     known = {name: getattr(options, name) for name in ("lr", *_NEEDS)}
     missing = {unit: name for name, units in _NEEDS.items() if known[name] is None for unit in units}
     for unit in (options.from_, options.to):
@@ -324,16 +381,40 @@ def _convert(options: argparse.Namespace) -> int:
             option = options.typed[missing[unit]]
             raise ConfigError(f"unit '{unit}' needs {option}.", fix=f"add {option} <number>")
     if options.to is not None:
-        print(convert(options.value, from_=options.from_, to=options.to, **known))
-        return 0
-    lines = [
-        f"{unit:<16} needs {options.typed[missing[unit]]}"
-        if unit in missing
-        else f"{unit:<16} {convert(options.value, from_=options.from_, to=unit, **known):.6g}"
-        for unit in UNITS
-    ]
+        lines.append(str(convert(options.value, from_=options.from_, to=options.to, **known)))
+    else:
+        lines += [
+            f"{unit:<16} needs {options.typed[missing[unit]]}"
+            if unit in missing
+            else f"{unit:<16} {convert(options.value, from_=options.from_, to=unit, **known):.6g}"
+            for unit in UNITS
+        ]
     print(*lines, sep="\n")
     return 0
+
+
+def _carry_over(options: argparse.Namespace) -> None:
+    """Replace lr and the amount by those at another batch and number of steps."""
+    from lightning_wd.reference import carry_over
+
+    missing = [options.typed[name] for name in _CARRY if getattr(options, name) is None]
+    if missing:
+        raise ConfigError(
+            f"nothing can be carried over without {', '.join(missing)}.",
+            fix="add --from-batch, --from-steps, --batch and --steps <number>, and --family adam or sgd",
+        )
+    if options.total_steps is not None:
+        raise ConfigError("--steps and --total-steps are one number.", fix="remove --total-steps")
+    carried = carry_over(
+        options.lr,
+        options.value,
+        reference={"global_batch": options.from_batch, "steps": options.from_steps},
+        global_batch=options.batch,
+        steps=options.steps,
+        family=options.family,
+        style=_STYLE_OF.get(options.from_, "none"),
+    )
+    options.lr, options.value, options.total_steps = *carried, options.steps
 
 
 def _identify(options: argparse.Namespace) -> int:

@@ -36,7 +36,8 @@ def check_numbers(cfg: DictConfig) -> None:
         whole = number(key, value, minimum=max(0, least), whole=True)
         if isinstance(value, float):
             OmegaConf.update(cfg, key, whole)
-    number("model.dropout", OmegaConf.select(cfg, "model.dropout", default=0.0), at_most=1.0)
+    for key in ("model.dropout", "data.label_noise"):
+        number(key, OmegaConf.select(cfg, key, default=0.0), at_most=1.0)
     if OmegaConf.select(cfg, "trainer.val_check_interval") == 0:
         fix = "write trainer.limit_val_batches=0 for no validation, or leave val_check_interval out"
         raise ConfigError("trainer.val_check_interval must not be 0.", fix=fix)

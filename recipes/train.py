@@ -1,6 +1,6 @@
 """Train a model with the decay you mean.
 
-python recipes/train.py                                            # digits, MLP, AdamW
+python recipes/train.py                                            # noisy digits, MLP, AdamW
 python recipes/train.py optimizer=sgdw optimizer.lr=0.05           # SGDW
 python recipes/train.py optimizer/decay=independent                # the paper's coupling instead of torch's
 python recipes/train.py optimizer/mask=no_embeddings trainer=ddp_cpu trainer.devices=2 logger=wandb_offline
@@ -19,11 +19,13 @@ import hydra
 import lightning as L
 from checkpoints import LastCheckpoint, LoggedSteps, find_checkpoint
 from checks import check_fit, check_numbers, check_strategy
+from decay_effect import DecayEffect
 from from_config import build, make, make_logger
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
+from misspelt import say_nearest
 from omegaconf import DictConfig
 from step_seed import StepSeed
 from targets import check_targets
@@ -33,6 +35,7 @@ from wandb_run import finish_run, open_run, resumed_id
 from lightning_wd import LRSchedulerConfig, OptimizerConfig
 from lightning_wd.errors import ConfigError
 from lightning_wd.runs.curves import curves
+from lightning_wd.runs.figure import TITLES
 from lightning_wd.runs.folder import run_dir, save_config
 from lightning_wd.runs.secrets import redact
 from lightning_wd.runs.sweep import skip_finished
@@ -74,8 +77,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     model = build(cfg, "model", optimizer=optimizer, lr_scheduler=lr_scheduler)
     wandb_id = resumed_id(ckpt_path, folder, sweep=HydraConfig.get().mode == RunMode.MULTIRUN)
     loggers = [make_logger(key, node, wandb_id) for key, node in (cfg.logger or {}).items()]
-    last = LastCheckpoint(folder / "checkpoints")
-    callbacks = [LoggedSteps(), *_configured_callbacks(cfg, has_logger=bool(loggers)), StepSeed(), last]
+    effect, last = DecayEffect(), LastCheckpoint(folder / "checkpoints")
+    callbacks = [LoggedSteps(), *_configured_callbacks(cfg, has_logger=bool(loggers)), StepSeed(), effect, last]
     trainer = build(cfg, "trainer", logger=loggers, callbacks=callbacks, default_root_dir=folder)
     check_strategy(trainer)
     save_config(cfg, folder)
@@ -101,7 +104,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         for logger in loggers:
             logger.save()
         decay = trainer.optimizers[0].param_groups[0]["weight_decay"] if trainer.optimizers else 0.0
-        curves(folder, f"{cfg.optimizer.name}, lr {optimizer['lr']:g}, {cfg.optimizer.decay.style} decay {decay:.3g}")
+        name, style = TITLES.get(cfg.optimizer.name, cfg.optimizer.name), cfg.optimizer.decay.style
+        curves(folder, f"{name}, lr {optimizer['lr']:g}, style {style}, lam {decay:.3g}")
+        if last.trained:
+            print(effect)
         print(f"run folder: {folder}", flush=True)
     return {
         "metrics": {name: float(value) for name, value in metrics.items()},
@@ -143,6 +149,7 @@ def _print_global_batch(batch_size: int | None, trainer: L.Trainer) -> None:
     print(f"global batch {rows}: {batch_size} rows x {processes} process(es) x {batches} batch(es)", flush=True)
 
 
+@say_nearest
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @say_plainly
 def main(cfg: DictConfig) -> float | None:

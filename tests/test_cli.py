@@ -13,6 +13,7 @@ import pytest
 from lightning_wd.cli import main
 
 MODEL = """
+import lightning as L
 import torch
 from torch import nn
 
@@ -83,6 +84,44 @@ class Large(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(1, 1) for _ in range(2000))
 
 
+class Lit(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, eps=1e-9), nn.Linear(8, 1), nn.Linear(3, 3))
+
+    def training_step(self, batch, batch_idx):
+        loss = self.net[:3](batch).sub(1).square().mean()
+        self.log("loss", loss)
+        return {"loss": loss}
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.rows, 16)
+
+    def setup(self, stage):
+        self.rows = torch.randn(64, 4)
+
+
+class Dataless(Lit):
+    train_dataloader = L.LightningModule.train_dataloader
+
+    def training_step(self, batch):
+        return super().training_step(batch, 0)["loss"]
+
+
+class Manual(Lit):
+    automatic_optimization = False
+
+
+class Lossless(Lit):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+def rows():
+    return torch.randn(16, 4)
+
+
 class Loud(Model):
     def __init__(self):
         super().__init__()
@@ -113,6 +152,45 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*arguments: str) -> int:
     return main(["audit", *arguments])
+
+
+@pytest.mark.parametrize("arguments", ["audited:Lit --batch", "audited:Dataless --batch audited:rows"])
+def test_what_decays_only_as_a_learning_rate(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments.split()) == 0
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    shares = {row[0]: row[6] for row in rows if len(row) == 8}
+    assert float(shares["net.0.weight"]) < 1e-6
+    assert float(shares["net.2.weight"]) > 1e-3
+    assert (shares["net.3.weight"], shares["net.1.bias"]) == ("-", "-")  # unused; zero
+    said = "Tensors that decay only as a learning rate (scale_invariance below 1e-05): 1\n  net.0.weight\n"
+    assert out.endswith(said)
+    assert run(*arguments.split(), "--json") == 0
+    data = {row["name"]: row["scale_invariance"] for row in json.loads(capsys.readouterr().out)["parameters"]}
+    assert data["net.0.weight"] < 1e-6
+    assert data["net.3.weight"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            "audited:Model --batch",
+            "no training loss of Model can be computed: it is no LightningModule.\n  fix: name a L",
+        ),
+        ("audited:Manual --batch", "no training loss of Manual can be computed: it steps its optimizers itself.\n"),
+        (
+            "audited:Dataless --batch",
+            "Dataless has no train_dataloader to take a batch from.\n  fix: write --batch my_",
+        ),
+        ("audited:Lossless --batch", "training_step of Lossless returned no loss.\n  found: NoneType\n"),
+        ("audited:Lit --batch audited", "--batch 'audited' is not MODULE:NAME.\n"),
+        ("audited:Lit --batch audited:row", "'audited' has no 'row'.\n  nearest: 'rows'\n"),
+    ],
+)
+def test_a_batch_that_gives_no_loss(arguments: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments.split()) == 2
+    assert capsys.readouterr().err.startswith(f"lightning-wd audit: {words}")
 
 
 @pytest.mark.parametrize("target", ["audited:Model", "audited:ready"])
@@ -333,6 +411,36 @@ def test_help_loads_no_torch() -> None:
 # --- convert ----------------------------------------------------------------------------------------------------------
 
 
+CARRY = "--from-batch 256 --from-steps 1000 --batch 1024 --steps 250 --family adam"
+
+
+@pytest.mark.parametrize(
+    ("amount", "printed"),
+    [
+        ("0.1 --from decoupled --to independent", "lr               0.002\n0.0004\n"),
+        ("1e-4 --from independent --to independent", "lr               0.002\n0.0004\n"),
+        ("0.05 --from normalized --to normalized", "lr               0.002\n0.05\n"),
+        ("2 --from timescale_runs --to timescale_runs", "lr               0.002\n2.0\n"),
+    ],
+)
+def test_convert_carries_over(amount: str, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"convert {amount} --lr 1e-3 {CARRY}".split()) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_convert_carries_over_in_every_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"convert 0.1 --from decoupled --lr 1e-3 {CARRY}".split()) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "lr               0.002",
+        "decoupled        0.2",
+        "independent      0.0004",
+        "normalized       0.00632456",
+        "timescale_epochs needs --steps-per-epoch",
+        "timescale_runs   10",
+        "sgd_l2           needs --momentum",
+    ]
+
+
 def test_convert(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "5e-4", "--from", "sgd_l2", "--to", "decoupled", "--lr", "0.1", "--momentum", "0.9"]) == 0
     assert float(capsys.readouterr().out) == pytest.approx(5e-3, rel=1e-12)
@@ -388,6 +496,13 @@ def test_one_unit_is_a_plain_number(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("1 --from decoupled --lr 1 --total-steps -5", "--total-steps must be a number > 0 but got -5.\n"),
         ("1 --from palm --lr 1", "--from 'palm' is unknown.\n"),
+        (f"1 --from palm --lr 1 {CARRY}", "--from 'palm' is unknown.\n"),
+        ("1 --from decoupled --lr 1 --batch 8", "nothing can be carried over without --from-batch, --from-steps, "),
+        (f"1 --from decoupled --lr 1 {CARRY} --from-batch 0", "--from-batch must be a whole number >= 1 but got 0.\n"),
+        (f"1 --from decoupled --lr 1 {CARRY} --batch 0", "--batch must be a whole number >= 1 but got 0.\n"),
+        (f"1 --from decoupled --lr 1 {CARRY} --family adamw", "--family 'adamw' is unknown.\n  valid: adam, sgd\n"),
+        (f"1 --from decoupled --lr 1 {CARRY} --total-steps 9", "--steps and --total-steps are one number.\n"),
+        (f"1 --from sgd_l2 --lr 1 {CARRY}", "reference has no tested rule for style 'l2' of an adaptive optimizer.\n"),
         ("1 --from independent --to decoupled --lr 0", "--lr is 0, so no 'decoupled' coefficient gives"),
     ],
 )

@@ -18,7 +18,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_wd"
 
 # Each room may import the rooms before it.
-ORDER = ("errors", "_lightning", "_private", "decay", "schedules", "mask", "optimizers", "configure", "callbacks")
+ORDER = (
+    "errors",
+    "_lightning",
+    "_private",
+    "decay",
+    "reference",
+    "schedules",
+    "mask",
+    "scale_invariance",
+    "optimizers",
+    "configure",
+    "callbacks",
+)
 BEFORE = {room: frozenset(ORDER[:position]) for position, room in enumerate(ORDER)}
 MAY_IMPORT: dict[str, frozenset[str]] = {
     **BEFORE,
@@ -295,11 +307,13 @@ OF_SEVERAL = {
     "recipes/test_faults.py": "the recipe under crashes, kills and full disks",
     "recipes/test_resume.py": "a resumed run equals one without a break",
     "recipes/test_robustness.py": "the recipe fed with what users feed it",
+    "test_coming_from.py": "docs/coming_from: what other libraries' optimizers do, and what ours do",
     "test_conftest.py": "tests/conftest.py",
+    "test_docs.py": "docs/ and mkdocs.yml",
     "test_layout.py": "the repository's layout",
     "test_pack.py": "conf/",
     "test_package.py": "the wheel",
-    "test_readme.py": "README.md and docs/",
+    "test_readme.py": "README.md",
     "test_security.py": "what a checkpoint may not do",
 }
 

@@ -11,35 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.recipe import ROOT, run_folder, train, train_here
+from helpers.pages import PREFIX, blocks, broken_links, commands, train_as_written
+from helpers.recipe import ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-PREFIX = ".venv/bin/python recipes/train.py"
+BLOCKS = blocks(README)
 
 # What no test can run here, and why.
 NOT_RUN = {
     "make train": ".ci/run runs it in a clean checkout",
     "make test": "that is this test run",
-    "pip install lightning-wd": "the package is not on the index yet",
+    "pip install .": "tests/test_package.py installs the wheel",
     "python3 -m venv .venv": "make runs it",
     '.venv/bin/pip install -c constraints.txt -e ".[test]"': "make runs it, with the tools of `make check` added",
     ".venv/bin/python -m pytest": "that is this test run",
 }
 
 
-def commands() -> list[str]:
-    lines = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
-    shell = [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip() and not line.startswith("#")]
-    return [*shell, *re.findall(rf"`({re.escape(PREFIX)}[^`]*)`", README)]
-
-
 RUN = (PREFIX, ".venv/bin/torchrun ", ".venv/bin/lightning-wd ")
-RECIPES = sorted({c for c in commands() if c.startswith(RUN)}, key=lambda c: ("ckpt_path" in c, c))
+RECIPES = sorted({c for c in commands(README) if c.startswith(RUN)}, key=lambda c: ("ckpt_path" in c, c))
 
 
 def test_every_command_is_run_or_has_a_reason() -> None:
-    assert sorted({command for command in commands() if command not in RECIPES}) == sorted(NOT_RUN)
+    assert sorted({command for command in commands(README) if command not in RECIPES}) == sorted(NOT_RUN)
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +60,7 @@ RESUMES = pytest.mark.filterwarnings("ignore")  # Lightning warns of a resume in
     "command", [pytest.param(c, marks=[RESUMES] * ("ckpt_path" in c)) for c in RECIPES if c.startswith(PREFIX)]
 )
 def test_command(command: str, tmp_path: Path) -> None:
-    """As written, but for one epoch; ``ckpt_path=last`` resumes a default run made for it."""
-    overrides = shlex.split(command.removeprefix(PREFIX))
-    if not any(word.startswith(("trainer.max", "ckpt_path")) for word in overrides):
-        overrides.append("trainer.max_epochs=1")
-    if "ckpt_path=last" in overrides:
-        overrides.append("trainer.max_epochs=2")
-        train_here("trainer.max_epochs=1", cwd=tmp_path)
-    # Here where it can be, as starting a process takes seconds; not where it starts others.
-    alone = not any(word.startswith("trainer.devices") for word in overrides)
-    done = (train_here if alone else train)(*overrides, cwd=tmp_path)
-    assert (run_folder(done) / "metrics.csv").is_file()
-    assert "Test metric" in done.stdout
+    train_as_written(command, tmp_path)
 
 
 def test_the_module_of_the_readme_trains_from_the_groups_of_the_readme(
@@ -126,5 +109,4 @@ def test_names_in_the_text_exist() -> None:
 
 
 def test_links_are_not_broken() -> None:
-    local = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if not target.startswith("http")]
-    assert [target for target in local if not (ROOT / target).exists()] == []
+    assert broken_links(ROOT / "README.md") == []

@@ -44,6 +44,8 @@ class DecayMonitor(Callback):
     grad_weight_ratio_predicted   SGD on normalized layers in equilibrium
     lost_decay_mean, _p5, _p50,   Adam with L2: ``lr * lam / (sqrt(v_hat) + eps)``, the decay that a coordinate really
     _p95, _spread (p95 / p5)      gets; decoupled decay has spread 1
+    scale_invariant_fraction      fraction of the weights in tensors that the loss does not feel the scale of
+                                  (:func:`lightning_wd.scale_invariant` below 1e-5): they decay only as a learning rate
     cautious_fraction             fraction of the coordinates that a cautious step decays
     rounded_away                  fraction of the weights that ``w - d * w`` leaves unchanged in their dtype
     nonfinite_weights, _grads     counts of inf and nan

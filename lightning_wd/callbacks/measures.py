@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from lightning_wd._private import is_fsdp1_piece
 from lightning_wd.optimizers.param_groups import as_float, group_style, stepper_of
+from lightning_wd.scale_invariance import INVARIANT, dense, radial_products, radial_share
 
 __all__ = ["Snapshot", "adamw_angle", "adamw_rms", "sgd_ratio"]
 
@@ -65,9 +67,12 @@ class Snapshot:
     def __init__(self, optimizer: Optimizer) -> None:
         self.old: dict[Tensor, Tensor] = {}
         self._momentum: dict[Tensor, Tensor | None] = {}  # of the parameters whose gradients the step overwrites
+        self._radial: dict[Tensor, Tensor] = {}  # of the gradients with the weights that they are taken at
         for group in optimizer.param_groups:
             for p in group["params"]:
                 self.old[p] = _sample(_local(p)).clone()
+                if p.grad is not None and not is_fsdp1_piece(p):
+                    self._radial[p] = radial_products(_local(p.grad), _local(p))
                 if _overwrites_gradients(stepper_of(optimizer, group), group):
                     buffer = optimizer.state.get(p, {}).get("momentum_buffer")
                     self._momentum[p] = None if buffer is None else buffer.clone()
@@ -87,6 +92,7 @@ class Snapshot:
         old = [self.old[p] for p in params]
         numbers = {
             **_norms(params, old, [self._gradient(optimizer, group, p) for p in params]),
+            **self._scale_invariant(params),
             **_predicted(optimizer, group, d),
             **_lost_decay(optimizer, group),
         }
@@ -95,6 +101,16 @@ class Snapshot:
         if d and not group.get("kahan"):
             numbers["rounded_away"] = _rounded_away(old, d)
         return numbers
+
+    def _scale_invariant(self, params: list[Tensor]) -> dict[str, float]:
+        """Return the fraction of the weights in tensors that the loss does not feel the scale of."""
+        empty = [_local(p).new_zeros(1) for p in params]
+        rows = [self._radial.get(p, radial_products(zero, zero)) for p, zero in zip(params, empty, strict=True)]
+        products = _over_ranks(rows, params).tolist()
+        shares = {p: radial_share(*row) for p, row in zip(params, products, strict=True)}
+        known = {p: share for p, share in shares.items() if not math.isnan(share)}
+        invariant = sum(p.numel() for p, share in known.items() if share < INVARIANT)
+        return {"scale_invariant_fraction": invariant / sum(p.numel() for p in known)} if known else {}
 
     def _gradient(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> Tensor | None:
         """Return the gradient of the step; one that was overwritten, from the momentum: ``g = m_t - mu * m_{t-1}``.
@@ -242,11 +258,7 @@ def _is_sharded(tensor: Tensor) -> bool:
 def _local(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a sharded tensor, and any other tensor as it is; dense, complex numbers as pairs."""
     tensor = tensor.detach()
-    if tensor.is_sparse:
-        tensor = tensor.to_dense()
-    if _is_sharded(tensor):
-        tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return dense(tensor.to_local() if _is_sharded(tensor) else tensor)  # type: ignore[attr-defined]
 
 
 def _share(tensor: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -37,8 +38,8 @@ class OptimizerOverride(Callback):
         optimizer: what :func:`lightning_wd.configure_optimizers` takes.
         lr_scheduler: what that function takes as its schedule; None trains at a constant learning rate.
         index: which of the module's optimizers to replace; needed where it has several, or steps them itself.
-        total_steps, steps_per_epoch: optimizer steps of the run and of an epoch; read from the trainer where it knows
-            them.
+        total_steps, steps_per_epoch, global_batch: optimizer steps of the run and of an epoch, and the rows of a step;
+            read from the trainer where it knows them.
 
     Raises:
         ConfigError: a setting is invalid; when training starts: ``index`` is missing although the module has several
@@ -64,14 +65,22 @@ class OptimizerOverride(Callback):
         index: int | None = None,
         total_steps: int | None = None,
         steps_per_epoch: float | None = None,
+        global_batch: int | None = None,
     ) -> None:
         self.optimizer = OptimizerConfig.of(optimizer)
         ScheduleRequest.of(lr_scheduler)  # refuse invalid settings now
-        Budget(None, total_steps, steps_per_epoch)
+        self._budget = partial(
+            Budget,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            global_batch=global_batch,
+            where_to_pass="OptimizerOverride(..., {})",
+        )
+        self._budget(None)
         self.lr_scheduler = lr_scheduler
         self._finder: Any = None
+        self._found: float | None = None
         self.index = None if index is None else int(number("index", index, whole=True))
-        self.steps = total_steps, steps_per_epoch
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Stand in for the module's ``configure_optimizers`` until the strategy has called it, once."""
@@ -100,7 +109,7 @@ class OptimizerOverride(Callback):
             rank_zero_warn(f"OptimizerOverride keeps lr_scheduler.max_lr, not the {found:.3g} that lr_find has found.")
             return
         rank_zero_info(f"OptimizerOverride takes the learning rate {found:.3g} that lr_find has found.")
-        self.optimizer = OptimizerConfig.of({**self.optimizer, "lr": found})
+        self._found = float(found)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore(pl_module)
@@ -142,8 +151,7 @@ class OptimizerOverride(Callback):
         return optimizers, [*kept, *([built["lr_scheduler"]] if "lr_scheduler" in built else [])]
 
     def _build(self, module: L.LightningModule) -> dict[str, Any]:
-        where = "OptimizerOverride(..., total_steps=<optimizer steps of the run>, steps_per_epoch=<those of an epoch>)"
-        return build(module, self.optimizer, self.lr_scheduler, Budget(module, *self.steps, where_to_pass=where))
+        return build(module, self.optimizer, self.lr_scheduler, self._budget(module), self._found)
 
     def _tell(self, old: str, built: dict[str, Any]) -> None:
         schedules = [built["lr_scheduler"]["scheduler"]] if "lr_scheduler" in built else []

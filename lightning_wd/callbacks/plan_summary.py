@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ class DecayPlanSummary(Callback):
     = lam_norm / sqrt(steps) = 1 / timescale_steps``. There is a warning where a step would remove a whole weight, where
     the timescale is below 3 % of the run or above 10 runs, and where a group that should decay has 0. Under a
     :class:`DecaySchedule` the amount is each group's base, a line names the schedule, and the warnings are about the
-    largest amount it reaches.
+    largest amount it reaches. With ``optimizer.reference``, lines say what was carried over, from which number to
+    which, by which rule; W&B's config has the same as ``carried_over``.
 
     Rank zero prints the plan (above 80 parameters, names that differ only in numbers share a row), writes it to
     ``decay_plan.json`` in the trainer's ``default_root_dir``, and logs it to W&B as the tables ``decay_plan``
@@ -84,7 +86,10 @@ class DecayPlanSummary(Callback):
         (folder / "decay_plan.json").write_text(text + "\n", encoding="utf-8")
         for plan in plans:
             _print(plan)
+        carried = [plan["carried_over"] for plan in plans if "carried_over" in plan]
         for logger in wandb_loggers(trainer):
+            if carried:
+                logger.log_hyperparams({"carried_over": carried[0] if len(carried) == 1 else carried})
             rows = [row | row.get("settings", {}) for plan in plans for row in plan["parameters"]]
             data = [[row.get(column) for column in _COLUMNS] for row in rows]
             for cells in data:
@@ -105,6 +110,7 @@ def _describe(
     own = [configured_weight_decay(group) or 0.0 for group in optimizer.param_groups]
     shape, lams, largest = scheduled or (None, own, own)
     plan = getattr(optimizer, "decay_plan", None)
+    carried = getattr(optimizer, "carried", None)
     whole = {id(row.param): row.numel for row in plan or ()}  # a process may hold a piece only
     groups = []
     for index, (group, lam) in enumerate(zip(optimizer.param_groups, lams, strict=True)):
@@ -120,6 +126,7 @@ def _describe(
         "total_steps": total,
         "steps_per_epoch": per_epoch,
         **(_plan_of_groups(optimizer, module, groups) if plan is None else plan.to_dict()),
+        **({} if carried is None else {"carried_over": carried.describe(optimizer)}),
         **({} if shape is None else {"decay_schedule": {"shape": shape, "largest": largest}}),
         "groups": groups,
         "warnings": cautions(optimizer, total, scheduled),
@@ -144,11 +151,11 @@ def _plan_of_groups(
                     "name": known[0],
                     "names": known,
                     "shape": list(p.shape),
+                    "optimizer": None,
                     "numel": p.numel(),
                     "wd_mult": entry["weight_decay"] / strongest if strongest else 0.0,
                     "lr_mult": entry["lr"] / fastest if fastest else 1.0,
                     "style": entry["style"],
-                    "optimizer": None,
                     "group": entry["name"],
                     "reason": f"weight_decay {entry['weight_decay']:g} of its group",
                 }
@@ -168,13 +175,26 @@ def _print(plan: dict[str, Any]) -> None:
         table.title += f", {plan['total_steps']:,} optimizer steps"
     for item in (table, totals_table(plan), amounts_table(plan["groups"])):
         console.print(item)
+    lines = list(_carried_lines(**plan["carried_over"])) if "carried_over" in plan else []
     if "decay_schedule" in plan:
         shape, largest = plan["decay_schedule"].values()
         most = [f"{lam:.4g} in {group['name']}" for lam, group in zip(largest, plan["groups"], strict=True) if lam]
-        line = f"DecaySchedule '{shape}': weight_decay is at most {listed(most) or 0}"
+        lines.append(f"DecaySchedule '{shape}': weight_decay is at most {listed(most) or 0}")
+    for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
     for caution in plan["warnings"]:
         console.print(f"warning: {caution}", style="yellow", soft_wrap=True, highlight=False)
+
+
+def _carried_lines(
+    reference: dict[str, Any], here: dict[str, Any], rules: dict[str, str], remarks: list[str]
+) -> Iterator[str]:
+    """Yield what was carried over in words: reference -> here."""
+    yield "Carried over from optimizer.reference:"
+    for key, value in here.items():
+        before = f"{reference[key]:.6g} -> " if key in reference else ""
+        yield f"  {key} {before}{value:.6g}" + (f" ({rules[key]})" if key in rules else "")
+    yield from (f"  remark: {remark}" for remark in remarks)
 
 
 def _group_rows(plans: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:

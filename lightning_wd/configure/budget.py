@@ -1,4 +1,4 @@
-"""How many optimizer steps a run and an epoch take, where that can be known: the one place that asks the trainer."""
+"""How many optimizer steps a run and an epoch take, and of how many rows: the one place that asks the trainer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from lightning_wd.errors import ConfigError, number
 __all__ = ["Budget", "resumed", "run_steps"]
 
 
+_STEPS = "total_steps=<optimizer steps of the run>, steps_per_epoch=<optimizer steps of an epoch>"
+
+
 class Budget:
-    """The optimizer steps of a run and of an epoch, at the global batch: the caller's, else the trainer's.
+    """The optimizer steps of a run and of an epoch, and the global batch: the caller's, else the trainer's.
 
     The trainer is asked when they are first needed. World size, gradient accumulation, ``limit_train_batches`` and
     ``max_steps`` count, through ``trainer.estimated_stepping_batches``. The run is what this ``fit`` trains, and what a
     checkpoint that it resumes from has trained; not an earlier ``fit`` on the same trainer. Errors say
-    ``where_to_pass`` the steps instead.
+    ``where_to_pass`` them instead, with ``{}`` for the arguments.
     """
 
     def __init__(
@@ -28,22 +31,27 @@ class Budget:
         total_steps: int | None = None,
         steps_per_epoch: float | None = None,
         *,
-        where_to_pass: str = "configure_optimizers(self, ..., total_steps=<optimizer steps of the run>, "
-        "steps_per_epoch=<optimizer steps of an epoch>)",
+        global_batch: int | None = None,
+        where_to_pass: str = "configure_optimizers(self, ..., {})",
     ) -> None:
         self._module, self._where_to_pass = module, where_to_pass
         self._given = (
             None if total_steps is None else int(number("total_steps", total_steps, minimum=1, whole=True)),
             None if steps_per_epoch is None else number("steps_per_epoch", steps_per_epoch, exclusive=True),
         )
+        self._given_batch = (
+            None if global_batch is None else int(number("global_batch", global_batch, minimum=1, whole=True))
+        )
         trainer = attached_trainer(module)
         self._before = 0 if trainer is None else _steps_before(trainer)
         self._when = {"restored": trainer is None or not resumed(trainer)}
         self._total, self._per_epoch = self._given
+        self._batch = self._given_batch
 
     def forget(self, *, in_step: bool = False) -> None:
         """Forget what was read: the trainer is asked again, as training starts or ``in_step``, within a step."""
         self._total, self._per_epoch = self._given
+        self._batch = self._given_batch
         self._when = {"in_step": in_step}
 
     def total_steps(self, needed_by: str) -> int:
@@ -81,6 +89,41 @@ class Budget:
                 raise self._unknown(needed_by, why, "set trainer.limit_train_batches to a whole number, or ")
         return self._per_epoch
 
+    def global_batch(self, needed_by: str) -> int:
+        """Return how many rows an optimizer step sees: processes x accumulation x the loader's batch size.
+
+        Raises:
+            ConfigError: it is not known; the message asks for ``global_batch``.
+        """
+        if self._batch is None and (why := _why_unknown(self._module) or self._read_batch()):
+            raise ConfigError(
+                f"{needed_by} needs the global batch, which is not known here.",
+                found=why,
+                fix="pass it: " + self._where_to_pass.format("global_batch=<rows that an optimizer step sees>"),
+            )
+        return self._batch  # type: ignore[return-value]  # it is known
+
+    def _read_batch(self) -> str:
+        """Read the global batch off the trainer, or return why it is unknown."""
+        trainer = attached_trainer(self._module)
+        if not trainer.limit_train_batches:
+            return "the run trains on no batch (limit_train_batches=0)"
+
+        def ask() -> Any:
+            if trainer.train_dataloader is None:
+                trainer.fit_loop.setup_data()
+            self.knows_total()  # while the data are loaded: a resumed run forgets them
+            return trainer.train_dataloader
+
+        loader = _count(trainer, ask)
+        size = _batch_size(loader)
+        if size is None:
+            return f"the training data are a {type(loader).__name__}, which has no batch_size nor a batch_sampler's"
+        # data-parallel processes: each has rows of its own, where tensor-parallel ones share theirs
+        processes = getattr(trainer.strategy, "distributed_sampler_kwargs", {}).get("num_replicas", 1)
+        self._batch = processes * trainer.accumulate_grad_batches * size
+        return ""
+
     def between(self, frequency: int) -> float:
         """Return how many optimizer steps lie between two of a schedule that steps at every ``frequency``-th batch.
 
@@ -112,7 +155,7 @@ class Budget:
         return ConfigError(
             f"{needed_by} needs the number of optimizer steps, which is not known here.",
             found=why,
-            fix=f"{otherwise}pass them: {self._where_to_pass}",
+            fix=f"{otherwise}pass them: " + self._where_to_pass.format(_STEPS),
         )
 
 
@@ -181,7 +224,13 @@ def _per_epoch(trainer: Any) -> int | None:
     return max(1, math.ceil(count / trainer.accumulate_grad_batches)) if math.isfinite(count) else None
 
 
-def _count(trainer: Any, ask: Callable[[], float]) -> float:
+def _batch_size(loader: Any) -> int | None:
+    """Return the rows of a loader's batch; None for several loaders, and where the loader does not say."""
+    sizes = (getattr(each, "batch_size", None) for each in (loader, getattr(loader, "batch_sampler", None)))
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
+def _count(trainer: Any, ask: Callable[[], Any]) -> Any:
     """Return what ``ask`` reads off the training data, which it may load."""
     early = trainer.train_dataloader is None
     steps = ask() if trainer.limit_train_batches else 0.0  # then the trainer does not count them

@@ -10,6 +10,7 @@ import torch
 
 from lightning_wd._private import attached_trainer
 from lightning_wd.configure.budget import Budget
+from lightning_wd.configure.carried_run import CarriedRun
 from lightning_wd.configure.checked_mapping import CheckedMapping
 from lightning_wd.configure.checkpoint_content import keep_checkpoints_plain
 from lightning_wd.configure.first_step import FirstStep
@@ -36,6 +37,7 @@ def configure_optimizers(
     *,
     total_steps: int | None = None,
     steps_per_epoch: float | None = None,
+    global_batch: int | None = None,
 ) -> dict[str, Any]:
     """Build the optimizer and the schedule of a module, with its parameters in decaying and non-decaying groups.
 
@@ -49,6 +51,8 @@ def configure_optimizers(
             too, in place of ``optimizer.lr``; each group has it times its own multiplier.
         total_steps: optimizer steps of the run; read from the trainer where it knows them.
         steps_per_epoch: optimizer steps of an epoch; read from the trainer where it knows them.
+        global_batch: rows that an optimizer step sees, for ``optimizer.reference``; read from the trainer and its
+            training loader where they know it.
 
     Returns:
         ``{"optimizer": ...}``, and ``"lr_scheduler"`` if one was asked for: what Lightning's ``configure_optimizers``
@@ -68,55 +72,75 @@ def configure_optimizers(
         >>> [(g["name"], g["weight_decay"], len(g["params"])) for g in built["optimizer"].param_groups]
         [('decay', 0.1, 1), ('no_decay', 0.0, 3)]
     """
-    built = build(module, optimizer, lr_scheduler, Budget(module, total_steps, steps_per_epoch))
+    built = build(
+        module, optimizer, lr_scheduler, Budget(module, total_steps, steps_per_epoch, global_batch=global_batch)
+    )
     keep_checkpoints_plain(module, optimizer, lr_scheduler)
     return built
 
 
-def build(module: torch.nn.Module, optimizer: Any, lr_scheduler: Any, budget: Budget) -> dict[str, Any]:
-    """Build what :func:`configure_optimizers` returns, with the steps of a budget."""
+def build(
+    module: torch.nn.Module, optimizer: Any, lr_scheduler: Any, budget: Budget, found: float | None = None
+) -> dict[str, Any]:
+    """Build what :func:`configure_optimizers` returns, with the steps of a budget.
+
+    ``found`` is the peak that a learning-rate finder found for this run, in place of ``optimizer.lr``.
+    """
     typed = {**_typed(module, optimizer, "optimizer"), **_typed(module, lr_scheduler, "lr_scheduler")}
     with as_typed(typed):
         config = OptimizerConfig.of(optimizer)
         request = ScheduleRequest.of(lr_scheduler)
         check_neighbours(module, scheduled=request is not None)
-        built = _configure(module, config, request, budget)
+        built = _configure(module, config, request, budget, found)
     built["optimizer"].typed = {**typed, "on_resume": f"{typed.get('optimizer', 'optimizer')}.on_resume"}
     return built
 
 
 def _configure(
-    module: torch.nn.Module, config: OptimizerConfig, request: ScheduleRequest | None, budget: Budget
+    module: torch.nn.Module,
+    config: OptimizerConfig,
+    request: ScheduleRequest | None,
+    budget: Budget,
+    found: float | None,
 ) -> dict[str, Any]:
     """Build for settings that were checked."""
     decay = config.decay
     if decay.normalized is not None and request is not None and request.make == "cosine_restarts":
         _warn_of_one_budget_for_all_cycles(module)
     peak = None if request is None else request.peak()
-    lr = config["lr"] if peak is None else _scalar_peak(peak)
+    tuned = config["lr"] if peak is None else _scalar_peak(peak)
+    carried = None if config.reference is None else CarriedRun(config, config.reference, tuned, budget)
+
+    def lr_here() -> float:
+        if found is not None:
+            return found
+        return tuned if carried is None else carried.lr()
 
     def amount(lr: float) -> float:
-        return decay.coefficient(lr, *_steps_needed(decay, budget))
+        coefficient = decay.coefficient(lr, *_steps_needed(decay, budget))
+        return coefficient if carried is None else carried.weight_decay(coefficient, lr)
 
     def groups_at(lr: float, coefficient: float) -> list[dict[str, Any]]:
-        return plan.groups_of_checked(lr, lr, coefficient, config.halves)
+        if carried is not None:
+            carried.carry_rules(plan, lr)
+        return plan.groups_of_checked(lr, lr, coefficient, config.halves if carried is None else carried.halves(lr))
 
-    def groups_at_peak(lr_now: float, coefficient: float) -> list[dict[str, Any]]:
-        groups = groups_at(lr_now, coefficient)
+    def at_peaks(groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
         if isinstance(peak, Sequence):
-            _set_peaks(groups, [value * lr_now / lr for value in peak])
+            _set_peaks(groups, [value * (lr / tuned if tuned else 1.0) for value in peak])
         return groups
 
     plan = plan_checked(module, config.mask, decay.style, optimizer=config["name"])
     check_rules(plan, config, getattr(attached_trainer(module), "callbacks", ()))
+    lr = lr_here()
     groups = groups_at(lr, amount(lr))
-    multipliers = [group["lr"] / lr if lr else 1.0 for group in groups]
-    if isinstance(peak, Sequence):
-        _set_peaks(groups, peak)
+    multipliers = [group["lr"] / tuned if tuned else 1.0 for group in groups]  # of what the user has set
+    at_peaks(groups, lr)
     built = _build(config, plan, groups, lr, amount(lr))
     built.on_resume = config["on_resume"]
     built.decay_plan = plan
     built.decay_config = config
+    built.carried = carried
     built.scheduled = request is not None
     returned = {"optimizer": built}
     if request is not None:
@@ -127,7 +151,9 @@ def _configure(
 
         switch_modes(trainer, built)
         follow = None if request is None else partial(request.follow, schedule, multipliers, budget)
-        built.first_step = FirstStep(module, built, lr, amount, groups_at_peak, budget, schedule, follow)
+        built.first_step = FirstStep(
+            module, built, lr_here, amount, lambda lr, lam: at_peaks(groups_at(lr, lam), lr), budget, schedule, follow
+        )
     watch(built, module)
     built.admit = LateGroups(module, [] if schedule is None else [schedule])
     return returned

@@ -38,15 +38,16 @@ class FirstStep:
 
     - A rate that a finder has set is the peak ``lr0``: each group has it times its own multiplier. A rate that was set
       above a group's peak is that group's peak. A lower one is taken for the start of a warm-up.
-    - An amount given by the steps of the run or of an epoch is resolved again, at that peak.
+    - An amount given by the steps of the run or of an epoch is resolved again, at that peak. What was tuned at a
+      reference is carried over again, to the batch and steps of now.
     - A schedule that was given the steps of the run ends where the run ends.
 
     After a resume the rates and amounts are the checkpoint's, unless ``on_resume`` is ``config``.
 
     Args:
         module: its trainer is asked.
-        optimizer: built at the peak ``lr``.
-        lr: ``lr0``.
+        optimizer: what was built.
+        peak: returns ``lr0``, which may depend on the batch (``optimizer.reference``).
         amount: ``lr0`` -> the coefficient of decay at that peak, with the steps of ``budget``.
         groups: ``lr0``, coefficient -> the groups, as they would be built now.
         budget: forgets what it has read.
@@ -58,16 +59,18 @@ class FirstStep:
         self,
         module: Any,
         optimizer: Any,
-        lr: float,
+        peak: Callable[[], float],
         amount: Callable[[float], float],
         groups: Callable[[float, float], Sequence[dict[str, Any]]],
         budget: Budget,
         schedule: Any,
         reschedule: Callable[..., None] | None,
     ) -> None:
-        self._module, self._optimizer, self._amount, self._groups = module, optimizer, amount, groups
+        self._module, self._optimizer = module, optimizer
+        self._peak, self._amount, self._groups = peak, amount, groups
         self._budget, self._schedule, self._reschedule = budget, schedule, reschedule
-        self._built = lr, amount(lr)
+        self._built = peak(), amount(peak())
+        self._found: float | None = None  # the rate of a finder in this run
         self._count = len(optimizer.param_groups)  # others join later
         trainer = attached_trainer(module)
         self._resumed = resumed(trainer)
@@ -100,11 +103,16 @@ class FirstStep:
         """Whether the run has begun, and no finder is searching."""
         return self._started and self._next_step >= 0
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run is resumed at the checkpoint's rates and amounts."""
+        return self._resumed and bool(self._optimizer.on_resume != "config")
+
     def read_again(self, *, in_step: bool = False) -> None:
         """Follow what the trainer says now, as training starts or within a step."""
         trainer = attached_trainer(self._module)
         self._budget.forget(in_step=in_step)
-        goes_on = self._resumed and self._optimizer.on_resume != "config"
+        goes_on = self.goes_on
         with as_typed(getattr(self._optimizer, "typed", {})):
             if goes_on:
                 self._tell_of_finder(trainer)
@@ -146,8 +154,8 @@ class FirstStep:
         peaks = [group["base_lr"] for group in groups]
         last = self._schedule.get_last_lr() if self._schedule is not None else peaks
         etas = [as_float(lr) / peak if peak else 1.0 for lr, peak in zip(last, peaks, strict=False)]
-        found = _found_rate(trainer, now)
-        lr = self._built[0] if found is None else found
+        self._found = _found_rate(trainer, now) or self._found
+        lr = self._peak() if self._found is None else self._found
         built = lr, self._amount(lr)
         if built != self._built:
             self._built = built

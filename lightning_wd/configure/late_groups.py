@@ -17,7 +17,7 @@ from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.multi import MultiOptimizer
 from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_style, peak_lr
 
-__all__ = ["LateGroups", "unfreeze"]
+__all__ = ["LateGroups", "base_values", "unfreeze"]
 
 
 def unfreeze(
@@ -144,10 +144,12 @@ def _split(
     """
     rows = tuple(rows)
     plan: DecayPlan | None = getattr(optimizer, "decay_plan", None)
-    rate, weight_decay = _reference(optimizer, plan)
-    groups = DecayPlan(rows, whole.style, whole.optimizer).groups_of_checked(
-        rate, rate, weight_decay, _halves(optimizer)
-    )
+    rate, weight_decay = base_values(optimizer, plan)
+    part, halves = DecayPlan(rows, whole.style, whole.optimizer), _halves(optimizer)
+    if (carried := getattr(optimizer, "carried", None)) is not None:
+        carried.carry_rules(part, rate)
+        halves = carried.halves(rate)
+    groups = part.groups_of_checked(rate, rate, weight_decay, halves)
     for row in rows if plan is not None else ():
         mine = plan[row.name]  # type: ignore[index]
         mine.wd_mult, mine.lr_mult, mine.style, mine.settings = row.wd_mult, row.lr_mult, row.style, row.settings
@@ -159,7 +161,7 @@ def _split(
     return groups
 
 
-def _reference(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
+def base_values(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, float]:
     """Return the peak learning rate and the weight decay that a group with wd_mult = lr_mult = 1 has in this run.
 
     Without the plan that made the groups they are those of the first group, and of the first that decays.

@@ -13,11 +13,15 @@ from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import identify
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
+from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
 
-__all__ = ["OptimizerConfig", "check_hyperparameter", "plain_mask", "plain_rule", "styles_of"]
+__all__ = ["OptimizerConfig", "check_hyperparameter", "family_of", "plain_mask", "plain_rule", "styles_of"]
 
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
-_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "on_resume", "muon")
+# The optimizers whose learning rate has a tested rule in the batch -> the family that it is the rule of.
+_FAMILY = dict.fromkeys(("adamw", "adam_l2", "nadamw", "radamw", "rmspropw"), "adam")
+_FAMILY |= dict.fromkeys(("sgdw", "sgd_l2"), "sgd")
+_OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "reference", "on_resume", "muon")
 _DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "typical")
 _TYPICAL_KEYS = ("adam", "sgd", "muon")
 _BELOW_ONE = ("momentum", "alpha", "betas[0]", "betas[1]")
@@ -27,7 +31,14 @@ _TYPED["weight_decay"] = "optimizer.weight_decay"
 _RENAMED = {**RENAMED, **{name: f"decay.{name}" for name in _DECAY_KEYS}, "cautious_wd": "decay.cautious"}
 _ALIASES = {**ALIASES, "decoupled": "write optimizer/decay=decoupled, or optimizer.decay.style=decoupled"}
 _AMOUNT = "write optimizer.weight_decay: the amount, in the unit of the style"
-_DECAY_NAMES = {"renamed": {"cautious_wd": "cautious"}, "aliases": {"weight_decay": _AMOUNT, "wd": _AMOUNT}}
+_NO_BATCH = (
+    "no batch is there when the optimizer is built. `lightning-wd audit pkg:Model --batch` lists the tensors that "
+    "decay only as a learning rate: give them the style by rules, mask.rules=[{name: <tensor>, style: corrected}]"
+)
+_DECAY_NAMES = {
+    "renamed": {"cautious_wd": "cautious"},
+    "aliases": {"weight_decay": _AMOUNT, "wd": _AMOUNT, "corrected_on": _NO_BATCH},
+}
 
 # The default amount of each style in its own unit; `conf/optimizer/decay/*.yaml` say the same (a test holds it).
 TYPICAL: dict[str, dict[str, float]] = {
@@ -56,6 +67,11 @@ class OptimizerConfig(CheckedMapping):
         decay: ``style``, ``normalized``, ``timescale_epochs``, ``timescale_runs``, ``cautious`` (see
             :class:`lightning_wd.Decay`) and ``typical`` (the amounts the YAML files offer).
         mask: ``base`` and ``rules`` (see :class:`lightning_wd.Mask`), the name of a preset, or a Mask.
+        reference: ``{global_batch, steps, lr_rule}`` of the run where lr and weight_decay were tuned: rows that an
+            optimizer step saw, optimizer steps, and optionally how lr follows the batch, ``sqrt``, ``linear`` or
+            ``none``. They are carried over to the batch and steps of this run (:func:`lightning_wd.carry_over`), as
+            are a rule's ``lr`` and ``weight_decay`` and a schedule's ``max_lr``. ``normalized`` and the timescales are
+            taken as they stand. A rate that a finder finds is this run's own.
         on_resume: whose settings are used when a checkpoint differs: ``checkpoint`` (with a warning), ``config``, or
             ``error``. Another decay style is refused, except under ``config``, which continues in the configured one.
         muon: an ``lr`` and a ``weight_decay`` of its own for the half of ``muon`` that Muon steps.
@@ -77,6 +93,7 @@ class OptimizerConfig(CheckedMapping):
     group = "optimizer"
     decay: Decay
     mask: Mask
+    reference: Reference | None
 
     @classmethod
     def of(cls, value: object) -> OptimizerConfig:
@@ -108,6 +125,7 @@ class OptimizerConfig(CheckedMapping):
         weight_decay: float | None = None,
         decay: Mapping[str, Any] | None = None,
         mask: Mapping[str, Any] | str | Mask | None = None,
+        reference: Mapping[str, Any] | None = None,
         on_resume: str = "checkpoint",
         muon: Mapping[str, Any] | None = None,
         code: bool = False,
@@ -131,13 +149,14 @@ class OptimizerConfig(CheckedMapping):
         given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
         amounts = self.decay = _decay(weight_decay, given, named.typical)
-        own = {**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)}
-        _check_style_of(name, amounts.style, own)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
         for i, rule in enumerate(self.mask.rules):
             if rule.optimizer is not None:
                 family(rule.optimizer, f"optimizer.mask.rules[{i}].optimizer")
+        if reference == dict.fromkeys(KEYS):  # as the YAML files have it
+            reference = None
+        self.reference = None if reference is None else _reference(name, amounts.style, reference)
         dict.update(
             self,
             name=name,
@@ -145,10 +164,12 @@ class OptimizerConfig(CheckedMapping):
             weight_decay=amounts.weight_decay,
             decay={key: getattr(amounts, key, value) for key, value in given.items()},
             mask=_without_code(self.mask, code=code),
+            reference=None if reference is None else dict(reference),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
             **({} if muon is None else {"muon": _check_half(name, muon)}),
-            **own,
+            **{**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
+        _check_style_of(name, amounts.style, self.hyperparameters)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -169,6 +190,11 @@ class OptimizerConfig(CheckedMapping):
         return {"muon": {key: value for key, value in (self.get("muon") or {}).items() if value is not None}}
 
     @property
+    def family(self) -> str | None:
+        """The family whose tested rule carries the learning rate over; None where there is none."""
+        return family_of(self["name"])
+
+    @property
     def typical_amount(self) -> bool:
         """Whether the amount of decay is the style's typical one, as for a user who sets none."""
         kind, decay = family(self["name"]).typical, self["decay"]
@@ -186,6 +212,25 @@ def _decay(weight_decay: Any, given: Mapping[str, Any], kind: str) -> Decay:
         weight_decay = own if typical.get(kind) is None else typical[kind]
         typed = {**typed, "weight_decay": f"optimizer.decay.typical.{kind}"}
     return Decay(**values, weight_decay=weight_decay, typed=typed)
+
+
+def family_of(name: str) -> str | None:
+    """Return the family whose tested rule carries an optimizer's learning rate over; None where there is none."""
+    return _FAMILY.get(name)
+
+
+def _reference(name: str, style: str, given: Mapping[str, Any]) -> Reference:
+    """Return the checked reference, its rule for the learning rate filled in."""
+    family = _FAMILY.get(name)
+    check_tested(style, family, "optimizer.reference")
+    reference = Reference.of("optimizer.reference", given, FAMILIES.get(str(family), ""))
+    if not reference.lr_rule:
+        raise ConfigError(
+            f"optimizer.reference has no tested rule for the learning rate of {name}.",
+            valid=f"{', '.join(_FAMILY)}; with {name}, a rule of your choice: {', '.join(LR_RULES)}",
+            fix="write optimizer.reference.lr_rule=none to keep lr and carry the decay over, or sqrt or linear",
+        )
+    return reference
 
 
 def _own_rate(name: str) -> float:

@@ -53,10 +53,10 @@ class ScheduleFreeMode(Callback):
         for optimizer in filter(is_schedule_free, trainer.optimizers):
             self._handles.append(optimizer.register_step_pre_hook(lambda modes, *_: modes.train()))
         for entry in trainer.lr_scheduler_configs:
-            if is_schedule_free(entry.scheduler.optimizer):
-                name = type(entry.scheduler.optimizer).__name__
+            scheduled = getattr(entry.scheduler, "optimizer", None)
+            if is_schedule_free(scheduled):
                 warn(
-                    f"{name} takes the place of a schedule, and an lr_scheduler sets its learning rate too.",
+                    f"{type(scheduled).__name__} takes the place of a schedule, and there is an lr_scheduler.",
                     found=type(entry.scheduler).__name__,
                     fix="write lr_scheduler=none; to warm up, use the optimizer's own warmup_steps",
                 )

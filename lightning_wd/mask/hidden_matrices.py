@@ -64,12 +64,12 @@ def hidden_matrices(module: nn.Module, plan: Iterable[Row]) -> dict[int, Matrice
 
 
 def _matrices(row: Row, owner: nn.Module, *, first: bool, last: bool) -> Matrices:
-    if row.kind not in ("weight", "adapter"):
+    linear = is_weighted(type(owner))  # type: ignore[arg-type]  # classes are hashable
+    if row.kind != "weight" and not (row.kind == "adapter" and linear):
         return Matrices(0, row.kind)
     if last:
         return Matrices(0, "output layer")
-    known = len(row.shape) == 2 or is_weighted(type(owner))  # type: ignore[arg-type]  # classes are hashable
-    if not known:
+    if len(row.shape) > 2 and not linear:
         return Matrices(0, f"{len(row.shape)} dimensions: a rule with split says where its matrices are")
     convolution = isinstance(owner, ConvNd)
     if first and convolution:

@@ -24,7 +24,7 @@ from lightning_wd.mask.rules import PROPERTIES, Mask, as_mask
 __all__ = ["plan_checked", "plan_decay"]
 
 _REASONS = {
-    "adapter": "adapter, nothing at zero",
+    "adapter": "adapter, zero is the base model",
     "magnitude": "magnitude of weight_norm or DoRA",
     "state": "state-space parameter",
     "scale": "scale or distribution parameter",
@@ -101,7 +101,7 @@ def plan_checked(
     if mask.base == "adapters" and not any(row.kind == "adapter" and not row.frozen for row in rows):
         _refuse_tensors(
             [row.name for row in rows if not row.frozen],
-            "mask 'adapters' finds no trainable adapter that is nothing at zero (LoRA's A and B, OFT's R, ...).",
+            "mask 'adapters' finds no trainable adapter whose zero is the base model (LoRA's A and B, OFT's R, ...).",
             "write optimizer/mask=standard, or optimizer/mask=none to decay nothing",
         )
     _refuse_tensors(

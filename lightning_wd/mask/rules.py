@@ -229,8 +229,7 @@ class Mask:
                    parameters, position tables, tokens
     no_embeddings  as standard, without embeddings
     matrices       as standard, but position tables and tokens decay too: only the shape counts
-    adapters       only what peft adds to a frozen model and is nothing at zero, such as LoRA's A and B: decay leads to
-                   the base model
+    adapters       only those adapters of peft whose zero is the base model, such as LoRA's A and B
     all            everything
     none           nothing
     None           nothing is placed: each parameter needs a rule
@@ -291,7 +290,7 @@ class Mask:
 
     @classmethod
     def adapters(cls) -> Mask:
-        """Only peft's adapters that are nothing at zero decay, towards the base model: LoRA's A and B, OFT's R, ..."""
+        """Only those adapters of peft decay whose zero is the base model: LoRA's A and B, OFT's R, ..."""
         return cls(base="adapters")
 
     @classmethod

@@ -13,7 +13,7 @@ from rich.text import Text
 __all__ = ["SHOWN_UNITS", "amounts_table", "plan_table", "totals_table"]
 
 SHOWN_UNITS = ("decoupled", "independent", "normalized", "timescale_steps", "timescale_epochs", "timescale_runs")
-_NUMERIC_COLUMNS = ("shape", "wd_mult", "lr_mult", "tensors", "parameters", "value")
+_NUMERIC_COLUMNS = ("shape", "wd_mult", "lr_mult", "scale_invariance", "tensors", "parameters", "value")
 _SAID = (*_NUMERIC_COLUMNS, "group")  # columns whose cells need their names beside them
 
 
@@ -56,9 +56,10 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     """Return the table of a decay plan's ``to_dict()``: one line for each parameter, with the reason.
 
     Under ``wd_mult`` and ``lr_mult`` stands a group's own ``weight_decay`` or ``lr`` where a rule sets it. The
-    optimizer has a column where there is more than one.
+    optimizer has a column where there is more than one, and ``scale_invariance`` where it was measured.
     """
-    several = len({row["optimizer"] for row in plan["parameters"]}) > 1
+    several = ["optimizer"] * (len({row["optimizer"] for row in plan["parameters"]}) > 1)
+    measured = ["scale_invariance"] * any("scale_invariance" in row for row in plan["parameters"])
     rows = [
         (
             " = ".join(row["names"]),
@@ -67,13 +68,13 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
             _factor(row, "wd_mult", "weight_decay"),
             _factor(row, "lr_mult", "lr"),
             row["style"] or "-",
-            *([row["optimizer"] or "-"] if several else []),
+            *(row[key] or "-" for key in several),
+            *("-" if row.get(key) is None else f"{row[key]:.1e}" for key in measured),
             row["reason"],
         )
         for row in plan["parameters"]
     ]
-    optimizer = ["optimizer"] if several else []
-    columns = ("parameter", "shape", "group", "wd_mult", "lr_mult", "style", *optimizer, "reason")
+    columns = ("parameter", "shape", "group", "wd_mult", "lr_mult", "style", *several, *measured, "reason")
     return _FittingTable("Decay plan", columns, rows)
 
 

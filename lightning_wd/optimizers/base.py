@@ -250,7 +250,7 @@ class DecayGroups(Optimizer):
         load = super().load_state_dict
         with as_typed(self.typed):
             if load.__func__ is not Optimizer.load_state_dict:  # type: ignore[attr-defined]
-                load(fit_checkpoint(self, state_dict))  # one of the class's own, as in bitsandbytes, runs no hooks
+                load(fit_checkpoint(self, state_dict))  # the class has its own, which may run no hooks: bitsandbytes
                 return
             # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
             fitted: dict[str, Any] = {}

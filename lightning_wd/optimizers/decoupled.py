@@ -24,8 +24,8 @@ __all__ = ["decoupled", "is_schedule_free"]
 _READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW, torch.optim.SGD: SGDW}
 
 
-def is_schedule_free(optimizer: Optimizer | type[Optimizer]) -> bool:
-    """Whether an optimizer holds other weights in the model while it trains than while it is evaluated."""
+def is_schedule_free(optimizer: Any) -> bool:
+    """Whether an optimizer or a class of one has other weights in the model while it trains than in evaluation."""
     return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
 
 
@@ -53,6 +53,10 @@ class _Decoupled(DecayGroups):
             self._settings["weight_decay"] = amount
             bound.arguments.update({} if lacks_decay else {"weight_decay": 0.0})
         super().__init__(*bound.args, **bound.kwargs)
+
+    def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
+        # None may be a class's own default, as timm's eps
+        super()._check({k: v for k, v in given.items() if v is not None or k in ("lr", "weight_decay")}, settings, of)
 
     def _complete(self, group: dict[str, Any], label: str) -> None:
         if "lr" not in self.defaults:

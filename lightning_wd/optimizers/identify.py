@@ -126,16 +126,16 @@ def identify(optimizer_cls: type[Optimizer], **keywords: Any) -> Identification:
     given = _check_keywords(optimizer_cls, keywords)
     asked = (optimizer_cls, *sorted((key, repr(value)) for key, value in given.items()))
     if asked not in _KNOWN:
-        _KNOWN[asked] = _find_out(optimizer_cls, given)
+        _KNOWN[asked] = _find_out(optimizer_cls, given, "cuda" if torch.cuda.is_available() else None)
     return _KNOWN[asked]
 
 
 _KNOWN: dict[tuple[Any, ...], Identification] = {}
 
 
-def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any]) -> Identification:
+def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any], accelerator: str | None) -> Identification:
     tries = [(torch.float64, "cpu"), (torch.float32, "cpu")]
-    tries += [(torch.float32, "cuda")] if torch.cuda.is_available() else []
+    tries += [(torch.float32, accelerator)] if accelerator else []
     failures: list[str] = []
     unknown: list[Identification] = []
     for dtype, device in tries:
@@ -143,7 +143,7 @@ def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any]) -> Identificati
             with _aside(device):
                 found = _Identifier(_Trial(cls, keywords, dtype, device)).identify()
             if found.style != "unknown" and not (unknown and found.style == "none"):
-                return found
+                return _as_on(accelerator, found, cls, keywords)
             unknown.append(found)  # one that computes in float32 may be known with its tolerance
         except Exception as error:  # anyone's optimizer: it may want other tensors, an accelerator, or a closure
             lines = str(error).strip().splitlines()
@@ -157,6 +157,26 @@ def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any]) -> Identificati
             f"{cls.__name__} cannot be made with {given}.", found=failures[0], fix="correct the value, or leave it out"
         )
     return Identification(cls.__name__, "unknown", evidence=("It could not be stepped.", *failures))
+
+
+def _as_on(accelerator: str | None, found: Identification, cls: type[Optimizer], keywords: Any) -> Identification:
+    """Return what a class of another library does on the accelerator, where that is not what it does on the CPU.
+
+    bitsandbytes has a kernel for each: its Lion is ``decoupled`` on a CPU, and was reported as ``l2`` on a GPU.
+    """
+    if accelerator is None or cls.__module__.startswith("torch.optim"):
+        return found
+    try:
+        with _aside(accelerator):
+            other = _Identifier(_Trial(cls, keywords, torch.float32, accelerator)).identify()
+    except Exception:  # it runs on the CPU only
+        return found
+    if other.style == "unknown":  # 0 and our decay beside it are right on either
+        return replace(found, own_rule=False)
+    if other.style == found.style and math.isclose(other.multiple or 0.0, found.multiple or 0.0, rel_tol=0.02):
+        return found
+    line = f"That is on {accelerator}; on the CPU it is {found.style}."
+    return replace(other, own_rule=False, both=False, evidence=(*other.evidence, line))
 
 
 @contextlib.contextmanager

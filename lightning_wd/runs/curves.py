@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 from collections import defaultdict
@@ -10,33 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_wd.decay import step_fraction
 from lightning_wd.errors import ConfigError, nearest
+from lightning_wd.runs.figure import COLORS, LINES, below, curve, in_style, key, panels, save
 
-__all__ = ["curves", "draw_monitor", "overlay", "panel_figure", "read_metrics"]
-
-
-def panel_figure(
-    count: int,
-    *,
-    columns: int,
-    panel: tuple[float, float],
-    border: tuple[float, float] = (0.0, 0.0),
-    at_least: float = 6.0,
-) -> tuple[Any, list[Any]]:
-    """Return a matplotlib Figure and the axes of its ``count`` panels, row by row; it needs no screen.
-
-    Sizes are (width, height) in inches: of a panel, of a border to add, and the smallest width of the whole.
-    """
-    from matplotlib.figure import Figure
-
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    size = (max(at_least, panel[0] * columns + border[0]), panel[1] * rows + border[1])
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for unused in axes[count:]:
-        unused.remove()
-    return figure, axes[:count]
+__all__ = ["curves", "draw_monitor", "overlay", "read_metrics"]
 
 
 def _finish(axes: Any, title: str, unit: str, *, log: bool) -> None:
@@ -45,7 +24,6 @@ def _finish(axes: Any, title: str, unit: str, *, log: bool) -> None:
     if log and heights and max(heights) > 10 * min(heights) > 0:
         axes.set_yscale("log")
     axes.set(title=title, xlabel="optimizer step", ylabel=unit)
-    axes.grid(alpha=0.3)
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -62,39 +40,73 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     return dict(series)
 
 
+@in_style()
 def curves(folder: Path, title: str) -> Path | None:
-    """Draw a run's ``metrics.csv`` as ``curves.png``: loss, accuracy, learning rate and weight decay against the step.
+    """Draw a run's ``metrics.csv`` as ``curves.png``: loss, accuracy, and each group's rate, coefficient and ``d_t``.
 
-    Return the picture's path, or None where the folder has no metrics.
+    ``d_t`` is known where the folder has the ``decay_plan.json`` of one optimizer, and not for style ``l2``. Return the
+    picture's path, or None where the folder has no metrics.
     """
     metrics = folder / "metrics.csv"
     series = read_metrics(metrics) if metrics.is_file() else {}
-    names = [name for name in series if not name.startswith("test/")]
-    panels = [
-        ("loss", "loss (nats)", [n for n in names if n.endswith("/loss")]),
-        ("accuracy", "accuracy", [n for n in names if n.endswith("/acc")]),
-        ("learning rate", "lr", [n for n in names if n.startswith("lr-") and not n.endswith("-weight_decay")]),
-        ("weight decay", "coefficient", [n for n in names if n.startswith("lr-") and n.endswith("-weight_decay")]),
-    ]
-    panels = [panel for panel in panels if panel[2]]
-    if not panels:
+    measured = {name: points for name, points in series.items() if not name.startswith("test/")}
+    rates = _of_groups(series, "")
+    coefficients = _of_groups(series, "-weight_decay")
+    plan = folder / "decay_plan.json"
+    groups = json.loads(plan.read_text(encoding="utf-8")).get("groups", []) if plan.is_file() else []
+    drawn = {
+        "loss": ("nats", {n: points for n, points in measured.items() if n.endswith("/loss")}),
+        "accuracy": ("", {n: points for n, points in measured.items() if n.endswith("/acc")}),
+        "learning rate": ("lr_t", rates),
+        "weight decay": ("coefficient lam", coefficients),
+        "effective decay": ("d_t, part removed per step", _fractions(groups, rates, coefficients)),
+    }
+    drawn = {name: panel for name, panel in drawn.items() if panel[1]}
+    if not drawn:
         return None
-    figure, grid = panel_figure(len(panels), columns=2, panel=(4.6, 3.2))
-    figure.suptitle(title)
-    for axes, (name, unit, shown) in zip(grid, panels, strict=True):
-        lines: dict[tuple[tuple[int, float], ...], list[str]] = defaultdict(list)  # equal series are one line
-        for metric in sorted(shown):
-            lines[tuple(series[metric])].append(metric.removeprefix("lr-").removesuffix("-weight_decay"))
-        for points, labels in lines.items():
-            marker = "." if len(points) < 50 else None
-            axes.plot(*zip(*points, strict=True), label=", ".join(labels), linewidth=1.2, marker=marker)
+    figure, grid = panels(len(drawn), title, columns=3)
+    parts, names = ["train", "val"], list(rates)
+    handles: dict[str, Any] = {}
+    for axes, (name, (unit, lines)) in zip(grid, drawn.items(), strict=True):
+        for metric, points in lines.items():
+            if metric in names:
+                curve(axes, points, 2 + names.index(metric), LINES[names.index(metric) % len(LINES)], metric)
+            else:
+                part = metric.rpartition("/")[0]
+                curve(axes, points, parts.index(part) if part in parts else len(COLORS) - 1, label=part)
         _finish(axes, name, unit, log=name == "loss")
-        axes.legend(fontsize="small")
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=120)
-    return path
+        handles |= {line.get_label(): line for line in axes.get_lines()}
+    caption = [f"{g['name']}: {g['tensors']} tensors, {g['numel']:,} parameters" for g in groups]
+    below(figure, "; ".join(caption), list(handles.values()))
+    return save(figure, folder / "curves.png")
 
 
+def _of_groups(series: dict[str, Any], ending: str) -> dict[str, list[tuple[int, float]]]:
+    """Return what LearningRateMonitor logged as ``lr-<optimizer>/<group><ending>``, without both."""
+    names = {name: name.removeprefix("lr-") for name in series if name.startswith("lr-")}
+    other = "-weight_decay", "-momentum"
+    return {
+        group.removesuffix(ending): series[name]
+        for name, group in names.items()
+        if (group.endswith(ending) if ending else not group.endswith(other))
+    }
+
+
+def _fractions(groups: Any, rates: Any, coefficients: Any) -> dict[str, list[tuple[int, float]]]:
+    """Return ``d_t`` of each group over the steps, from its style and peak rate in ``decay_plan.json``."""
+    known = {group["name"]: group for group in groups if group["style"] not in (None, "l2")}
+    found = {}
+    for label, lams in coefficients.items():
+        if group := known.get(label.rpartition("/")[2]):
+            rate, peak = dict(rates[label]), group["lr"]
+            found[label] = [
+                (step, step_fraction(group["style"], weight_decay=lam, lr=rate[step], base_lr=peak))
+                for step, lam in lams
+            ]
+    return found
+
+
+@in_style()
 def overlay(folders: Sequence[str | Path], out: str | Path, metrics: Sequence[str] | None = None) -> Path:
     """Draw the metrics of runs over each other, and return the picture's path.
 
@@ -126,40 +138,39 @@ def overlay(folders: Sequence[str | Path], out: str | Path, metrics: Sequence[st
             fix = f"write --metric {close or names[0]}"
             raise ConfigError(f"no run has the metric {name!r}.", valid=names, nearest=close, fix=fix)
     common = os.path.commonpath([run.resolve().parent for run in runs])
-    figure, grid = panel_figure(len(wanted), columns=2, panel=(5.2, 3.4), border=(0.0, 0.28 * len(runs)))
+    figure, grid = panels(len(wanted), "Metrics of several runs" if len(wanted) > 1 else wanted[0], height=3)
     for axes, metric in zip(grid, wanted, strict=True):
         for number, (run, series) in enumerate(runs.items()):
             if metric in series:
-                axes.plot(
-                    *zip(*series[metric], strict=True),
-                    label=run.resolve().relative_to(common).as_posix(),
-                    color=f"C{number % 10}",
-                    linestyle=("-", "--", ":", "-.")[number // 10 % 4],
-                    linewidth=1.2,
-                    marker="." if len(series[metric]) < 50 else None,
-                )
+                label = run.resolve().relative_to(common).as_posix()
+                curve(axes, series[metric], number, LINES[number // len(COLORS) % len(LINES)], label)
         _finish(axes, metric, metric.rpartition("/")[2], log=metric.endswith("loss"))
     handles = {line.get_label(): line for axes in grid for line in axes.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize="small", ncols=1)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    return Path(out)
+    below(figure, "", list(handles.values()), columns=1)
+    return save(figure, Path(out))
 
 
 # panel -> (unit, quantity -> line): measured quantities are solid, predicted ones dashed
 _PANELS = {
-    "RMS of the weights": ("", {"weight_rms": "-", "weight_rms_predicted": "--"}),
-    "effective decay": ("d_t, part of the weights per step", {"d_t": "-"}),
-    "timescale": ("epochs", {"timescale_epochs": "-"}),
-    "angular update": ("radians", {"angular_update": "-", "angular_update_predicted": "--"}),
-    "gradient / weight": ("", {"grad_weight_ratio": "-", "grad_weight_ratio_predicted": "--"}),
-    "decay lost by Adam's L2": (
-        "d_i: p5, p50, p95",
+    "size of the weights": ("RMS", {"weight_rms": "-", "weight_rms_predicted": "--"}),
+    "effective decay": ("d_t, part removed per step", {"d_t": "-"}),
+    "timescale": ("1 / d_t, in epochs", {"timescale_epochs": "-"}),
+    "angular update": ("radians per step", {"angular_update": "-", "angular_update_predicted": "--"}),
+    "gradient over weight": ("||g|| / ||w||", {"grad_weight_ratio": "-", "grad_weight_ratio_predicted": "--"}),
+    "decay by Adam's L2": (
+        "d_i of the coordinates",
         {"lost_decay_p5": ":", "lost_decay_p50": "-", "lost_decay_p95": ":"},
     ),
 }
+_LINES = {"--": "predicted", ":": "5th and 95th percentile"}
+_PREDICTED = {  # what theory says, where a quantity has a prediction
+    "weight_rms_predicted": "Predicted: where AdamW's weights, and the angle of a step, settle under gradients of pure "
+    "noise at the learning rate of the moment; a schedule may move on before they do.",
+    "grad_weight_ratio_predicted": "Predicted: where the gradients of SGD settle on layers before a norm.",
+}
 
 
+@in_style()
 def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) -> Path | None:
     """Draw each quantity of each group against the step; return the path, or None if there is nothing to draw.
 
@@ -167,24 +178,23 @@ def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) ->
     """
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in history:
-        for key, value in row.items():
-            if key.startswith("wd/") and math.isfinite(value):
-                series[key].append((row["step"], value))
-    groups = sorted({key.removeprefix("wd/").rpartition("/")[0] for key in series})
-    seen = {key.rpartition("/")[2] for key in series}
-    panels = [(name, *panel) for name, panel in _PANELS.items() if seen.intersection(panel[1])]
-    if not panels:
+        for metric, value in row.items():
+            if metric.startswith("wd/") and math.isfinite(value):
+                series[metric].append((row["step"], value))
+    groups = sorted({metric.removeprefix("wd/").rpartition("/")[0] for metric in series})
+    seen = {metric.rpartition("/")[2] for metric in series}
+    drawn = {name: panel for name, panel in _PANELS.items() if seen.intersection(panel[1])}
+    if not drawn:
         return None
-    figure, grid = panel_figure(len(panels), columns=3, panel=(4.4, 3.4))
-    figure.suptitle(title)
-    for axes, (name, unit, quantities) in zip(grid, panels, strict=True):
-        for color, group in enumerate(groups):
+    lines = {line for _, quantities in drawn.values() for name, line in quantities.items() if name in seen}
+    figure, grid = panels(len(drawn), title, columns=3)
+    for axes, (name, (unit, quantities)) in zip(grid, drawn.items(), strict=True):
+        for number, group in enumerate(groups):
             for quantity, line in quantities.items():
                 if points := series.get(f"wd/{group}/{quantity}"):
-                    label = group + {"--": ", predicted", ":": ", " + quantity.rpartition("_")[2]}.get(line, "")
-                    marker = "." if len(points) < 30 else None
-                    axes.plot(*zip(*points, strict=True), line, color=f"C{color}", label=label, marker=marker)
+                    curve(axes, points, number, line)
         _finish(axes, name, unit, log=True)
-        axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-    return path
+    handles = [key(group, COLORS[number % len(COLORS)]) for number, group in enumerate(groups)]
+    handles += [key(meaning, "0.4", line) for line, meaning in _LINES.items() if line in lines]
+    below(figure, " ".join(text for name, text in _PREDICTED.items() if name in seen), handles)
+    return save(figure, path)

@@ -19,18 +19,19 @@ import numpy as np
 
 from lightning_wd.decay import AMOUNTS
 from lightning_wd.errors import ConfigError, nearest
-from lightning_wd.runs.curves import panel_figure, read_metrics
+from lightning_wd.runs.curves import read_metrics
+from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
 from lightning_wd.runs.separability import Separability, mean_over_seeds, near_rows, row_optima, separability
 
-__all__ = ["Cell", "Grid", "draw", "grids", "read_cells", "write_heatmap"]
+__all__ = ["Cell", "Grid", "draw", "grids", "read_cells", "write_heatmap", "write_pictures"]
 
 METRICS = ("test/acc", "test/loss", "val/acc", "val/loss")  # the first that a sweep has is drawn
 _AMOUNT = {  # what the amount means in each style
-    "l2": "weight decay lam, in the gradient: g + lam * w",
-    "decoupled": "weight decay lam, removed each step: lr_t * lam * w",
-    "independent": "weight decay lam, removed each step: eta_t * lam * w",
-    "constant": "weight decay lam, removed each step: lam * w",
-    "corrected": "weight decay lam, removed each step: lr_t^2 / lr0 * lam * w",
+    "l2": "lam, in the gradient: g + lam * w",
+    "decoupled": "lam, removed each step: lr_t * lam * w",
+    "independent": "lam, removed each step: eta_t * lam * w",
+    "constant": "lam, removed each step: lam * w",
+    "corrected": "lam, removed each step: lr_t^2 / lr0 * lam * w",
 }
 
 
@@ -161,17 +162,11 @@ def write_heatmap(folder: str | Path, metric: str | None = None) -> tuple[list[G
 
     Arguments and errors are those of :func:`read_cells`, whose result is returned with grids in place of the cells.
     """
-    from matplotlib import rc_context
-
     folder = Path(folder)
     cells, metric, unfinished = read_cells(folder, metric)
-    made = grids(cells)
-    figure = draw(made, f"{metric.removesuffix('/acc')} error (%)" if metric.endswith("/acc") else metric)
-    figure.savefig(folder / "heatmap.png", dpi=130)
-    with rc_context({"svg.hashsalt": "lightning-wd"}):  # the same picture is the same file
-        figure.savefig(folder / "heatmap.svg", metadata={"Date": None})
+    made = write_pictures(folder, cells, metric)
     head = [*Cell._fields, "metric"]
-    _write(folder / "heatmap.csv", head, ((*cell[:-1], f"{cell.error:.6g}", metric) for cell in cells))
+    _write(folder / "heatmap.csv", head, ((*cell[:-1], f"{cell.error:.9g}", metric) for cell in cells))
     rows = []
     for grid in made:
         s = grid.separability
@@ -182,66 +177,95 @@ def write_heatmap(folder: str | Path, metric: str | None = None) -> tuple[list[G
     return made, metric, unfinished
 
 
+@in_style()
+def write_pictures(folder: Path, cells: Iterable[Cell], metric: str) -> list[Grid]:
+    """Write ``heatmap.png`` and ``heatmap.svg`` into a folder, and return the grids that they show."""
+    from matplotlib import rc_context
+
+    made = grids(cells)
+    figure = draw(made, f"{metric.removesuffix('/acc')} error (%)" if metric.endswith("/acc") else metric)
+    save(figure, folder / "heatmap.png")
+    with rc_context({"svg.hashsalt": "lightning-wd"}):  # the same picture is the same file
+        save(figure, folder / "heatmap.svg", metadata={"Date": None})
+    return made
+
+
 def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
 
 
+@in_style()
 def draw(made: Sequence[Grid], label: str) -> Any:
     """Return a matplotlib Figure: a panel for each grid, on one colour scale.
 
-    The scale, named ``label``, ends at the 80th percentile of all cells, so that diverged ones do not flatten it. A red
-    frame marks each panel's best cell, dots the best amount at each learning rate that counts, the line 5 % above the
-    panel's best.
+    The scale, named ``label``, ends at the 80th percentile of all cells, so that diverged ones do not flatten it. A
+    frame marks each panel's best cell, bold numbers the cells at most 5 % worse, dots the best amount at each learning
+    rate that counts.
     """
     values = np.concatenate([grid.mean.ravel() for grid in made])
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.0, 0.8]) if len(values) else (0.0, 1.0)
-    widest, tallest = (max(len(getattr(grid, key)) for grid in made) for key in ("amount", "lr"))
-    panel = (1.6 + 0.62 * widest, 1.4 + 0.5 * tallest)
-    figure, axes = panel_figure(len(made), columns=2, panel=panel, border=(1.0, 0.5), at_least=6.5)
-    seeds = max(len(grid.errors) for grid in made)
-    figure.suptitle(f"{label.capitalize()} over learning rate and weight decay, {seeds} seed{'s' * (seeds > 1)}")
+    tallest, seeds = (max(each) for each in zip(*((len(grid.lr), len(grid.errors)) for grid in made), strict=True))
+    title = f"{label.capitalize()} over learning rate and weight decay, {seeds} seed{'s' * (seeds > 1)}"
+    figure, axes = panels(len(made), title, height=1.1 + 0.42 * tallest)
     for each, grid in zip(axes, made, strict=True):
         image = _panel(each, grid, low, max(high, low + 1e-9), " %" if "%" in label else "")
-    figure.colorbar(image, ax=axes, label=label, extend="max" if (values > high).any() else "neither")
-    figure.supxlabel(
-        "red frame: best cell; white line: 5 % above it; dots: best amount at each learning rate (by a parabola)\n"
-        "separability: octaves by which the best amount moves for each octave of lr (0 separable, 1 the diagonal)",
-        fontsize="small",
+    extend = "max" if (values > high).any() else "neither"
+    figure.colorbar(image, ax=axes, label=label, extend=extend, fraction=0.05, aspect=40)
+    below(
+        figure,
+        "Frame: the best cell; bold: at most 5 % worse; dots: the best amount at each learning rate, by a parabola. "
+        "Separability: octaves by which it moves for each octave of lr (0: separable, 1: the diagonal).",
     )
     return figure
 
 
 def _panel(axes: Any, grid: Grid, low: float, high: float, unit: str) -> Any:
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
     x, y, mean = _positions(grid.amount), _positions(grid.lr), grid.mean
     axes.set_facecolor("0.8")
-    image = axes.pcolormesh(_edges(x), _edges(y), np.ma.masked_invalid(mean), vmin=low, vmax=high)
+    axes.grid(False)
+    scale, colormap = Normalize(low, high), colormaps["viridis"]
+    image = axes.pcolormesh(_edges(x), _edges(y), np.ma.masked_invalid(mean), norm=scale, cmap=colormap)
     i, j = grid.best
-    if min(mean.shape) > 1 and np.isfinite(mean).all():
-        axes.contour(x, y, mean, levels=[1.05 * mean[i, j]], colors="white", linewidths=1.2)
     for (row, column), value in np.ndenumerate(mean):
         if np.isfinite(value) and mean.size <= 144:
-            color = "white" if value < low + 0.6 * (high - low) else "black"
-            offset = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "va": "center"}
-            axes.annotate(f"{value:#.3g}", (x[column], y[row]), color=color, fontsize=7, zorder=7, **offset)
+            light = np.dot(colormap(scale(value))[:3], [0.299, 0.587, 0.114]) > 0.5
+            text = {
+                "color": "black" if light else "white",
+                "fontsize": 7.5,
+                "zorder": 7,
+                "ha": "center",
+                "va": "center",
+            }
+            text["weight"] = "bold" if value <= 1.05 * mean[i, j] else "normal"
+            place = {"xytext": (0, -8), "textcoords": "offset points"}
+            axes.annotate(f"{value:#.3g}", (x[column], y[row]), **text, **place)
     rows, usable = near_rows(mean), grid.amount > 0
     if usable.sum() > 1:
         optima, _ = row_optima(mean[np.ix_(rows, usable)], x[usable])
-        axes.plot(optima, y[rows], "o-", color="black", markerfacecolor="white", markersize=5, linewidth=0.8, zorder=6)
+        axes.plot(optima, y[rows], "o-", color="black", markerfacecolor="white", markersize=4, linewidth=0.8, zorder=6)
     (left, right), (bottom, top) = _edges(x)[j : j + 2], _edges(y)[i : i + 2]
-    frame = Rectangle((left, bottom), right - left, top - bottom, fill=False, edgecolor="red", linewidth=2.2, zorder=5)
-    axes.add_patch(frame)
+    box = {"xy": (left, bottom), "width": right - left, "height": top - bottom, "fill": False, "zorder": 5}
+    axes.add_patch(Rectangle(**box, edgecolor=COLORS[1], linewidth=2.5))
     moved = "too few rows" if math.isnan(grid.separability.drift) else grid.separability
-    axes.set_title(f"{grid.title}: best {mean[i, j]:.4g}{unit}\nseparability {moved}", fontsize=9)
+    axes.set_title(f"{_title(grid)}: best {mean[i, j]:.4g}{unit}\nseparability {moved}")
     amount = _AMOUNT.get(grid.style.removesuffix(" cautious"), "weight decay")
-    axes.set_xlabel(amount if grid.unit == "weight_decay" else f"{grid.unit} decay", fontsize="small")
+    axes.set_xlabel(amount if grid.unit == "weight_decay" else f"{grid.unit} decay")
     axes.set_ylabel("learning rate")
     axes.set_xticks(x, [_name(value) for value in grid.amount])
     axes.set_yticks(y, [_name(value) for value in grid.lr])
     return image
+
+
+def _title(grid: Grid) -> str:
+    """Return a grid's optimizer as papers write it, and its style where the optimizer does not say it."""
+    optimizer, comma, style = grid.title.partition(", ")
+    return TITLES.get(optimizer, optimizer) + (comma + style) * (style != "l2")
 
 
 def _positions(values: Any) -> Any:

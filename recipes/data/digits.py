@@ -19,18 +19,24 @@ class Digits(L.LightningDataModule):
     Args:
         batch_size: images in a batch on each process.
         num_workers: loader processes; 0 is fastest: a batch is one index operation in memory.
-        seed: of the split, >= 0; the order depends on the run's own seed.
+        label_noise: fraction of the training images, in [0, 1], whose label is replaced by a random one (which is the
+            right one for a tenth of them); those of validation and test stay right.
+        seed: of the split and the noise, >= 0; the order depends on the run's own seed.
     """
 
     in_features, num_classes = 64, 10
 
-    def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
+    def __init__(self, batch_size: int = 64, num_workers: int = 0, label_noise: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
 
     def setup(self, stage: str) -> None:
         images, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix(self.hparams["seed"])))
+        random = torch.Generator().manual_seed(mix(self.hparams["seed"]))
+        order = torch.randperm(len(images), generator=random)
+        train = order[: SPLIT[0]]
+        spoilt = train[: round(self.hparams["label_noise"] * SPLIT[0])]
+        labels[spoilt] = torch.randint(self.num_classes, (len(spoilt),), generator=random)
         parts = torch.split(order, list(SPLIT))
         self.train, self.val, self.test = (Tensors(images[part].float() / 16, labels[part]) for part in parts)
 

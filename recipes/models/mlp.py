@@ -25,7 +25,7 @@ class MLP(Classifier):
     def __init__(
         self,
         in_features: int = 64,
-        hidden: Sequence[int] = (128, 128),
+        hidden: Sequence[int] = (256, 256),
         num_classes: int = 10,
         dropout: float = 0.0,
         optimizer: Any = None,

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from studies.finished_runs import base, new_figure, read_runs, write_csv
+from studies.finished_runs import Run, base, read_csv, read_runs, write_csv
 
+from lightning_wd.runs.figure import COLORS, LINES, below, in_style, key, panels, save
 from lightning_wd.runs.separability import row_optima
 
 UNITS = ("raw", "normalized", "timescale_epochs")
 _LABEL = {
-    "raw": "raw lam (independent)",
-    "normalized": "normalized, lam * sqrt(steps)",
-    "timescale_epochs": "timescale in epochs, 1 / (lam * steps per epoch)",
+    "raw": "lam of independent",
+    "normalized": "normalized: lam * sqrt(steps)",
+    "timescale_epochs": "timescale in epochs",
 }
 
 
@@ -45,57 +46,79 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write the runs, the best value in each unit, and the picture."""
-    found = {kind: _curves(runs / kind) for kind in ("epochs", "batch")}
-    if found["batch"]:
-        middle = sorted(found["epochs"])[1]
-        run = read_runs(runs / "epochs" / str(middle))[0]
-        found["batch"][run.config["data"]["batch_size"]] = found["epochs"][middle]
-    found = {kind: curves for kind, curves in found.items() if len(curves) > 1}
-    table: list[tuple[Any, ...]] = []
-    rows, figure = [], new_figure(11, 3.6 * len(found))
-    grid = figure.subplots(len(found), 3, sharey="row", squeeze=False)
-    figure.suptitle("AdamW's test error on Fashion-MNIST over weight decay in three units; stars mark the best")
-    for panels, (kind, curves) in zip(grid, found.items(), strict=True):
-        best: dict[str, list[float]] = defaultdict(list)
-        for color, (size, curve) in enumerate(sorted(curves.items())):
-            raw = np.array(sorted(curve))
-            mean = np.array([np.mean(curve[lam]["errors"]) for lam in raw])
-            rows += [(kind, size, lam, seed, e) for lam in raw for seed, e in enumerate(curve[lam]["errors"])]
-            log_best = row_optima(mean[None], np.log2(raw))[0][0]
-            for axes, unit in zip(panels, UNITS, strict=True):
-                x = [_in_unit(unit, lam, curve[raw[0]]) for lam in raw]
-                axes.plot(
-                    x, mean, ".-", color=f"C{color}", label=f"{size} epochs" if kind == "epochs" else f"batch {size}"
-                )
-                star = _in_unit(unit, 2.0**log_best, curve[raw[0]])
-                axes.plot([star], [mean.min()], "*", color=f"C{color}", markersize=14)
-                best[unit].append(star)
-        for axes, unit in zip(panels, UNITS, strict=True):
-            axes.set_xscale("log", base=2)
-            axes.set_xlabel(_LABEL[unit])
-            spread = math.log2(max(best[unit]) / min(best[unit]))
-            axes.set_title(f"best values differ by {spread:.1f} octaves", fontsize=10)
-            axes.grid(alpha=0.3)
-            table += [(kind, size, unit, value) for size, value in zip(sorted(curves), best[unit], strict=True)]
-            table.append((kind, "spread_octaves", unit, spread))
-        panels[0].set_ylabel("test error (%)")
-        panels[0].set_ylim(*_limits(curves))
-        panels[0].legend(fontsize="small")
-    figure.savefig(out / "budgets.png", dpi=130)
-    write_csv(out / "runs.csv", ["changed", "value", "weight_decay_independent", "seed", "test_error_percent"], rows)
-    write_csv(out / "best.csv", ["changed", "value", "unit", "best"], table)
+    """Write the runs, and the best value in each unit."""
+    rows = []
+    for kind in ("epochs", "batch"):
+        for run in read_runs(runs / kind):
+            rows.append((kind, *_row(int(run.folder.parent.name), run)))
+    batches = sorted({size for kind, size, *_ in rows if kind == "batch"})
+    if batches:  # the middle budget has the middle batch size
+        middle = sorted({size for kind, size, *_ in rows if kind == "epochs"})[1]
+        for run in read_runs(runs / "epochs" / str(middle)):
+            rows.append(("batch", *_row(run.config["data"]["batch_size"], run)))
+    head = "changed value weight_decay_independent seed test_error_percent steps steps_per_epoch".split()
+    write_csv(out / "runs.csv", head, sorted(rows, key=lambda row: (-ord(row[0][0]), *row[1:])))
+    write_csv(out / "best.csv", ["changed", "value", "unit", "best"], _best(_curves(out)))
 
 
-def _curves(folder: Path) -> dict[int, dict[float, dict[str, Any]]]:
-    """Return errors and step counts as curves[size of the run][lam]."""
-    curves: dict[int, dict[float, dict[str, Any]]] = defaultdict(dict)
-    for run in read_runs(folder):
-        size = int(run.folder.parent.name)
-        steps = run.series["test/loss"][-1][0]
-        point = {"errors": [], "steps": steps, "per_epoch": steps / run.config["trainer"]["max_epochs"]}
-        curves[size].setdefault(run.config["optimizer"]["weight_decay"], point)["errors"].append(run.test_error)
+def _row(size: int, run: Run) -> tuple[Any, ...]:
+    steps = run.series["test/loss"][-1][0]
+    lam, per_epoch = run.config["optimizer"]["weight_decay"], steps // run.config["trainer"]["max_epochs"]
+    return size, lam, run.config["seed"], run.test_error, steps, per_epoch
+
+
+@in_style()
+def draw(out: Path) -> None:
+    """Draw the error over the amount in each unit: a row of panels for what changes, a line for each value."""
+    curves = {kind: found for kind, found in _curves(out).items() if len(found) > 1}
+    best = {(row["changed"], row["value"], row["unit"]): row["best"] for row in read_csv(out / "best.csv")}
+    title = "AdamW's test error on Fashion-MNIST over weight decay in three units; stars mark the best"
+    figure, axes = panels(3 * len(curves), title, columns=3, height=2.6, share_y=True)
+    labels: dict[int, list[str]] = defaultdict(list)
+    for place, (kind, found) in enumerate(curves.items()):
+        row = axes[3 * place : 3 * place + 3]
+        for number, (size, curve) in enumerate(sorted(found.items())):
+            lams = sorted(curve)
+            means = [np.mean(curve[lam]["errors"]) for lam in lams]
+            labels[number].append(f"{size} epochs" if kind == "epochs" else f"batch {size}")
+            look = {"color": COLORS[number], "linestyle": LINES[number]}
+            for each, unit in zip(row, UNITS, strict=True):
+                each.plot([_in_unit(unit, lam, curve[lam]) for lam in lams], means, marker=".", **look)
+                each.plot([best[kind, size, unit]], [min(means)], "*", color=COLORS[number], markersize=13)
+        for each, unit in zip(row, UNITS, strict=True):
+            each.set_xscale("log", base=2)
+            each.set(xlabel=_LABEL[unit], title=f"best: {best[kind, 'spread_octaves', unit]:.1f} octaves apart")
+        row[0].set(ylabel="test error (%)", ylim=_limits(found))
+    lines = [key("; ".join(labels[n]), COLORS[n], LINES[n]) for n in labels]
+    below(figure, "", lines)
+    save(figure, out / "budgets.png")
+
+
+def _curves(out: Path) -> dict[str, dict[int, dict[float, dict[str, Any]]]]:
+    """Return errors and step counts as curves[what changes][its value][lam], from ``runs.csv``."""
+    curves: dict[str, dict[int, dict[float, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    for row in read_csv(out / "runs.csv"):
+        point = {"errors": [], "steps": row["steps"], "per_epoch": row["steps_per_epoch"]}
+        cells = curves[row["changed"]][int(row["value"])]
+        cells.setdefault(row["weight_decay_independent"], point)["errors"].append(row["test_error_percent"])
     return curves
+
+
+def _best(curves: dict[str, dict[int, dict[float, dict[str, Any]]]]) -> list[tuple[Any, ...]]:
+    """Return the best value of each unit at each value of what changes, and how far apart they are."""
+    table: list[tuple[Any, ...]] = []
+    for kind, found in curves.items():
+        best: dict[str, list[float]] = {unit: [] for unit in UNITS}
+        for _, curve in sorted(found.items()):
+            lams = np.array(sorted(curve))
+            means = np.array([np.mean(curve[lam]["errors"]) for lam in lams])
+            log_best = row_optima(means[None], np.log2(lams))[0][0]
+            for unit in UNITS:
+                best[unit].append(_in_unit(unit, 2.0**log_best, curve[lams[0]]))
+        for unit, values in best.items():
+            table += [(kind, size, unit, value) for size, value in zip(sorted(found), values, strict=True)]
+            table.append((kind, "spread_octaves", unit, math.log2(max(values) / min(values))))
+    return table
 
 
 def _in_unit(unit: str, lam: float, point: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""What the studies share: common settings, reading finished runs, intervals, tables and figures."""
+"""What the studies share: common settings, reading finished runs, intervals and tables."""
 
 from __future__ import annotations
 
@@ -68,6 +68,19 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), _T95[min(n - 3, len(_T95) - 1)] * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table, numbers as floats."""
+
+    def value(text: str) -> Any:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table, with floats to six digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,13 +88,3 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
         writer.writerows([f"{x:.6g}" if isinstance(x, float) else x for x in row] for row in rows)
-
-
-def new_figure(width: float, height: float) -> Any:
-    """Return a matplotlib Figure that needs no screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

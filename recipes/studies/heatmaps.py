@@ -8,9 +8,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from studies.finished_runs import base
+from studies.finished_runs import base, read_csv
 
-from lightning_wd.runs.heatmap import write_heatmap
+from lightning_wd.runs.heatmap import Cell, write_heatmap, write_pictures
 
 # optimizer -> decay style, exponents of 2 of lr0 and lam: [first, last, step]
 GRIDS = {
@@ -39,7 +39,14 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Draw the heatmap and copy it, with its numbers, to the study's folder."""
+    """Copy the numbers of the runs to the study's folder."""
     write_heatmap(runs)
-    for name in ("heatmap.png", "heatmap.svg", "heatmap.csv", "separability.csv"):
+    for name in ("heatmap.csv", "separability.csv"):
         shutil.copy(runs / name, out / name)
+
+
+def draw(out: Path) -> None:
+    """Draw the heatmap from the study's numbers."""
+    rows = read_csv(out / "heatmap.csv")
+    metric = rows[0]["metric"]
+    write_pictures(out, [Cell(*(row[key] for key in Cell._fields)) for row in rows], metric)

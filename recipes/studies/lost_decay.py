@@ -12,7 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from studies.finished_runs import base, new_figure, read_runs, write_csv
+from studies.finished_runs import base, read_csv, read_runs, write_csv
+
+from lightning_wd.runs.figure import COLORS, below, in_style, panels, save
+
+LR, LAM = 2.0**-8, 2.0**-9
 
 
 def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
@@ -23,8 +27,8 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
             *base(data, smoke),
             "optimizer=adam_l2",
             "optimizer/decay=l2",
-            f"optimizer.lr={2.0**-8}",
-            f"optimizer.weight_decay={2.0**-9}",
+            f"optimizer.lr={LR}",
+            f"optimizer.weight_decay={LAM}",
             "seed=0",
             "lr_scheduler=constant",  # so that the last steps decay at all
             "hydra.sweep.subdir=seed${seed}",
@@ -33,7 +37,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write the gradient scale and decay of each decaying weight, quantiles for each tensor, and the picture."""
+    """Write the gradient scale and decay of each decaying weight, and quantiles for each tensor."""
     (run,) = read_runs(runs)
     checkpoint = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)
     optimizer = checkpoint["optimizer_states"][0]
@@ -53,28 +57,34 @@ def report(runs: Path, out: Path) -> None:
         out / "weights.csv", ["gradient_scale", "effective_decay"], zip(scale.tolist(), fraction.tolist(), strict=True)
     )
 
-    figure = new_figure(10.5, 4.6)
-    lr, lam = group["lr"], group["weight_decay"]
-    figure.suptitle(f"Adam with L2, lr {lr:.3g}, lam {lam:.3g}: the decay of each of {len(scale):,} weights")
-    left, right = figure.subplots(1, 2)
-    for color, (name, x, y) in enumerate(zip(group["param_names"], scales, fractions, strict=True)):
-        left.plot(x, y, ".", markersize=3, color=f"C{color}", label=f"{name}, {len(x):,} weights")
-        p5, p50, p95 = np.quantile(y, [0.05, 0.5, 0.95])
-        right.plot([p5, p95], [color, color], "-", linewidth=3, color=f"C{color}")
-        right.plot([p50], [color], "o", markersize=8, color=f"C{color}")
-        right.annotate(f"p95/p5 {p95 / p5:.1f}", (p50, color), (0, 9), textcoords="offset points", ha="center")
-    for axes in (left, right):
-        line = axes.axhline if axes is left else axes.axvline
-        line(middle, color="black", linestyle="--", label=f"AdamW of the median strength, {middle:.2g} for all")
-        axes.grid(alpha=0.3)
+
+@in_style()
+def draw(out: Path) -> None:
+    """Draw the decay of each weight over its gradient's scale, and its range in each tensor."""
+    *tensors, whole = read_csv(out / "tensors.csv")
+    weights = [(row["gradient_scale"], row["effective_decay"]) for row in read_csv(out / "weights.csv")]
+    title = f"Adam with L2, lr {LR:.3g}, lam {LAM:.3g}: the decay of each of {len(weights):,} weights"
+    figure, (left, right) = panels(2, title, height=3.2)
+    start = 0
+    for place, row in enumerate(tensors):
+        here = slice(start, start := start + int(row["weights"]))
+        color = COLORS[place]
+        left.plot(*zip(*weights[here], strict=True), ".", markersize=2, color=color, rasterized=True)
+        label = f"{row['tensor']}, {int(row['weights']):,} weights"
+        right.plot([row["p5"], row["p95"]], [place, place], linewidth=3, color=color, label=label)
+        right.plot([row["p50"]], [place], "o", markersize=8, color=color)
+        text = {"textcoords": "offset points", "ha": "center", "backgroundcolor": "white", "fontsize": "small"}
+        right.annotate(f"p95/p5 {row['spread']:.1f}", (row["p50"], place), (0, 11), **text)
+    adamw = f"AdamW of the median strength: {whole['p50']:.2g} for all weights"
+    for line in (left.axhline, right.axvline):
+        line(whole["p50"], color="black", linestyle="--", label=adamw, zorder=0)
     left.set(xscale="log", yscale="log", title="large gradients, little decay")
     left.set(xlabel="gradient scale of a weight, sqrt(v_hat)", ylabel="effective decay d_i per step")
-    left.legend(fontsize="small", markerscale=3)
-    right.set(xscale="log", xlabel="effective decay d_i per step: p5, median, p95")
-    right.set_yticks(range(len(scales)), group["param_names"])
-    right.set_ylim(len(scales) - 0.4, -0.7)
-    right.set_title(f"all weights: p95/p5 = {high / low:.1f}; AdamW's is 1")
-    figure.savefig(out / "lost_decay.png", dpi=130)
+    right.set(xscale="log", xlabel="effective decay d_i per step: p5, median, p95", yticks=[])
+    right.set_ylim(len(tensors) - 0.5, -0.8)
+    right.set_title(f"all weights: p95/p5 = {whole['spread']:.1f}; AdamW's is 1")
+    below(figure, "", [line for line in right.get_lines() if not line.get_label().startswith("_")], columns=2)
+    save(figure, out / "lost_decay.png")
 
 
 def effective_decay(state: dict[str, Any], group: dict[str, Any]) -> tuple[Any, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies.finished_runs import SMOKE, mean_and_half_width, new_figure, read_runs, write_csv
+from studies.finished_runs import SMOKE, mean_and_half_width, read_csv, read_runs, write_csv
+
+from lightning_wd.runs.figure import COLORS, in_style, panels, save
 
 LR, LAM = 3.0e-3, 0.3  # lam of `decoupled`; `independent` takes lr * lam, which is the same strength at the peak
 
@@ -36,26 +38,34 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write each run's loss, and draw its difference from the standard mask's: seeds differ more than masks."""
-    rows, figure = [], new_figure(8, 3.6)
-    axes, finished = figure.subplots(), read_runs(runs)
-    losses = {
-        name: {run.config["seed"]: run.last["test/loss"] for run in finished if run.folder.parent.name == folder}
-        for name, folder in ((name, name.replace(" ", "_")) for name in VARIANTS)
-    }
+    """Write each run's loss."""
+    finished = read_runs(runs)
+    rows = [
+        (name, run.config["seed"], run.last["test/loss"])
+        for name in VARIANTS
+        for run in finished
+        if run.folder.parent.name == name.replace(" ", "_")
+    ]
+    write_csv(out / "runs.csv", ["variant", "seed", "loss_nats"], rows)
+
+
+@in_style()
+def draw(out: Path) -> None:
+    """Draw each loss minus the standard mask's of the same seed: seeds differ more than masks."""
+    losses: dict[str, dict[float, float]] = {name: {} for name in VARIANTS}
+    for row in read_csv(out / "runs.csv"):
+        losses[row["variant"]][row["seed"]] = row["loss_nats"]
     standard = losses["standard mask"]
-    for place, (name, found) in enumerate(losses.items()):
-        rows += [(name, seed, loss) for seed, loss in found.items()]
+    title = f"A character GPT by AdamW, lr {LR:g}, lam {LAM:g}"
+    figure, (axes,) = panels(1, title, height=3.2)
+    for place, found in enumerate(losses.values()):
         against = [loss - standard[seed] for seed, loss in found.items()]
         mean, half = mean_and_half_width(against)
-        axes.errorbar([mean], [place], xerr=[half], fmt="o", color="C0", capsize=4)
-        axes.plot(against, [place + 0.2] * len(against), "x", color="0.4", markersize=5)
+        axes.errorbar([mean], [place], xerr=[half], fmt="o", color=COLORS[0], capsize=4)
+        axes.plot(against, [place + 0.25] * len(against), "x", color=COLORS[1])
     axes.set_yticks(range(len(VARIANTS)), list(VARIANTS))
     axes.invert_yaxis()
-    axes.axvline(0.0, color="0.6", linewidth=0.8)
+    axes.axvline(0.0, color="0.4", linewidth=0.8, zorder=0)
     axes.set(xlabel="validation loss minus the standard mask's, same seed (nats per character)")
-    figure.suptitle(f"A character GPT by AdamW, lr {LR:g}, lam {LAM:g}", fontsize=11)
-    axes.set_title(f"crosses: {len(standard)} seeds; dots: mean, with 95 % interval", fontsize=9)
-    axes.grid(alpha=0.3)
-    figure.savefig(out / "masks.png", dpi=130)
-    write_csv(out / "runs.csv", ["variant", "seed", "loss_nats"], rows)
+    axes.set_title(f"crosses: {len(standard)} seeds; dots: their mean, with its 95 % interval")
+    save(figure, out / "masks.png")

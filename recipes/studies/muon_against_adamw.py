@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from studies.finished_runs import SMOKE, Run, new_figure, read_runs, write_csv
+from studies.finished_runs import SMOKE, Run, read_csv, read_runs, write_csv
 
-OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
+from lightning_wd.runs.figure import COLORS, TITLES, in_style, panels, save
+
+OPTIMIZERS = ("adamw", "muon")
 MEASURES = {"gpt": "validation loss (nats per character)", "resnet": "test error (%)"}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = (1, 2, 3)  # seed 0 chooses the learning rates
@@ -58,26 +60,41 @@ def score(task: str, run: Run) -> float:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write each run, the means and ranges over the seeds, and the picture."""
+    """Write each run, and the means and ranges over the seeds that compare."""
     rows, table = [], []
-    figure = new_figure(10, 4)
-    panels = dict(zip(MEASURES, figure.subplots(1, len(MEASURES)), strict=True))
-    for task, axes in panels.items():
-        for color, (name, title) in enumerate(OPTIMIZERS.items()):
-            grid, compared = (
-                [(run.config["optimizer"]["lr"], run.config["seed"], score(task, run)) for run in read_runs(folder)]
-                for folder in (runs / task / name / "rates", runs / task / name / "seeds")
-            )
-            rows += [(task, name, *row) for row in (*sorted(grid), *sorted(compared))]
-            lr, found = compared[0][0], [value for _, _, value in compared]
-            table.append((task, name, lr, fmean(found), min(found), max(found)))
-            axes.plot(*zip(*((lr, value) for lr, _, value in sorted(grid)), strict=True), ".-", color=f"C{color}")
-            axes.plot([lr] * len(found), found, "x", color=f"C{color}", label=f"{title}, other seeds")
-        axes.set_xscale("log")
-        axes.set(xlabel="learning rate", ylabel=MEASURES[task])
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    figure.suptitle("Muon against AdamW at equal steps; lines: the seed that chose the learning rates")
-    figure.savefig(out / "muon_against_adamw.png", dpi=130)
-    write_csv(out / "runs.csv", ["task", "optimizer", "lr", "seed", "value"], rows)
+    for task in MEASURES:
+        for name in OPTIMIZERS:
+            for sweep in ("rates", "seeds"):
+                found = read_runs(runs / task / name / sweep)
+                found.sort(key=lambda run: (run.config["optimizer"]["lr"], run.config["seed"]))
+                values = [score(task, run) for run in found]
+                rows += [
+                    (task, name, sweep, run.config["optimizer"]["lr"], run.config["seed"], value)
+                    for run, value in zip(found, values, strict=True)
+                ]
+            table.append((task, name, found[0].config["optimizer"]["lr"], fmean(values), min(values), max(values)))
+    write_csv(out / "runs.csv", ["task", "optimizer", "sweep", "lr", "seed", "value"], rows)
     write_csv(out / "table.csv", ["task", "optimizer", "lr", "mean", "lowest", "highest"], table)
+
+
+@in_style()
+def draw(out: Path) -> None:
+    """Draw the seed that chose the learning rates as lines, and the other seeds as crosses."""
+    rows = read_csv(out / "runs.csv")
+    figure, grid = panels(2, "Muon against AdamW at equal steps; lines: the seed that chose the rates, crosses: others")
+    for axes, (task, measure) in zip(grid, MEASURES.items(), strict=True):
+        for color, name in zip(COLORS, OPTIMIZERS, strict=False):
+            for sweep, look in (
+                ("rates", {"marker": ".", "label": TITLES[name]}),
+                ("seeds", {"marker": "x", "ls": ""}),
+            ):
+                points = [
+                    (r["lr"], r["value"])
+                    for r in rows
+                    if (r["task"], r["optimizer"], r["sweep"]) == (task, name, sweep)
+                ]
+                axes.plot(*zip(*points, strict=True), color=color, **look)
+        axes.set_xscale("log")
+        axes.set(xlabel="learning rate", ylabel=measure)
+        axes.legend()
+    save(figure, out / "muon_against_adamw.png")

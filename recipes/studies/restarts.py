@@ -9,7 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from studies.finished_runs import base, new_figure, read_runs, write_csv
+from studies.finished_runs import base, read_csv, read_runs, write_csv
+
+from lightning_wd.runs.figure import COLORS, below, in_style, panels, save
 
 OPTIMIZERS = {"adamw": 2.0**-7, "sgdw": 2.0**-4}  # learning rates
 NORMALIZED = 0.05
@@ -44,32 +46,39 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write the validation error after each epoch of each run, and the picture."""
-    rows, figure = [], new_figure(10, 4.2)
-    figure.suptitle(
-        "Validation error during training, mean and range over seeds: warm restarts beside cosines of fixed length"
-    )
-    for axes, optimizer in zip(figure.subplots(1, 2, sharey=True), OPTIMIZERS, strict=True):
-        curves: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
+    """Write the validation error after each epoch of each run."""
+    rows = []
+    for optimizer in OPTIMIZERS:
         for run in read_runs(runs / optimizer):
-            kind, epochs = run.folder.parent.name, run.config["trainer"]["max_epochs"]
-            errors = [100.0 * (1.0 - acc) for _, acc in run.series["val/acc"]]
-            rows += [(optimizer, kind, epochs, run.config["seed"], i + 1, e) for i, e in enumerate(errors)]
-            curves[kind, epochs].append(errors)
-        for (kind, epochs), seeds in sorted(curves.items()):
+            head = optimizer, run.folder.parent.name, run.config["trainer"]["max_epochs"], run.config["seed"]
+            rows += [(*head, i + 1, 100.0 * (1.0 - acc)) for i, (_, acc) in enumerate(run.series["val/acc"])]
+    write_csv(out / "runs.csv", ["optimizer", "schedule", "epochs", "seed", "epoch", "val_error_percent"], rows)
+
+
+@in_style()
+def draw(out: Path) -> None:
+    """Draw the restarts over the cosines, which they cover where both are the same run."""
+    seeds: dict[tuple[str, str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in read_csv(out / "runs.csv"):
+        seeds[row["optimizer"], row["schedule"], int(row["epochs"])][row["seed"]].append(row["val_error_percent"])
+    title = "Validation error during training: warm restarts beside cosines of fixed length"
+    figure, grid = panels(2, title, height=3.6, share_y=True)
+    for axes, optimizer in zip(grid, OPTIMIZERS, strict=True):
+        for (name, kind, epochs), runs in sorted(seeds.items()):
+            if name != optimizer:
+                continue
             restarts = kind == "restarts"
-            color = "black" if restarts else f"C{(*ENDS, epochs).index(epochs)}"
-            x, y = range(1, len(seeds[0]) + 1), np.array(seeds)
-            label = "warm restarts" if restarts else f"cosine, {epochs} epochs"
-            axes.plot(x, y.mean(0), color=color, linewidth=1.6 if restarts else 1.0, label=label)
-            axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
-            axes.plot([len(x)], [y[:, -1].mean()], "o", color=color, markersize=5)
+            color = "black" if restarts else COLORS[(*ENDS, epochs).index(epochs)]
+            look = {"linestyle": (0, (4, 2)), "linewidth": 1.4} if restarts else {"linewidth": 2.2, "alpha": 0.85}
+            y = np.array(list(runs.values()))
+            x, label = range(1, y.shape[1] + 1), "warm restarts" if restarts else f"cosine, {epochs} epochs"
+            axes.plot(x, y.mean(0), color=color, label=label, zorder=3 if restarts else 2, **look)
+            axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.12, linewidth=0)
+            axes.plot([len(x)], [y[:, -1].mean()], "o", color=color, zorder=4)
         axes.set(title={"adamw": "AdamWR", "sgdw": "SGDWR"}[optimizer], xlabel="epoch", xscale="log")
         axes.set_xticks(ENDS, [str(end) for end in ENDS])
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-        axes.set_ylim(top=min(60.0, axes.get_ylim()[1]))
-    figure.axes[0].set_ylabel("validation error (%)")
-    figure.savefig(out / "restarts.png", dpi=130)
-    head = ["optimizer", "schedule", "epochs", "seed", "epoch", "val_error_percent"]
-    write_csv(out / "runs.csv", head, rows)
+    grid[0].set_ylabel("validation error (%)")
+    grid[0].set_ylim(top=min(50.0, grid[0].get_ylim()[1]))
+    handles = [line for line in grid[0].get_lines() if not line.get_label().startswith("_")]
+    below(figure, "Lines: mean over the seeds; bands: their range; dots: the end of a run.", handles)
+    save(figure, out / "restarts.png")

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
 # schedules reads the results of heatmaps
-STUDIES = ("heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks", "muon_against_adamw")
+STUDIES = ("styles", "heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks", "muon_against_adamw")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the results; default: docs/studies")
     parser.add_argument("--smoke", action="store_true", help="toy size, into multirun/studies-smoke")
     parser.add_argument("--report-only", action="store_true", help="use the runs there are, start none")
+    parser.add_argument("--draw-only", action="store_true", help="draw the pictures again, from the tables in --out")
     options = parser.parse_args(argv)
     unknown = [name for name in options.studies if name not in STUDIES]
     if unknown:
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.open(work / name / "log.txt")
         with contextlib.redirect_stderr(output):  # Lightning's logger keeps the stream of its import
             study = import_module(f"studies.{name}")
-        sweeps = {} if options.report_only else study.sweeps(data, out / name, options.smoke)
+        sweeps = {} if options.report_only or options.draw_only else study.sweeps(data, out / name, options.smoke)
         for number, (sweep, overrides) in enumerate(sweeps.items(), start=1):
             print(f"study {name}: sweep {number} of {len(sweeps)}, {sweep}", flush=True)
             if callable(overrides):  # they depend on the runs of an earlier sweep
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     file=sys.stderr,
                 )
                 return int(stop.code or 1)
-        study.report(work / name, out / name)
+        if not options.draw_only:
+            study.report(work / name, out / name)
+        study.draw(out / name)
         print(f"study {name}: {out / name} written after {(time.time() - started) / 60:.1f} min", flush=True)
     return 0
 

@@ -10,11 +10,13 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from studies.finished_runs import base, mean_and_half_width, new_figure, read_runs, write_csv
+from studies.finished_runs import base, mean_and_half_width, read_csv, read_runs, write_csv
+
+from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
 
 STYLE = {"adamw": "independent", "adam_l2": "l2"}
-TITLE = {"adamw": "AdamW", "adam_l2": "Adam with L2"}
 SCHEDULES = {"constant": "fixed", "MultiStepLR": "drop-step", "warmup_cosine": "cosine"}
 
 
@@ -61,47 +63,55 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write the runs, the table of means with 95 % intervals, and the picture."""
-    found: dict[tuple[str, float, float, str], dict[int, float]] = defaultdict(dict)
+    """Write the runs, and the table of means with 95 % intervals."""
+    found = []
     for run in read_runs(runs):
-        o = run.config["optimizer"]
-        schedule = SCHEDULES[run.config["lr_scheduler"]["name"]]
-        found[o["name"], o["lr"], o["weight_decay"], schedule][run.config["seed"]] = run.test_error
+        o, schedule = run.config["optimizer"], SCHEDULES[run.config["lr_scheduler"]["name"]]
+        found.append((o["name"], o["lr"], o["weight_decay"], schedule, run.config["seed"], run.test_error))
     head = ["optimizer", "lr", "weight_decay", "schedule", "seed", "test_error_percent"]
-    write_csv(out / "runs.csv", head, [(*k, seed, e) for k, v in sorted(found.items()) for seed, e in v.items()])
+    write_csv(out / "runs.csv", head, sorted(found))
 
-    rows, chosen = [], settings(out)
-    for setting, cells in chosen.items():
+    rows = []
+    for setting, cells in settings(out).items():
         for schedule in SCHEDULES.values():
-            keys = [(name, *cells[name], schedule) for name in ("adamw", "adam_l2")]
-            w, l2 = (list(found[key].values()) for key in keys)
+            w, l2 = (
+                [e for *run, _, e in found if run == [name, *cells[name], schedule]] for name in ("adamw", "adam_l2")
+            )
             (mean_w, half_w), (mean_l2, half_l2) = mean_and_half_width(w), mean_and_half_width(l2)
             relative = 100.0 * (mean_l2 - mean_w) / mean_l2
             rows.append((setting, schedule, mean_w, half_w, mean_l2, half_l2, relative))
-
-    titles = {"common": "at a common learning rate", "best": "at each one's best cell"}
-    if chosen["common"] == chosen["best"]:
-        chosen, titles = {"common": chosen["common"]}, {"common": "at a common learning rate, the best of each"}
-    figure = new_figure(9, 4 * len(chosen))
-    figure.suptitle("Test error under three schedules, mean and 95 % interval over seeds")
-    grid = figure.subplots(len(chosen), 2, squeeze=False, width_ratios=(1, 2))  # a fixed rate needs its own scale
-    for (setting, cells), (left, right) in zip(chosen.items(), grid, strict=True):
-        for offset, (optimizer, (lr, lam)) in enumerate(cells.items()):
-            for x, schedule in enumerate(SCHEDULES.values()):
-                axes = left if x == 0 else right
-                values = list(found[optimizer, lr, lam, schedule].values())
-                mean, half = mean_and_half_width(values)
-                place = x + 0.24 * (offset - 0.5)
-                label = f"{TITLE[optimizer]}, lr {lr:.3g}, decay {lam:.3g}" if x == 1 else None
-                axes.errorbar([place], [mean], [half], fmt="o", color=f"C{offset}", capsize=4, label=label)
-                axes.plot([place + 0.06] * len(values), values, "x", color=f"C{offset}", markersize=4)
-        for axes, first, last in ((left, 0, 1), (right, 1, 3)):
-            axes.set_xticks(range(first, last), list(SCHEDULES.values())[first:last])
-            axes.set_xlim(first - 0.5, last - 0.5)
-            axes.grid(alpha=0.3)
-        right.set_title(titles[setting], fontsize=10)
-        right.legend(fontsize="small")
-        left.set_ylabel("test error (%)")
-    figure.savefig(out / "schedules.png", dpi=130)
     head = "setting schedule adamw adamw_half_width adam_l2 adam_l2_half_width relative_improvement_percent".split()
     write_csv(out / "table.csv", head, rows)
+
+
+@in_style()
+def draw(out: Path) -> None:
+    """Draw each run, and the means with 95 % intervals."""
+    found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for row in read_csv(out / "runs.csv"):
+        found[row["optimizer"], f"{row['lr']:.6g}", f"{row['weight_decay']:.6g}", row["schedule"]].append(
+            row["test_error_percent"]
+        )
+    chosen, titles = settings(out), {"common": "at a common learning rate", "best": "at each one's best cell"}
+    if chosen["common"] == chosen["best"]:
+        chosen, titles = {"common": chosen["common"]}, {"common": "at a common learning rate, the best of each"}
+    title = "Test error under three schedules: crosses are runs, dots their mean with its 95 % interval"
+    figure, axes = panels(2 * len(chosen), title, widths=(1, 2), height=3.2)  # a fixed rate needs its own scale
+    for place, (setting, cells) in enumerate(chosen.items()):
+        left, right = axes[2 * place : 2 * place + 2]
+        for number, (optimizer, (lr, lam)) in enumerate(cells.items()):
+            for x, schedule in enumerate(SCHEDULES.values()):
+                here = left if x == 0 else right
+                values = found[optimizer, f"{lr:.6g}", f"{lam:.6g}", schedule]
+                mean, half = mean_and_half_width(values)
+                at, color = x + 0.24 * (number - 0.5), COLORS[number]
+                label = f"{TITLES[optimizer]}, lr {lr:.3g}, lam {lam:.3g}" if x == 1 else None
+                here.errorbar([at], [mean], [half], fmt="os"[number], color=color, capsize=4, label=label)
+                here.plot([at + 0.07] * len(values), values, "x", color=color)
+        for here, first, last in ((left, 0, 1), (right, 1, 3)):
+            here.set_xticks(range(first, last), list(SCHEDULES.values())[first:last])
+            here.set_xlim(first - 0.5, last - 0.5)
+        right.set_title(titles[setting])
+        left.set_ylabel("test error (%)")
+    below(figure, "", axes[1].get_legend_handles_labels()[0])
+    save(figure, out / "schedules.png")

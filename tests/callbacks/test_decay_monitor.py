@@ -336,6 +336,21 @@ def test_a_group_may_span_two_devices() -> None:
     assert numbers["lost_decay_spread"] == pytest.approx(1, rel=1e-5)
 
 
+def test_the_fraction_that_decays_only_as_a_learning_rate() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(6, 5), nn.BatchNorm1d(5, eps=1e-9), nn.Linear(5, 3), nn.Linear(2, 2)
+    )  # the last unused
+    nn.init.ones_(net[1].bias)  # type: ignore[arg-type]
+    optimizer = wd.configure_optimizers(net, {"name": "adamw", "lr": 0.1, "weight_decay": 0.5})["optimizer"]
+    net[:3](torch.randn(16, 6)).square().mean().backward()
+    snapshot = Snapshot(optimizer)
+    optimizer.step()
+    decay, no_decay = snapshot.measure(optimizer, [0.05, 0.0])
+    assert decay["scale_invariant_fraction"] == 30 / 45
+    assert no_decay["scale_invariant_fraction"] == 0.0
+
+
 def test_only_measured_steps_are_logged_and_counted_by_optimizer_steps(tmp_path: Path) -> None:
     logger = RunCSVLogger(tmp_path)
     settings = {"accumulate_grad_batches": 2, "logger": logger, "max_epochs": 4}
@@ -532,7 +547,7 @@ from lightning_wd.callbacks.measures import Snapshot
 
 def measured(mesh):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+    net = nn.Sequential(nn.Linear(6, 5, bias=False), nn.LayerNorm(5, eps=0), nn.Linear(5, 3))
     if mesh is not None:
         fully_shard(net, mesh=mesh)
     optimizer = wd.configure_optimizers(net, {"name": "adamw", "lr": 0.1, "weight_decay": 0.5})["optimizer"]
@@ -569,6 +584,7 @@ def test_sharded_parameters_give_global_numbers(tmp_path: Path) -> None:
     for whole, shards in zip(*found, strict=True):
         assert shards == pytest.approx(whole, rel=1e-5)
     assert found[0][0]["weight_norm"] > 1
+    assert found[0][0]["scale_invariant_fraction"] == 30 / 45
     assert found[0][2] == {"nonfinite_weights": 2, "nonfinite_grads": 2}
 
 

@@ -403,7 +403,8 @@ def test_steps_that_the_trainer_cannot_know_are_passed(tmp_path: Path) -> None:
         "lr_scheduler 'warmup_cosine' needs the number of optimizer steps, which is not known here.\n"
         "  found: the length of an epoch is unknown (iterable data)\n"
         "  fix: set trainer.max_steps, or trainer.limit_train_batches to a whole number, or pass them: "
-        "OptimizerOverride(..., total_steps=<optimizer steps of the run>, steps_per_epoch=<those of an epoch>)"
+        "OptimizerOverride(..., total_steps=<optimizer steps of the run>, "
+        "steps_per_epoch=<optimizer steps of an epoch>)"
     )
     for module, index in ((BoringNet(), None), (ManualOne(), 0)):
         override = wd.OptimizerOverride(

@@ -53,17 +53,23 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
     loggers = [WandbLogger(save_dir=run, offline=True), RunCSVLogger(run)]
     config = {"name": "adamw", "lr": 0.1, "weight_decay": 1e-3}  # a timescale of 667 runs, which is warned of
-    fit(Net(config), run, wd.DecayPlanSummary(), wd.DecayMonitor(5), logger=loggers, log_every_n_steps=5)
+    reference = {"global_batch": 8, "steps": 15}  # the run itself
+    module = Net({**config, "reference": reference})
+    fit(module, run, wd.DecayPlanSummary(), wd.DecayMonitor(5), logger=loggers, log_every_n_steps=5)
     close()
     history: dict[str, list[tuple[int | None, Any]]] = {}
     metrics = []
+    carried: dict[str, Any] = {}
     for record in records(run):
+        if record.HasField("config"):
+            carried = dict(map(item, record.config.update)).get("carried_over", carried)
         if record.HasField("history"):
             row = dict(item(entry) for entry in record.history.item)
             for key, value in row.items():
                 history.setdefault(key, []).append((row.get("trainer/global_step"), value))
         if record.HasField("metric"):
             metrics.append(record.metric)
+    assert carried["reference"] == carried["here"] == {**reference, "lr": 0.1, "weight_decay": 1e-3}
     assert [step for step, _ in history["wd/decay/d_t"]] == [0, 5, 10]
     assert [value for _, value in history["wd/decay/d_t"]] == pytest.approx([1e-4] * 3)
     with (run / "metrics.csv").open(newline="") as file:

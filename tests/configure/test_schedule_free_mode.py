@@ -163,7 +163,7 @@ def test_accumulated_batches_and_an_interrupted_run(schedule_free: Any, tmp_path
 
     class Crashes(Own):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            modes.append(self.optimizers().param_groups[0]["train_mode"])
+            modes.append(self.trainer.optimizers[0].param_groups[0]["train_mode"])
             if self.trainer.global_step == 4:
                 raise CrashError
             return super().training_step(batch, batch_idx)
@@ -237,7 +237,7 @@ def test_a_run_resumed_within_an_epoch_equals_one_without_a_break(
 def test_a_finder_searches_in_train_mode(by_name: Any, tmp_path: Path) -> None:
     finder = LearningRateFinder(num_training_steps=5, min_lr=1e-3, max_lr=1e-2, update_attr=False)
     module = Net(by_name)
-    module.lr = 0.01
+    module.lr = 0.01  # type: ignore[assignment]  # the finder wants it
     assert fit(module, tmp_path, finder, enable_checkpointing=True).global_step == 15
 
 

@@ -46,11 +46,18 @@ def test_two_processes_equal_one(results, optimizer, way):
             torch.testing.assert_close(two["weights"][name], weight, rtol=1e-10, atol=1e-12, msg=f"{name}, rank {rank}")
 
 
+@pytest.mark.parametrize("way", ["single", "ddp", "ddp_accumulated", "fsdp2"])
+def test_what_was_tuned_is_carried_over_to_the_batch_of_all_processes(results, way):
+    """B = 16 where B0 = 4, T = 12 where T0 = 48: lr = 0.01 * sqrt(4), lam = 0.5 * (0.01 * 48) / (0.02 * 12)."""
+    group, _ = load(results, "cautious", way)["groups"]
+    assert (group["lr"], group["weight_decay"]) == pytest.approx((0.02, 1.0), rel=1e-14)
+
+
 def test_amounts_count_the_optimizer_steps_of_all_processes(results):
     decays = {name: load(results, name, "ddp")["groups"][0]["weight_decay"] for name in OPTIMIZERS}
     assert decays["adamw"] == pytest.approx(0.3 / math.sqrt(EPOCHS * STEPS_PER_EPOCH), rel=1e-12)
     assert decays["sgdw"] == pytest.approx(1 / (0.1 * 5.0 * STEPS_PER_EPOCH), rel=1e-12)
-    assert (decays["adam_l2"], decays["cautious"]) == (0.1, 1.0)
+    assert (decays["adam_l2"], decays["cautious"]) == (0.1, pytest.approx(1.0))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

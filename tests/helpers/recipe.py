@@ -40,7 +40,7 @@ def train_here(*overrides: str, cwd: Path, ok: bool = True) -> subprocess.Comple
 
     argv = [str(TRAIN), "--config-path", str(ROOT / "recipes/conf"), *overrides]
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with _job_of_its_own(), mock.patch.object(sys, "argv", argv), mock.patch.dict(os.environ, {"PWD": str(cwd)}):
+    with job_of_its_own(), mock.patch.object(sys, "argv", argv), mock.patch.dict(os.environ, {"PWD": str(cwd)}):
         before = Path.cwd()
         os.chdir(cwd)
         try:
@@ -60,7 +60,7 @@ def job(*overrides: str, folder: Path) -> float | None:
     """Run one job of the recipe in this process, as Hydra would, and return what it returns to a sweeper."""
     import train as recipe
 
-    with _job_of_its_own():
+    with job_of_its_own():
         return recipe.main(job_config(*overrides, folder=folder))
 
 
@@ -68,7 +68,7 @@ def trained(*overrides: str, folder: Path) -> dict[str, Any]:
     """Run one job of the recipe in this process and return its metrics and objects."""
     import train as recipe
 
-    with _job_of_its_own():
+    with job_of_its_own():
         return recipe.train(job_config(*overrides, folder=folder))
 
 
@@ -90,7 +90,7 @@ def run_folder(done: subprocess.CompletedProcess[str]) -> Path:
 
 
 @contextlib.contextmanager
-def _job_of_its_own() -> Iterator[None]:
+def job_of_its_own() -> Iterator[None]:
     """Put back what a job of Hydra changes in the process: its config, and the handlers of the root logger."""
     state, root = HydraConfig.instance().cfg, logging.getLogger()
     handlers, level = root.handlers[:], root.level

@@ -250,6 +250,7 @@ def steps(net: torch.nn.Sequential, optimizer: torch.optim.Optimizer, *times: in
     ("path", "settings"),
     [
         ("timm.optim.Lion", {"betas": [0.9, 0.98]}),
+        ("timm.optim.AdafactorBigVision", {}),  # its eps is None
         ("timm.optim.SGDP", {"momentum": 0.9}),  # ten times the decay
         ("pytorch_optimizer.AdaBelief", {"adanorm": True}),
         ("pytorch_optimizer.AdaPNM", {}),  # its third beta is 1

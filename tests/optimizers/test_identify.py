@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import lightning_wd as wd
 from lightning_wd.cli import main
 from lightning_wd.optimizers import Identification
+from lightning_wd.optimizers.identify import _find_out
 
 
 class Planted(torch.optim.Optimizer):
@@ -250,6 +251,29 @@ def fitted(found: Identification) -> tuple[Any, ...]:
 )
 def test_planted_classes(cls: Any, expected: tuple[Any, ...]) -> None:
     assert fitted(wd.identify(cls)) == expected
+
+
+class TwoKernels(Planted):
+    """In float32, in which an accelerator is tried, a penalty; else decoupled."""
+
+    def fraction(self, group: dict[str, Any]) -> float:
+        single = group["params"][0].dtype == torch.float32
+        return 0.0 if single else super().fraction(group)
+
+    def gradient(self, p: Any, group: dict[str, Any]) -> torch.Tensor:
+        return p.grad + (group["weight_decay"] * p if p.dtype == torch.float32 else 0.0)
+
+
+def test_another_decay_on_an_accelerator_is_the_one_that_counts() -> None:
+    """bitsandbytes#1992: one Lion, two kernels. The CPU stands for the accelerator here."""
+    alone, there = (_find_out(TwoKernels, {}, accelerator) for accelerator in (None, "cpu"))
+    assert (alone.style, alone.own_rule) == ("decoupled", True)
+    assert (there.style, there.own_rule, there.evidence[-1]) == (
+        "l2",
+        False,
+        "That is on cpu; on the CPU it is decoupled.",
+    )
+    assert _find_out(Planted, {}, "cpu") == _find_out(Planted, {}, None)
 
 
 @pytest.mark.parametrize("style", ["l2", "decoupled", "independent", "constant", "corrected", "none"])

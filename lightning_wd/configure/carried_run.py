@@ -1,0 +1,119 @@
+"""``optimizer.reference``: a learning rate and decay that were tuned elsewhere, at the batch and steps of this run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning_wd.configure.budget import Budget
+from lightning_wd.configure.late_groups import base_values
+from lightning_wd.configure.optimizer_config import OptimizerConfig
+from lightning_wd.decay import AMOUNTS
+from lightning_wd.mask import DecayPlan
+from lightning_wd.optimizers.param_groups import as_float
+from lightning_wd.reference import DECAY_EQUATIONS, EQUATIONS, Reference, carried_weight_decay, check_tested
+
+__all__ = ["CarriedRun"]
+
+_NEEDED_BY = "optimizer.reference"
+_TPP_EXPONENT = -0.527  # of the best timescale, as a part of the run, in tokens per parameter (2505.13738)
+
+
+class CarriedRun:
+    """What a reference makes of the tuned numbers: always from those numbers, so nothing is carried over twice.
+
+    Args:
+        config: what the user asks for.
+        reference: the config's.
+        lr: ``lr0``, the tuned peak.
+        budget: says the batch and the steps of this run whenever they are needed.
+    """
+
+    def __init__(self, config: OptimizerConfig, reference: Reference, lr: float, budget: Budget) -> None:
+        self._family, self._decay, self._reference, self._halves = config.family, config.decay, reference, config.halves
+        self._lr, self._budget = lr, budget
+        self._own: dict[str, Any] = {}  # parameter -> the settings of its own, as its rule has them
+
+    def lr(self, tuned: float | None = None) -> float:
+        """Return a tuned learning rate, by default the configured one, as it is here."""
+        batch = self._budget.global_batch(_NEEDED_BY)
+        return self._reference.lr(self._lr if tuned is None else tuned, batch)
+
+    def weight_decay(self, coefficient: float, lr: float) -> float:
+        """Return the coefficient that goes with the peak ``lr`` here; a relative amount is resolved here already."""
+        if self._decay.weight_decay is None:
+            return coefficient
+        return self._carried(self._decay.style, coefficient, self._lr, lr)
+
+    def _carried(self, style: str, weight_decay: float, tuned: float, lr: float) -> float:
+        before, now = self._reference.steps, self._budget.total_steps(_NEEDED_BY)
+        return carried_weight_decay(style, weight_decay, reference_lr=tuned, lr=lr, reference_steps=before, steps=now)
+
+    def carry_rules(self, plan: DecayPlan, lr: float) -> None:
+        """Carry over each ``lr`` and ``weight_decay`` that rules set in place of the configured ones.
+
+        ``lr`` is the peak here. A finder's does not touch the rates that rules set.
+
+        Raises:
+            ConfigError: a rule asks for a style of decay that has no tested rule.
+        """
+        for row in plan:
+            if row.frozen:  # it has no settings yet
+                continue
+            style = str(row.style)
+            if row.wd_mult:
+                check_tested(style, self._family, _NEEDED_BY)
+            own = self._own.setdefault(row.name, row.settings)
+            carried = dict(own)
+            tuned, here = self._lr, lr
+            if "lr" in own:
+                tuned = own["lr"]
+                here = carried["lr"] = self.lr(tuned)
+            if "weight_decay" in own:
+                carried["weight_decay"] = self._carried(style, own["weight_decay"], tuned, here)
+            row.settings = carried
+
+    def halves(self, lr: float) -> dict[str, dict[str, float]]:
+        """Return the ``lr`` and ``weight_decay`` of the optimizers that have their own, as they are here."""
+        carried: dict[str, dict[str, float]] = {}
+        for name, own in self._halves.items():
+            here = carried[name] = {"lr": self.lr(own["lr"])} if "lr" in own else {}
+            if "weight_decay" in own:
+                tuned = own.get("lr", self._lr)
+                here["weight_decay"] = self._carried(self._decay.style, own["weight_decay"], tuned, here.get("lr", lr))
+        return carried
+
+    def describe(self, optimizer: Any) -> dict[str, Any]:
+        """Return what was carried over in an optimizer's run, as plain data: from, to, by which rule, and remarks."""
+        reference, style = self._reference, self._decay.style
+        batch, steps = self._budget.global_batch(_NEEDED_BY), self._budget.total_steps(_NEEDED_BY)
+        lr, lam = (as_float(optimizer.defaults[key]) for key in ("lr", "weight_decay"))
+        reading, whose = getattr(optimizer, "first_step", None), "a finder's"
+        if reading is not None and reading.goes_on:
+            (lr, lam), whose = base_values(optimizer, optimizer.decay_plan), "the checkpoint's"
+        before: dict[str, Any] = {"global_batch": reference.global_batch, "steps": reference.steps, "lr": self._lr}
+        rules = {"lr": EQUATIONS[reference.lr_rule]}
+        remarks = []
+        if not math.isclose(lr, self.lr()):
+            rules["lr"] = f"{whose}, not the rule's {self.lr():.4g}"
+        if self._decay.weight_decay is not None and style != "none":
+            before["weight_decay"], rules["weight_decay"] = self._decay.weight_decay, DECAY_EQUATIONS[style]
+            if not math.isclose(lam, rule := self.weight_decay(self._decay.weight_decay, lr)):
+                rules["weight_decay"] = f"{whose}, not the rule's {rule:.4g}"
+        elif style != "none":
+            unit = next(name for name in AMOUNTS if getattr(self._decay, name) is not None)
+            rules["weight_decay"] = f"{unit} {getattr(self._decay, unit):g}, taken as it stands"
+            if unit == "normalized" and steps != reference.steps:
+                part = math.sqrt(reference.steps / steps)
+                remarks.append(
+                    f"normalized has a rule of its own: its timescale, in runs, is {part:.3g} x as long here"
+                )
+        rows = batch * steps / (reference.global_batch * reference.steps)
+        if rows != 1 and self._family == "adam" and style != "none":
+            remarks.append(
+                f"{rows:.3g} x the reference's rows are seen: the best timescale, in runs, of language models of 0.1 "
+                f"to 3.3 B parameters falls as (tokens per parameter)^{_TPP_EXPONENT} (arXiv 2505.13738), here x "
+                f"{rows**_TPP_EXPONENT:.3g}; not applied"
+            )
+        here = {"global_batch": batch, "steps": steps, "lr": lr, "weight_decay": lam}
+        return {"reference": before, "here": here, "rules": rules, "remarks": remarks}

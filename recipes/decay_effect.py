@@ -1,0 +1,67 @@
+"""What decay did in a run, in one line at its end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch.optim import Optimizer
+
+from lightning_wd.configure.budget import run_steps
+from lightning_wd.decay import all_units
+from lightning_wd.optimizers.param_groups import as_float, group_style, peak_lr
+
+__all__ = ["DecayEffect"]
+
+
+class DecayEffect(L.Callback):
+    """Note the norm of the weights that the mask lets decay, at a run's start and end; a resume keeps the start.
+
+    ``str(effect)`` is the line. The timescale is of the group that decays most, at its peak learning rate.
+    """
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._end = math.nan
+        self._amount = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start = state_dict["start"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._start is None:
+            self._start = _norm(trainer.optimizers)
+        self._amount = _amount(trainer.optimizers, run_steps(trainer)[0])
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end = _norm(trainer.optimizers)
+
+    def __str__(self) -> str:
+        return f"decay: norm of the decaying weights {self._start:.3g} -> {self._end:.3g}, {self._amount}"
+
+
+def _norm(optimizers: list[Optimizer]) -> float:
+    """Return the norm of all weights that may decay, whole ones where they are sharded (FSDP2)."""
+    rows = [row for optimizer in optimizers for row in getattr(optimizer, "decay_plan", ()) if row.wd_mult]
+    norms = [torch.linalg.vector_norm(row.param.detach().float()) for row in rows]
+    return math.hypot(*(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm) for norm in norms))
+
+
+def _amount(optimizers: list[Optimizer], total: int | None) -> str:
+    found = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            style, lam = group_style(optimizer, group), as_float(group.get("base_weight_decay", group["weight_decay"]))
+            if lam and style not in (None, "none"):
+                found.append(all_units(str(style), lam, lr=peak_lr(group), total_steps=total))
+    if not found:
+        return "no decay"
+    if "l2" in found[0]:
+        return f"L2 {found[0]['l2']:.3g} in the gradient, which has no timescale"
+    steps, runs = min((units["timescale_steps"], units.get("timescale_runs")) for units in found)
+    return f"timescale {steps:,.0f} steps" + ("" if runs is None else f", {runs:.2g} of the run")

@@ -1,0 +1,124 @@
+"""What Hydra refuses on the command line, said with the nearest group, option or key, after Hydra's own words."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from lightning_wd.decay import RENAMED
+from lightning_wd.errors import explain, listed, nearest
+
+__all__ = ["misspelt", "say_nearest"]
+
+_CONF = Path(__file__).resolve().parent / "conf"
+
+
+def say_nearest(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a program of Hydra that ends with an error say which override is misspelt, and what was meant.
+
+    Args:
+        main: what ``hydra.main`` makes.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: Any) -> Any:
+        try:
+            return main(*args)
+        except SystemExit as stop:
+            words = misspelt(sys.argv[1:]) if stop.code == 1 else None
+            if words is not None:
+                print(f"\n{words}", file=sys.stderr)
+            raise
+
+    return wrapped
+
+
+def misspelt(arguments: Sequence[str]) -> str | None:
+    """Return what is wrong with the first override that names no group, option or key; None if each does.
+
+    Args:
+        arguments: the command line.
+
+    >>> print(misspelt(["optimizer.weight_decy=0.1"]))
+    optimizer.weight_decy is not in the config.
+      valid: betas, compile, decay, eps, kahan, lr, mask, name, on_resume, weight_decay
+      nearest: 'optimizer.weight_decay'
+      fix: write optimizer.weight_decay=0.1
+    """
+    with initialize_config_dir(str(_CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            overrides = OverridesParser.create(loader).parse_overrides([a for a in arguments if a[:1] != "-"])
+        except HydraException:
+            return None  # Hydra points at the character
+        choices = compose("train", return_hydra_config=True).hydra.runtime.choices
+        groups = {str(key).partition("@")[0] for key in choices}
+        chosen = [each for each in overrides if each.get_key_element().lstrip("+~").partition("@")[0] in groups]
+        for each in chosen:
+            group = each.key_or_group
+            options = loader.get_group_options(group, config_name="train", overrides=[])
+            for option in _values(each):
+                if option not in (*options, "null"):
+                    close = nearest(option, options)
+                    fixed = f"{each.get_key_element()}={close or '<one of them>'}"
+                    return _words(f"{group} has no option {option!r}", options, close, fixed)
+        try:
+            config = compose(
+                "train", [each.input_line for each in chosen if each.input_line and not each.is_sweep_override()]
+            )
+        except HydraException:
+            return None
+    for each in overrides:
+        key = each.key_or_group
+        if each in chosen or each.is_add() or each.is_force_add() or key.startswith("hydra."):
+            continue
+        *above, last = key.split(".")
+        node = OmegaConf.select(config, ".".join(above)) if above else config
+        if OmegaConf.is_dict(node) and last in node:
+            continue
+        every = [*_dotted(OmegaConf.to_container(config, resolve=False)), *groups]
+        if OmegaConf.is_dict(node):
+            siblings = [str(name) for name in node if not str(name).startswith("_")]
+            close = nearest(RENAMED.get(last, last), siblings)
+            meant = ".".join([*above, close]) if close else None if above else _ending(RENAMED.get(last, last), every)
+        else:
+            siblings, meant = list(map(str, config)), nearest(key, every)
+        fixed = f"{meant}={each.get_value_element_as_str()}" if meant else ""
+        return _words(f"{key} is not in the config", siblings, meant, fixed)
+    return None
+
+
+def _values(override: Override) -> Iterator[str]:
+    """Yield the options that a choice names, one or those of a sweep; none for a glob and for a deletion."""
+    if override.is_delete():
+        return
+    texts = override.sweep_string_iterator() if override.is_choice_sweep() else [override.value()]
+    yield from (str(text) for text in texts if isinstance(text, str))
+
+
+def _dotted(node: Any, above: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield f"{above}{name}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{above}{name}.")
+
+
+def _ending(last: str, keys: Collection[str]) -> str | None:
+    """Return the first key whose last part is nearest: ``optimizer.lr`` for ``lr``."""
+    ends = {key.rpartition(".")[2]: key for key in reversed(list(keys))}
+    return ends.get(nearest(last, ends) or "")
+
+
+def _words(problem: str, valid: Sequence[str], close: str | None, fixed: str) -> str:
+    fix = f"write {fixed}" if fixed else "see python recipes/train.py --help"
+    return explain(f"{problem}.", valid=listed(sorted(valid), 12), nearest=close, fix=fix)
