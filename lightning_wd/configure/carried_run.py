@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.late_groups import base_values
-from lightning_wd.configure.optimizer_config import OptimizerConfig
+from lightning_wd.configure.optimizer_config import OptimizerConfig, family_of
 from lightning_wd.decay import AMOUNTS
+from lightning_wd.errors import ConfigError
 from lightning_wd.mask import DecayPlan
 from lightning_wd.optimizers.param_groups import as_float
-from lightning_wd.reference import DECAY_EQUATIONS, EQUATIONS, Reference, carried_weight_decay, check_tested
+from lightning_wd.reference import DECAY_EQUATIONS, EQUATIONS, LR_RULES, Reference, carried_weight_decay, check_tested
 
 __all__ = ["CarriedRun"]
 
@@ -30,7 +32,7 @@ class CarriedRun:
     """
 
     def __init__(self, config: OptimizerConfig, reference: Reference, lr: float, budget: Budget) -> None:
-        self._family, self._decay, self._reference, self._halves = config.family, config.decay, reference, config.halves
+        self._config, self._decay, self._reference = config, config.decay, reference
         self._lr, self._budget = lr, budget
         self._own: dict[str, Any] = {}  # parameter -> the settings of its own, as its rule has them
 
@@ -49,39 +51,44 @@ class CarriedRun:
         before, now = self._reference.steps, self._budget.total_steps(_NEEDED_BY)
         return carried_weight_decay(style, weight_decay, reference_lr=tuned, lr=lr, reference_steps=before, steps=now)
 
+    def halves(self, lr: float) -> dict[str, dict[str, float]]:
+        """Return the ``lr`` and ``weight_decay`` of their own that optimizers within have; ``lr`` is the peak here."""
+        return {name: self._own_here(self._decay.style, own, lr) for name, own in self._config.halves.items()}
+
+    def _own_here(self, style: str, own: Mapping[str, Any], lr: float) -> dict[str, Any]:
+        """Return settings that replace the configured ones, as they are here."""
+        carried, tuned, here = dict(own), self._lr, lr
+        if "lr" in own:
+            tuned = own["lr"]
+            here = carried["lr"] = self.lr(tuned)
+        if "weight_decay" in own:
+            carried["weight_decay"] = self._carried(style, own["weight_decay"], tuned, here)
+        return carried
+
     def carry_rules(self, plan: DecayPlan, lr: float) -> None:
         """Carry over each ``lr`` and ``weight_decay`` that rules set in place of the configured ones.
 
         ``lr`` is the peak here. A finder's does not touch the rates that rules set.
 
         Raises:
-            ConfigError: a rule asks for a style of decay that has no tested rule.
+            ConfigError: a rule asks for a style of decay that has no tested rule, or for an optimizer whose learning
+                rate follows the batch by another rule.
         """
         for row in plan:
             if row.frozen:  # it has no settings yet
                 continue
             style = str(row.style)
+            family = self._config.family if row.optimizer is None else family_of(row.optimizer)
+            if family != self._config.family and self._config["reference"].get("lr_rule") is None:
+                raise ConfigError(
+                    f"{_NEEDED_BY} carries lr over by the rule for {self._config['name']}, which is not that of "
+                    f"{row.optimizer}, the optimizer of {row.name}.",
+                    valid=LR_RULES,
+                    fix=f"write {_NEEDED_BY}.lr_rule=sqrt, the one rule for both, or remove {_NEEDED_BY}",
+                )
             if row.wd_mult:
-                check_tested(style, self._family, _NEEDED_BY)
-            own = self._own.setdefault(row.name, row.settings)
-            carried = dict(own)
-            tuned, here = self._lr, lr
-            if "lr" in own:
-                tuned = own["lr"]
-                here = carried["lr"] = self.lr(tuned)
-            if "weight_decay" in own:
-                carried["weight_decay"] = self._carried(style, own["weight_decay"], tuned, here)
-            row.settings = carried
-
-    def halves(self, lr: float) -> dict[str, dict[str, float]]:
-        """Return the ``lr`` and ``weight_decay`` of the optimizers that have their own, as they are here."""
-        carried: dict[str, dict[str, float]] = {}
-        for name, own in self._halves.items():
-            here = carried[name] = {"lr": self.lr(own["lr"])} if "lr" in own else {}
-            if "weight_decay" in own:
-                tuned = own.get("lr", self._lr)
-                here["weight_decay"] = self._carried(self._decay.style, own["weight_decay"], tuned, here.get("lr", lr))
-        return carried
+                check_tested(style, family, _NEEDED_BY)
+            row.settings = self._own_here(style, self._own.setdefault(row.name, row.settings), lr)
 
     def describe(self, optimizer: Any) -> dict[str, Any]:
         """Return what was carried over in an optimizer's run, as plain data: from, to, by which rule, and remarks."""
@@ -109,7 +116,7 @@ class CarriedRun:
                     f"normalized has a rule of its own: its timescale, in runs, is {part:.3g} x as long here"
                 )
         rows = batch * steps / (reference.global_batch * reference.steps)
-        if rows != 1 and self._family == "adam" and style != "none":
+        if rows != 1 and self._config.family == "adam" and style != "none":
             remarks.append(
                 f"{rows:.3g} x the reference's rows are seen: the best timescale, in runs, of language models of 0.1 "
                 f"to 3.3 B parameters falls as (tokens per parameter)^{_TPP_EXPONENT} (arXiv 2505.13738), here x "

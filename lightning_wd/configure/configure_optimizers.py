@@ -121,9 +121,11 @@ def _configure(
         return coefficient if carried is None else carried.weight_decay(coefficient, lr)
 
     def groups_at(lr: float, coefficient: float) -> list[dict[str, Any]]:
+        halves = config.halves
         if carried is not None:
             carried.carry_rules(plan, lr)
-        return plan.groups_of_checked(lr, lr, coefficient, config.halves if carried is None else carried.halves(lr))
+            halves = carried.halves(lr)
+        return plan.groups_of_checked(lr, lr, coefficient, halves)
 
     def at_peaks(groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
         if isinstance(peak, Sequence):

@@ -145,11 +145,10 @@ def _split(
     rows = tuple(rows)
     plan: DecayPlan | None = getattr(optimizer, "decay_plan", None)
     rate, weight_decay = base_values(optimizer, plan)
-    part, halves = DecayPlan(rows, whole.style, whole.optimizer), _halves(optimizer)
+    part = DecayPlan(rows, whole.style, whole.optimizer)
     if (carried := getattr(optimizer, "carried", None)) is not None:
         carried.carry_rules(part, rate)
-        halves = carried.halves(rate)
-    groups = part.groups_of_checked(rate, rate, weight_decay, halves)
+    groups = part.groups_of_checked(rate, rate, weight_decay, _halves(optimizer, rate))
     for row in rows if plan is not None else ():
         mine = plan[row.name]  # type: ignore[index]
         mine.wd_mult, mine.lr_mult, mine.style, mine.settings = row.wd_mult, row.lr_mult, row.style, row.settings
@@ -170,13 +169,13 @@ def base_values(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, fl
     if plan is None:
         known = [(1.0, 1.0, group) for group in optimizer.param_groups if group["params"]]
     else:
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        groups, halves = {id(p): group for group in optimizer.param_groups for p in group["params"]}, _halves(optimizer)
         known = [
             (row.lr_mult, row.wd_mult * (row.style == plan.style), groups[id(row.param)])
             for row in plan
             if id(row.param) in groups
             and not {"lr", "weight_decay"} & row.settings.keys()
-            and not _halves(optimizer).get(str(row.optimizer))
+            and not halves.get(str(row.optimizer))
         ]
     lr = next((peak_lr(group) / factor for factor, _, group in known if factor), lr)
     amounts = [(configured_weight_decay(group), factor) for _, factor, group in known]
@@ -184,9 +183,11 @@ def base_values(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, fl
     return as_float(lr), as_float(weight_decay)
 
 
-def _halves(optimizer: Optimizer) -> dict[str, dict[str, float]]:
-    """Return the optimizers within that have an ``lr`` or a ``weight_decay`` of their own."""
-    config = getattr(optimizer, "decay_config", None)
+def _halves(optimizer: Optimizer, rate: float = 0.0) -> dict[str, dict[str, float]]:
+    """Return the own ``lr`` and ``weight_decay`` of optimizers within; ``rate`` is the run's peak."""
+    config, carried = getattr(optimizer, "decay_config", None), getattr(optimizer, "carried", None)
+    if carried is not None:
+        return carried.halves(rate)  # type: ignore[no-any-return]
     return {} if config is None else config.halves
 
 

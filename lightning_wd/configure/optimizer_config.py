@@ -214,14 +214,14 @@ def _decay(weight_decay: Any, given: Mapping[str, Any], kind: str) -> Decay:
     return Decay(**values, weight_decay=weight_decay, typed=typed)
 
 
-def family_of(name: str) -> str | None:
-    """Return the family whose tested rule carries an optimizer's learning rate over; None where there is none."""
-    return _FAMILY.get(name)
+def family_of(optimizer: str) -> str | None:
+    """Return the family whose tested rule carries the learning rate of an optimizer over; None where there is none."""
+    return _FAMILY.get(optimizer)
 
 
 def _reference(name: str, style: str, given: Mapping[str, Any]) -> Reference:
     """Return the checked reference, its rule for the learning rate filled in."""
-    family = _FAMILY.get(name)
+    family = family_of(name)
     check_tested(style, family, "optimizer.reference")
     reference = Reference.of("optimizer.reference", given, FAMILIES.get(str(family), ""))
     if not reference.lr_rule:

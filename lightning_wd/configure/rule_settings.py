@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_wd._lightning import either
-from lightning_wd.configure.optimizer_config import OptimizerConfig, check_hyperparameter, family_of, styles_of
+from lightning_wd.configure.optimizer_config import OptimizerConfig, check_hyperparameter, styles_of
 from lightning_wd.errors import ConfigError, MaskError, listed, nearest
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.plan import Row
@@ -40,7 +40,6 @@ def check_rules(plan: DecayPlan, config: OptimizerConfig, callbacks: Iterable[An
                 where = f"optimizer.mask.rules[{i}].{key}"
                 check_hyperparameter(where, value, default, of_ours=optimizer in OPTIMIZERS)
     _check_styles(config, stepped)
-    _check_reference(config, plan)
     _check_own(config, plan, stepped)
 
 
@@ -111,21 +110,6 @@ def _check_styles(config: OptimizerConfig, stepped: list[Row]) -> None:
                 valid=styles,
                 fix=f"write style: {styles[0]} into the rule, with a weight_decay in its unit, or another optimizer",
             )
-
-
-def _check_reference(config: OptimizerConfig, plan: DecayPlan) -> None:
-    """Refuse to carry a learning rate over by the rule of another family of optimizers than the one that has it."""
-    if config.reference is None or config["reference"].get("lr_rule") is not None:
-        return
-    others = [row for row in plan if "optimizer" in row.by and family_of(str(row.optimizer)) != config.family]
-    if others:
-        i = others[0].by["optimizer"]
-        raise ConfigError(
-            f"optimizer.reference carries lr over by the rule of {config['name']}, and mask rule {i + 1} "
-            f"({config.mask.rules[i]}) gives parameters to {others[0].optimizer}, of another family.",
-            found=listed(row.name for row in others),
-            fix="write optimizer.reference.lr_rule=sqrt, linear or none, for all of them",
-        )
 
 
 def _check_own(config: OptimizerConfig, plan: DecayPlan, stepped: list[Row]) -> None:

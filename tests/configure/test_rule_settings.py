@@ -244,12 +244,6 @@ BIAS = "mask rule 1 (name '*.bias')"
             "mask rule 1 (name '2.*') gives parameters to helpers.own_ways.Needs, which needs rank.\n"
             "  found: 2.weight, 2.bias\n  fix: write rank: <value> into the rule",
         ),
-        (
-            [{"name": "2.*", "optimizer": "radamw"}, {"name": "3.*", "optimizer": "sgdw"}],
-            {"reference": {"global_batch": 8, "steps": 10}},
-            "optimizer.reference carries lr over by the rule of adamw, and mask rule 2 (name '3.*') gives parameters "
-            "to sgdw, of another family.\n  found: 3.weight, 3.bias\n",
-        ),
         ([], {"muon": {"lr": 0.1}}, "optimizer.muon is a setting of optimizer=muon, and this is adamw.\n"),
         ([], {"name": "muon", "muon": {"lrs": 0.1}}, "optimizer.muon has no key 'lrs'.\n  valid: lr, weight_decay\n"),
         ([], {"name": "muon", "muon": {"lr": -1}}, "optimizer.muon.lr must be a number >= 0 but got -1."),
