@@ -58,7 +58,9 @@ def misspelt(arguments: Sequence[str]) -> str | None:
     with initialize_config_dir(str(_CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         try:
-            overrides = OverridesParser.create(loader).parse_overrides([a for a in arguments if a[:1] != "-"])
+            overrides = OverridesParser.create(loader).parse_overrides(
+                [a for a in arguments if a[0] == "~" or (a[0] != "-" and "=" in a)]
+            )
         except HydraException:
             return None  # Hydra points at the character
         choices = compose("train", return_hydra_config=True).hydra.runtime.choices
