@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_wd._lightning import either
-from lightning_wd.errors import ConfigError
+from lightning_wd.errors import ConfigError, checked_keywords
 from lightning_wd.mask.module_tree import walk
 
 __all__ = ["INVARIANT", "dense", "radial_products", "radial_share", "scale_invariant", "training_loss"]
@@ -26,6 +26,7 @@ INVARIANT = 1e-5  # below it a tensor counts as scale-invariant: float32 leaves 
 _CHUNK = 2**22  # elements widened at once
 
 
+@checked_keywords()
 def scale_invariant(module: nn.Module, loss: Tensor) -> dict[str, float]:
     r"""Return ``|<g, w>| / (||g|| ||w||)`` of each trainable tensor: near 0 where the loss does not feel its scale.
 

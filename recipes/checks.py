@@ -1,4 +1,4 @@
-"""Checks that run before training: numbers in range, a model that fits the data, processes that train together."""
+"""Checks before training: numbers in range, devices that exist, a model that fits, processes that train together."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_wd.distributed import HydraDDPStrategy, HydraFSDP2Strategy
@@ -41,6 +42,27 @@ def check_numbers(cfg: DictConfig) -> None:
     if OmegaConf.select(cfg, "trainer.val_check_interval") == 0:
         fix = "write trainer.limit_val_batches=0 for no validation, or leave val_check_interval out"
         raise ConfigError("trainer.val_check_interval must not be 0.", fix=fix)
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Refuse a GPU where there is none, and more of them than there are.
+
+    Args:
+        trainer: the trainer's node.
+    """
+    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
+    gpus = CUDAAccelerator.auto_device_count()
+    if accelerator in ("gpu", "cuda") and not gpus and not MPSAccelerator.is_available():
+        raise ConfigError(
+            f"trainer.accelerator={accelerator} finds no GPU that torch can use.",
+            fix="write trainer=default, which takes a GPU if there is one, or trainer=cpu",
+        )
+    if accelerator in ("auto", "gpu", "cuda") and gpus and isinstance(devices, int) and devices > gpus:
+        raise ConfigError(
+            f"trainer.devices={devices} is more than there are.",
+            found=f"{gpus} GPU{'s' * (gpus > 1)}",
+            fix=f"write trainer.devices={gpus}, or trainer=ddp_cpu for processes on the CPU",
+        )
 
 
 def check_fit(model: DictConfig, data: Any) -> None:

@@ -74,7 +74,16 @@ def make_logger(key: str, node: DictConfig, wandb_id: str | None) -> Logger:
     """
     is_wandb = OmegaConf.is_dict(node) and str(node.get("_target_")).endswith(".WandbLogger")
     more = {"id": wandb_id} if is_wandb and wandb_id is not None and node.get("id") is None else {}
-    made: Logger = make(f"logger.{key}", node, Logger, **more)
+    try:
+        made: Logger = make(f"logger.{key}", node, Logger, **more)
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        raise ConfigError(
+            f"logger.{key} needs a package that is not installed.",
+            found=str(error.__cause__).splitlines()[0],
+            fix=f"pip install {key}, or choose another: logger=csv",
+        ) from error
     return made
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import hydra
 import lightning as L
 from checkpoints import LastCheckpoint, LoggedSteps, find_checkpoint
-from checks import check_fit, check_numbers, check_strategy
+from checks import check_devices, check_fit, check_numbers, check_strategy
 from decay_effect import DecayEffect
 from from_config import build, make, make_logger
 from hydra.core.hydra_config import HydraConfig
@@ -64,6 +64,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     folder = run_dir()
     check_targets(cfg)
     check_numbers(cfg)
+    check_devices(cfg.trainer)
     ckpt_path, finished = _where_to_begin(cfg, folder)
     if finished is not None:
         print(f"finished already: {folder}", flush=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from lightning_wd.errors import ConfigError
+
 ID_FILE = "wandb_run_id.txt"  # in the run's folder
 
 # metric -> what W&B's table of runs shows of its history; a sweep compares runs by their lowest val/loss
@@ -44,11 +46,24 @@ def open_run(logger: Logger, folder: Path) -> None:
     Args:
         logger: any logger; another kind is left alone.
         folder: the run's folder.
+
+    Raises:
+        ConfigError: W&B has no key and cannot ask for one.
     """
     if not isinstance(logger, WandbLogger):
         return
+    import wandb
+
+    try:
+        experiment = logger.experiment
+    except wandb.errors.UsageError as error:
+        raise ConfigError(
+            "W&B does not start this run.",
+            found=str(error),
+            fix="run `wandb login` or set WANDB_API_KEY, or write logger=wandb_offline, which needs no account",
+        ) from error
     for name, summary in SUMMARIES.items():
-        logger.experiment.define_metric(name, step_metric="trainer/global_step", step_sync=True, summary=summary)
+        experiment.define_metric(name, step_metric="trainer/global_step", step_sync=True, summary=summary)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ID_FILE).write_text(f"{logger.version}\n", encoding="utf-8")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import lightning_wd
 from lightning_wd.cli import main
 
 MODEL = """
@@ -559,3 +560,15 @@ def test_identify_says_what_is_wrong(
     assert captured.err.startswith("lightning-wd identify: ")
     for part in words:
         assert part in captured.err
+
+
+def test_the_version_and_the_examples_of_each_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"lightning-wd {lightning_wd.__version__}\n"
+    for name in ("audit", "convert", "identify", "heatmap", "curves"):
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        shown = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+        assert len(shown) >= 2
+        assert all(line.startswith(f"  lightning-wd {name} ") for line in shown)

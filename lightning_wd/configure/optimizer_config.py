@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
+from lightning_wd.configure.hyperparameters import check_hyperparameter, hyperparameter_types
 from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
-from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, listed, nearest, number, spelled
+from lightning_wd.errors import ConfigError, as_typed, choice, keys, listed, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import identify
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
 
-__all__ = ["OptimizerConfig", "check_hyperparameter", "family_of", "plain_mask", "plain_rule", "styles_of"]
+__all__ = ["OptimizerConfig", "family_of", "plain_mask", "plain_rule", "styles_of"]
 
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
 # The optimizers whose learning rate has a tested rule in the batch -> the family that it is the rule of.
@@ -24,7 +24,6 @@ _FAMILY |= dict.fromkeys(("sgdw", "sgd_l2"), "sgd")
 _OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "reference", "on_resume", "muon")
 _DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "toward", "typical")
 _TYPICAL_KEYS = ("adam", "sgd", "muon")
-_BELOW_ONE = ("momentum", "alpha", "betas[0]", "betas[1]")
 _TYPED = {name: f"optimizer.decay.{name}" for name in ("style", *AMOUNTS, "cautious", "toward")}
 _TYPED["weight_decay"] = "optimizer.weight_decay"
 # Names of other libraries, and of keys that belong elsewhere.
@@ -346,52 +345,4 @@ def _check_half(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value if value is None else number(f"optimizer.muon.{key}", value) for key, value in half.items()}
 
 
-def check_hyperparameter(where: str, value: Any, default: Any, *, of_ours: bool = True) -> Any:
-    """Return a keyword's value in the form of its default, or raise a ConfigError; ``where`` is how it was typed.
-
-    What another's class takes where its default is None, or which numbers, it must say itself.
-    """
-    key = where.rpartition(".")[2]
-    if isinstance(default, tuple):
-        if not isinstance(value, (list, tuple)) or len(value) != len(default):
-            raise ConfigError(
-                f"{where} must be {len(default)} numbers but got {value!r}.", fix=f"write '{where}={list(default)}'"
-            )
-        pairs = enumerate(zip(value, default, strict=True))
-        return [check_hyperparameter(f"{where}[{i}]", *pair, of_ours=of_ours) for i, pair in pairs]
-    if where.endswith(".anchor_dtype") and of_ours:
-        return choice(where, value, ("bfloat16",))
-    if not of_ours and not isinstance(default, (bool, int, float, str)):
-        return value
-    if isinstance(default, bool) or (default is None and "[" not in key):
-        return flag(where, value, optional=default is None)
-    if value is None and default is None:
-        return value
-    if isinstance(default, str):
-        if not isinstance(value, str):
-            raise ConfigError(f"{where} must be text but got {value!r}.", fix=f"write {where}={default}")
-        return value
-    minimum, below = -math.inf if (default or 0) < 0 or not of_ours else 0.0, 1.0 if key in _BELOW_ONE else math.inf
-    checked = number(where, value, minimum=minimum, below=below, infinite=default == math.inf)
-    return int(checked) if isinstance(default, int) and checked.is_integer() else checked
-
-
-def _hyperparameter_types() -> dict[str, Any]:
-    """Return every keyword of an optimizer with its type; Any where the optimizers differ."""
-    types: dict[str, Any] = {}
-    for named in OPTIMIZERS.values():
-        for key, default in {**hyperparameters_of(named.l2), **hyperparameters_of(named.cls)}.items():
-            kind = str | None if key == "anchor_dtype" else _TYPES[type(default)]
-            types[key] = kind if types.get(key, kind) == kind else Any
-    return types
-
-
-_TYPES: dict[type, Any] = {
-    bool: bool | None,
-    type(None): bool | None,
-    int: float | None,
-    float: float | None,
-    str: str | None,
-    tuple: tuple[float, ...] | None,
-}
-show_keys(OptimizerConfig, _hyperparameter_types())
+show_keys(OptimizerConfig, hyperparameter_types())

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_wd._lightning import either
-from lightning_wd.configure.optimizer_config import OptimizerConfig, check_hyperparameter, styles_of
+from lightning_wd.configure.hyperparameters import check_hyperparameter
+from lightning_wd.configure.optimizer_config import OptimizerConfig, styles_of
 from lightning_wd.errors import ConfigError, MaskError, listed, nearest
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.plan import Row

@@ -54,12 +54,12 @@ def report(runs: Path, out: Path) -> None:
 def draw(out: Path) -> None:
     """Draw what a step removes, the norm of the weights, and the test accuracy of each run."""
     steps = read_csv(out / "steps.csv")
-    title = "The default run in each style: what a step removes, what is left, and what it is good for"
-    figure, (fractions, norms, accuracy) = panels(3, title, columns=3, height=3.0)
+    figure, (fractions, norms, accuracy) = panels(3, "The default run in each style of decay", columns=3, height=3.0)
     for number, name in enumerate(STYLES):
-        rows, line = [row for row in steps if row["style"] == name], LINES[number // len(COLORS)]
+        rows, line = [row for row in steps if row["style"] == name], LINES[number % 2]
         if d := [(row["step"], row["d_t"]) for row in rows if row["d_t"] != ""]:
             curve(fractions, d, number, line)
+            fractions.get_lines()[-1].set_zorder(3 if line == "--" else 2)  # seen where two are equal
         curve(norms, [(row["step"], row["weight_norm"]) for row in rows], number, line, name)
         found = [100.0 * row["test_acc"] for row in read_csv(out / "runs.csv") if row["style"] == name]
         color = COLORS[number % len(COLORS)]
@@ -67,7 +67,7 @@ def draw(out: Path) -> None:
         accuracy.plot([mean_and_half_width(found)[0]], [number], "o", color=color, markersize=7)
     fractions.set(title="part that a step removes", xlabel="optimizer step", ylabel="d_t")
     norms.set(title="norm of the decaying weights", xlabel="optimizer step", ylabel="||w||", ylim=(0, None))
-    accuracy.set(title="test accuracy", xlabel="%; crosses: seeds, dots: their mean")
+    accuracy.set(title="test accuracy (%)", xlabel="crosses: seeds; dot: mean")
     accuracy.set_yticks(range(len(STYLES)), list(STYLES))
     accuracy.invert_yaxis()
     text = "30 % of the training labels are random, those of the test right. l2 has no d_t: it goes into the gradient."

@@ -125,7 +125,7 @@ SCHEDULES = {
     "warmup_cosine": "warmup_cosine",
     "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, [lambda t: 1 / (1 + t)] * len(o.param_groups)),
     "OneCycleLR": {"name": "OneCycleLR", "max_lr": 0.01},
-    "CyclicLR": {"name": "CyclicLR", "max_lr": 0.01, "base_lr": 0.001, "cycle_momentum": False},
+    "CyclicLR": {"name": "CyclicLR", "max_lr": 0.01, "base_lr": 0.001, "step_size_up": 7, "cycle_momentum": False},
     "ReduceLROnPlateau": {
         "name": "ReduceLROnPlateau",
         "monitor": "train/loss",

@@ -90,6 +90,30 @@ def test_numbers_of_rules_are_tuned_too() -> None:
     assert built.decay_plan["net.0.weight"].settings == pytest.approx({"lr": 2e-2, "weight_decay": 0.4})
 
 
+def test_numbers_of_the_halves_are_tuned_too() -> None:
+    reference = {**TWO_BY_32, "lr_rule": "sqrt"}
+    config = {"name": "muon", **TUNED, "muon": {"lr": 1e-2, "weight_decay": 0.4}, "reference": reference}
+    built = configure_optimizers(Lit(), config, total_steps=16, steps_per_epoch=8, global_batch=8)["optimizer"]
+    groups = {group["optimizer"]: group for group in built.param_groups if group["weight_decay"]}
+    assert (groups["muon"]["lr"], groups["muon"]["weight_decay"]) == pytest.approx((2e-2, 0.4))
+    assert (groups["adamw"]["lr"], groups["adamw"]["weight_decay"]) == pytest.approx((2e-3, 0.1))
+
+
+def test_optimizers_whose_rates_follow_the_batch_by_different_rules() -> None:
+    rules = [{"name": "net.0.weight", "optimizer": "sgdw"}]
+    config = {**TUNED, "mask": {"rules": rules}, "reference": TWO_BY_32}
+    with pytest.raises(wd.ConfigError) as caught:
+        configure_optimizers(Lit(), config, total_steps=16, global_batch=8)
+    assert str(caught.value) == (
+        "optimizer.reference carries lr over by the rule for adamw, which is not that of sgdw, the optimizer of "
+        "net.0.weight.\n  valid: sqrt, linear, none\n  fix: write optimizer.reference.lr_rule=sqrt, the one "
+        "rule for both, or remove optimizer.reference"
+    )
+    config["reference"] = {**TWO_BY_32, "lr_rule": "none"}
+    built = configure_optimizers(Lit(), config, total_steps=16, global_batch=8)["optimizer"]
+    assert {group["optimizer"]: group["lr"] for group in built.param_groups} == {"sgdw": 1e-3, "adamw": 1e-3}
+
+
 def test_the_peak_of_a_schedule_is_tuned_too() -> None:
     for max_lr in (1e-3, [1e-3, 4e-3]):
         schedule = {"name": "CyclicLR", "base_lr": 1e-4, "max_lr": max_lr, "step_size_up": 8}

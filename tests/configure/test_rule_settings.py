@@ -78,6 +78,21 @@ def test_the_halves_of_muon_have_rates_and_amounts_of_their_own() -> None:
     assert settings(default, "weight_decay")["0.weight"] == settings(default, "weight_decay")["3.weight"] == (0.1,)
 
 
+def test_the_halves_are_carried_over_with_the_run() -> None:
+    reference = {"global_batch": 4, "steps": 10, "lr_rule": "sqrt"}
+    config = {"name": "muon", "lr": 0.01, "weight_decay": 0.1, "muon": {"lr": 0.1}, "reference": reference}
+
+    def here(config: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        built = wd.configure_optimizers(net(), config, total_steps=20, global_batch=16)
+        return settings(built["optimizer"], "base_lr", "weight_decay")
+
+    said = here(config)
+    assert said["0.weight"] == pytest.approx((0.2, 0.1 * (0.01 * 10) / (0.02 * 20)))
+    assert said["3.weight"] == pytest.approx((0.02, 0.1 * (0.01 * 10) / (0.02 * 20)))
+    said = here({**config, "muon": {"lr": 0.1, "weight_decay": 0.4}})
+    assert said["0.weight"] == pytest.approx((0.2, 0.4 * (0.1 * 10) / (0.2 * 20)))
+
+
 def test_muon_by_rule_equals_muon_by_name() -> None:
     rule = {"module_types": "Linear", "ndim": 2, "optimizer": "muon"}
     by_rule = built({"name": "3.*", "optimizer": "adamw"}, rule)

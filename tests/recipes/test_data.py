@@ -347,6 +347,18 @@ def test_evaluation_sees_each_row_once_in_as_many_batches_on_each_process(
         assert 0 < len(share[-1]) <= batch_size + 1
 
 
+def test_label_noise_spoils_training_labels_only_and_the_same_ones_each_time() -> None:
+    clean, noisy, again = (Digits(label_noise=noise) for noise in (0.0, 0.3, 0.3))
+    for data in (clean, noisy, again):
+        data.setup("fit")
+    for part in ("train", "val", "test"):
+        (images, right), (same, labels) = getattr(clean, part).tensors, getattr(noisy, part).tensors
+        assert torch.equal(images, same)
+        assert torch.equal(labels, getattr(again, part).tensors[1])
+        wrong = int((right != labels).sum())
+        assert wrong == 0 if part != "train" else 0.24 < wrong / len(labels) < 0.3  # a tenth of 0.3 is right by chance
+
+
 def test_fewer_rows_than_processes_are_refused() -> None:
     data = Digits()
     data.setup("fit")

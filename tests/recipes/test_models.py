@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from models.gpt import GPT, PRESETS
 from models.resnet import ResNet
 from models.shake_shake import Shake, ShakeShake, Shortcut
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import lightning_wd as wd
@@ -222,7 +223,11 @@ def test_the_validation_loss_is_the_mean_over_characters_not_over_batches() -> N
 
 # --- experiments ----------------------------------------------------------------------------------------------------
 
-FILES = sorted(path for group in ("data", "model", "experiment") for path in (ROOT / "recipes/conf" / group).glob("*"))
+FILES = sorted(
+    path
+    for group in ("data", "model", "experiment", "optimizer/decay")
+    for path in (ROOT / "recipes/conf" / group).glob("*")
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -232,7 +237,8 @@ def test_each_file_opens_with_what_it_is_and_its_command(path: Path) -> None:
         assert lines.pop(0) == "# @package _global_"
     assert lines[0].startswith("# ")
     assert lines[1].startswith("# python recipes/train.py ")
-    assert f"{path.parent.name}={path.stem}" in lines[1].split()
+    group = path.parent.relative_to(ROOT / "recipes/conf").as_posix()
+    assert f"{group}={path.stem}" in lines[1].split()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +249,7 @@ def test_each_experiment_is_the_optimizer_that_its_name_says(experiment: str) ->
         cfg = compose("train", [f"experiment={experiment}"])
     expected = {
         "cifar10_shakeshake_adamw": ("adamw", "independent", 1e-3, None, 0.025, 100, 128),
-        "digits_adamw": ("adamw", "decoupled", 3e-3, 0.05, None, 30, 64),
+        "digits_adamw": ("adamw", "decoupled", 1e-3, 2.5, None, 20, 16),
         "fashion_small": ("adamw", "independent", 2**-8, 2**-10, None, 40, 50),
         "fashion_resnet_sgdw": ("sgdw", "decoupled", 0.1, 5e-3, None, cfg.trainer.max_epochs, 128),
         "shakespeare_gpt": ("adamw", "decoupled", cfg.optimizer.lr, 0.1, None, cfg.trainer.max_epochs, 32),
@@ -258,6 +264,21 @@ def test_each_experiment_is_the_optimizer_that_its_name_says(experiment: str) ->
         cfg.trainer.max_epochs,
         cfg.data.batch_size,
     ) == expected[experiment]
+
+
+def test_digits_adamw_is_the_default_run() -> None:
+    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+        default, spelled = (compose("train", overrides) for overrides in ([], ["experiment=digits_adamw"]))
+    assert OmegaConf.to_container(default, resolve=True) == OmegaConf.to_container(spelled, resolve=True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/conf/optimizer/decay").glob("*")), ids=lambda path: path.stem)
+def test_the_recipes_decays_differ_from_the_packs_in_the_amount_only(path: Path) -> None:
+    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+        ours = compose("train", [f"optimizer/decay={path.stem}"]).optimizer.decay
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        packs = compose(overrides=["+optimizer=adamw", f"optimizer/decay={path.stem}"]).optimizer.decay
+    assert {**ours, "typical": None} == {**packs, "typical": None}
 
 
 SHORT = ["trainer.max_steps=2", "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 import torch
 from data.fashion_small import FashionSmall
 from helpers.real_data import REAL, needs_real_data
+from helpers.recipe import ROOT
 from models.conv_net import ConvNet
-from studies import budgets, finished_runs, lost_decay, muon_against_adamw, schedules
+from studies import budgets, finished_runs, lost_decay, muon_against_adamw, schedules, styles
 
 import lightning_wd as wd
 
@@ -122,3 +125,27 @@ def test_one_run_in_three_units() -> None:
     assert budgets._in_unit("raw", 1e-3, point) == 1e-3
     assert budgets._in_unit("normalized", 1e-3, point) == pytest.approx(0.02)
     assert budgets._in_unit("timescale_epochs", 1e-3, point) == pytest.approx(50.0)
+
+
+def test_the_styles_are_those_of_the_readme() -> None:
+    commands = [" ".join(["`.venv/bin/python recipes/train.py", *words]) + "` |" for words in styles.STYLES.values()]
+    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.endswith("` |")]
+    assert [command for command in commands if not any(line.endswith(command) for line in table)] == []
+
+
+@pytest.mark.parametrize("name", ["budgets", "lost_decay", "masks", "restarts", "schedules", "styles"])
+def test_a_picture_is_drawn_from_the_committed_numbers(name: str, tmp_path: Path) -> None:
+    for study in (name, "heatmaps"):  # schedules reads the results of heatmaps
+        (tmp_path / study).mkdir()
+        for table in (ROOT / "docs/studies" / study).glob("*.csv"):
+            shutil.copy(table, tmp_path / study)
+    import_module(f"studies.{name}").draw(tmp_path / name)
+    assert (tmp_path / name / f"{name}.png").stat().st_size > 20_000
+
+
+def test_the_best_budgets_are_those_of_the_runs() -> None:
+    folder = ROOT / "docs/studies/budgets"
+    found = budgets._best(budgets._curves(folder))
+    for row, (kind, value, unit, best) in zip(finished_runs.read_csv(folder / "best.csv"), found, strict=True):
+        assert (row["changed"], row["value"], row["unit"]) == (kind, value, unit)
+        assert row["best"] == pytest.approx(best, rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import yaml
 from helpers.recipe import ROOT, TRAIN, job, run_folder, train, train_here, trained
 from helpers.wandb_records import item, records
 from hydra import compose, initialize_config_dir
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import CompactHydraException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import OmegaConf
@@ -39,9 +40,16 @@ def test_the_default_run_reaches_its_accuracy(default_run: tuple[Path, str]) -> 
     with (folder / "metrics.csv").open(newline="") as file:
         accuracy = [float(row["test/acc"]) for row in csv.DictReader(file) if row.get("test/acc")]
     assert len(accuracy) == 1
-    assert accuracy[0] >= 0.95
+    assert accuracy[0] >= 0.9
     assert "test/acc" in printed
-    assert printed.rstrip().endswith(f"run folder: {folder}")
+    assert "warning" not in printed
+    effect, last = printed.rstrip().splitlines()[-2:]
+    assert last == f"run folder: {folder}"
+    found = re.fullmatch(
+        r"decay: norm of the decaying weights 13\.2 -> (\S+), timescale 400 steps, 0\.26 of the run", effect
+    )
+    assert found
+    assert 3 < float(found[1]) < 6
 
 
 @one_worker
@@ -49,7 +57,7 @@ def test_the_plan_is_printed_whole(default_run: tuple[Path, str]) -> None:
     """Names are never cut, though rich cuts at 80 columns when its output is piped."""
     _, printed = default_run
     assert "…" not in printed
-    assert "global batch 64: 64 rows x 1 process(es) x 1 batch(es)" in printed.splitlines()
+    assert "global batch 16: 16 rows x 1 process(es) x 1 batch(es)" in printed.splitlines()
     for word in ("net.0.weight", "net.1.bias", "norm layer LayerNorm", "no_decay"):
         assert word in printed
 
@@ -62,7 +70,7 @@ def test_the_run_folder_holds_what_the_contract_says(default_run: tuple[Path, st
     }
     assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"best.ckpt", "last.ckpt"}
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (config["optimizer"]["name"], config["optimizer"]["weight_decay"]) == ("adamw", 0.01)
+    assert (config["optimizer"]["name"], config["optimizer"]["weight_decay"]) == ("adamw", 2.5)
     plan = json.loads((folder / "decay_plan.json").read_text())
     groups = {row["name"]: row["group"] for row in plan["parameters"]}
     assert {name for name, group in groups.items() if group == "decay"} == {
@@ -73,11 +81,31 @@ def test_the_run_folder_holds_what_the_contract_says(default_run: tuple[Path, st
     assert set(groups.values()) == {"decay", "no_decay"}
 
 
+def test_help_has_every_option_and_only_keys_that_are_there(tmp_path: Path) -> None:
+    text = train_here("--help", cwd=tmp_path).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    groups, _, keys = text.partition("\nKeys, ")
+    described = re.split(r"^  (\S+) {2,}", groups.partition("Groups, ")[2], flags=re.M)[1:]
+    for group, words in zip(described[::2], described[1::2], strict=True):
+        places = (ROOT / "conf" / group, ROOT / "recipes/conf" / group)
+        options = {path.stem for place in places for path in place.glob("*.yaml")}
+        assert options <= set(re.findall(r"\w+", words)), group
+    known = [compose_keys(*chosen) for chosen in ([], ["optimizer=sgdw"], ["data=shakespeare", "model=gpt"])]
+    for line in re.findall(r"^  (\S[\w., ]*?)  ", keys, re.M):
+        for key in line.split(", "):
+            assert any(OmegaConf.select(cfg, key, default="absent") != "absent" for cfg in known), key
+
+
+def compose_keys(*overrides: str) -> Any:
+    with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
 @one_worker
 def test_the_checkpoint_loads_without_pickle(default_run: tuple[Path, str]) -> None:
     folder, _ = default_run
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 10 * 19
+    assert checkpoint["global_step"] == 20 * 78
     assert checkpoint["hyper_parameters"]["optimizer"]["name"] == "adamw"
     group = checkpoint["optimizer_states"][0]["param_groups"][0]
     assert (group["name"], group["style"], group["base_lr"]) == ("decay", "decoupled", 1e-3)
@@ -129,16 +157,16 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_two_processes_make_one_folder(two_processes: tuple[Path, str]) -> None:
     cwd, printed = two_processes
     (folder,) = cwd.glob("outputs/*/*")
-    assert printed.count("global batch 128: 64 rows x 2 process(es) x 1 batch(es)") == 1
+    assert printed.count("global batch 32: 16 rows x 2 process(es) x 1 batch(es)") == 1
     assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
     assert printed.count("run folder:") == printed.count(f"run folder: {folder}") == 1
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sum(bool(row.get("test/acc")) for row in rows) == 1
-    assert [int(row["step"]) for row in rows if row["wd/decay/d_t"]] == [0, 3, 6]
+    assert [int(row["step"]) for row in rows if row["wd/decay/d_t"]] == list(range(0, 39, 3))
     histories = [dict(map(item, r.history.item)) for r in records(folder) if r.HasField("history")]
-    assert [row["trainer/global_step"] for row in histories if "wd/decay/d_t" in row] == [0, 3, 6]
-    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1257 // 128
+    assert [row["trainer/global_step"] for row in histories if "wd/decay/d_t" in row] == list(range(0, 39, 3))
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1257 // 32
 
 
 @pytest.mark.xdist_group("two_processes")
@@ -197,7 +225,7 @@ def configure(*overrides: str) -> Any:
         (["optimizer.weight_decay=nan"], ["optimizer.weight_decay must be a number >= 0 but got nan"]),
         (
             ["optimizer.decay.normalized=0.05"],
-            ["more than one amount", "optimizer.weight_decay=0.01, optimizer.decay.normalized=0.05"],
+            ["more than one amount", "optimizer.weight_decay=2.5, optimizer.decay.normalized=0.05"],
         ),
         (
             ["optimizer/decay=l2", "optimizer.decay.normalized=0.05"],
@@ -224,16 +252,6 @@ def test_bad_input_says_what_where_and_how_to_fix(overrides: list[str], words: l
     with pytest.raises((wd.ConfigError, wd.MaskError)) as caught:
         configure(*overrides)
     assert [word for word in words if word not in str(caught.value)] == []
-
-
-@pytest.mark.usefixtures("_recipe_config")
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [("optimizer=sgdww", "Could not find 'optimizer/sgdww'"), ("optimizer.weight_decy=1", "weight_decy")],
-)
-def test_hydras_own_refusals_stand(override: str, words: str) -> None:
-    with pytest.raises(HydraException, match=words):
-        compose("train", [override])
 
 
 @pytest.mark.parametrize(
@@ -428,7 +446,7 @@ def test_each_style_keeps_the_model_trainable_at_its_default_amount(name: str, d
     import lightning as L
 
     L.seed_everything(0, verbose=False)
-    cfg = compose("train", [f"optimizer={name}", f"optimizer/decay={decay}"])
+    cfg = compose("train", ["data=digits", f"optimizer={name}", f"optimizer/decay={decay}"])
     model = instantiate(cfg.model, _partial_=True)(
         optimizer=wd.OptimizerConfig.of(cfg.optimizer), lr_scheduler=wd.LRSchedulerConfig.of(cfg.lr_scheduler)
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_wd.cli import main
 from lightning_wd.errors import ConfigError
-from lightning_wd.runs.curves import curves, overlay, read_metrics
+from lightning_wd.runs.curves import curves, draw_monitor, overlay, read_metrics
 from lightning_wd.runs.folder import RunCSVLogger
 
 
@@ -26,6 +28,50 @@ def test_curves_draws_what_was_logged(tmp_path: Path) -> None:
 
     height, width, _ = imread(picture).shape
     assert width > height > 200
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The axes of the pictures that are drawn."""
+    seen: list[Any] = []
+    monkeypatch.setattr("lightning_wd.runs.curves._finish", lambda axes, *a, **k: seen.append((axes, *a)))
+    return seen
+
+
+def test_d_t_stands_beside_the_coefficient(tmp_path: Path, drawn: list[Any]) -> None:
+    """d_t = lr_t^2 / lr0 * lam of `corrected`; l2 has none."""
+    groups = [{"name": "decay", "style": "corrected", "lr": 0.1, "tensors": 3, "numel": 1000}]
+    groups += [{"name": "penalty", "style": "l2", "lr": 0.1, "tensors": 1, "numel": 10}]
+    (tmp_path / "decay_plan.json").write_text(json.dumps({"groups": groups}))
+    logger = RunCSVLogger(tmp_path)
+    for step, lr in enumerate((0.1, 0.05)):
+        rates = {f"lr-AdamW/{g['name']}": lr for g in groups}
+        logger.log_metrics({**rates, **{f"{name}-weight_decay": 0.5 for name in rates}}, step=step)
+    logger.save()
+    assert curves(tmp_path, "title") is not None
+    lines = {name: {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()} for axes, name, _ in drawn}
+    assert lines == {
+        "learning rate": {"AdamW/decay": [0.1, 0.05], "AdamW/penalty": [0.1, 0.05]},
+        "weight decay": {"AdamW/decay": [0.5, 0.5], "AdamW/penalty": [0.5, 0.5]},
+        "effective decay": {"AdamW/decay": pytest.approx([0.05, 0.0125])},
+    }
+    legend = drawn[0][0].figure.legends[0]
+    assert legend.get_title().get_text() == "decay: 3 tensors, 1,000 parameters; penalty: 1 tensors, 10 parameters"
+
+
+def test_the_monitors_picture_has_no_empty_panel_and_says_what_predicted_means(
+    tmp_path: Path, drawn: list[Any]
+) -> None:
+    history = [{"step": s, "wd/decay/d_t": 0.1, "wd/decay/weight_rms": 1.0, "wd/no_decay/d_t": 0.0} for s in range(3)]
+    for row in history:
+        row |= {"wd/decay/weight_rms_predicted": 0.5, "wd/no_decay/timescale_epochs": float("inf")}
+    assert draw_monitor(history, tmp_path / "x.png", "title") == tmp_path / "x.png"
+    assert [name for _, name, _ in drawn] == ["size of the weights", "effective decay"]
+    assert all(axes.get_lines() for axes, *_ in drawn)
+    (legend,) = drawn[0][0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["decay", "no_decay", "predicted"]
+    assert legend.get_title().get_text().startswith("Predicted: where AdamW's weights")
+    assert draw_monitor([{"step": 0}], tmp_path / "y.png", "title") is None
 
 
 @pytest.fixture

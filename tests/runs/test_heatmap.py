@@ -92,12 +92,12 @@ def test_the_picture_says_what_it_shows(sweep: Path) -> None:
     panels, bar = figure.axes[:2], figure.axes[2]
     assert figure.get_suptitle() == "Test error (%) over learning rate and weight decay, 1 seed"
     assert [axes.get_title().splitlines()[0] for axes in panels] == [
-        "adam_l2, l2: best 15 %",
-        "adamw, independent: best 15.1 %",
+        "Adam with L2: best 15 %",
+        "AdamW, independent: best 15.1 %",
     ]
     assert [axes.get_xlabel() for axes in panels] == [
-        "weight decay lam, in the gradient: g + lam * w",
-        "weight decay lam, removed each step: eta_t * lam * w",
+        "lam, in the gradient: g + lam * w",
+        "lam, removed each step: eta_t * lam * w",
     ]
     assert {axes.get_ylabel() for axes in panels} == {"learning rate"}
     assert bar.get_ylabel() == "test error (%)"

@@ -179,5 +179,5 @@ def test_the_grid_composes_with_any_optimizer_and_style() -> None:
         overrides = ["hparams_search=lr_wd_grid", "optimizer=sgdw", "optimizer/decay=independent"]
         cfg = compose("train", overrides, return_hydra_config=True)
     assert cfg.hydra.sweeper.params["optimizer.lr"] == ",".join(str(2.0**k) for k in range(-11, -5))
-    assert cfg.hydra.sweep.subdir == "sgdw_independent_lr0.05_wd0.00025_seed0"
+    assert cfg.hydra.sweep.subdir == "sgdw_independent_lr0.05_wd0.0025_seed0"
     assert cfg.skip_finished is True
