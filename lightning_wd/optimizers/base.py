@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_wd._private import (
     disable_dynamo,
+    is_fsdp1_piece,
     tells_scaler_when_fused,
 )
 from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
@@ -137,6 +138,12 @@ class DecayGroups(Optimizer):
         elif group["style"] == "hyperball":
             names = group.get("param_names", range(len(group["params"])))
             for name, p in zip(names, group["params"], strict=True):
+                if is_fsdp1_piece(p):
+                    raise ConfigError(
+                        f"FSDP1 has cut parameter {name!r} of {label} into pieces: a hyperball keeps whole norms.",
+                        found=f"shape {tuple(p.shape)}",
+                        fix="use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)",
+                    )
                 if turns(group, p) and not p.is_meta:
                     radius_of(p, f"parameter {name!r} of {label}")
 
