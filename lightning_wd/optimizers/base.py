@@ -331,7 +331,10 @@ class DecayGroups(Optimizer):
     def _keep_own_state(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Make what a step needs beside the kernel's own state, and keep it where the weights are."""
         for p in params if pulls(group) else ():
-            self.state[p]["anchor"] = self._anchor(group, p)
+            state = self.state[p]
+            anchor = state.get("anchor")
+            if self._anchors or anchor is None or anchor.dtype != p.dtype or anchor.device != p.device:
+                state["anchor"] = self._anchor(group, p)
         for p in params if group["style"] == "hyperball" else ():
             if turns(group, p) and "radius" not in self.state[p]:
                 self.state[p]["radius"] = radius_of(p, "a weight")
