@@ -255,6 +255,8 @@ class DecayGroups(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if any(group.get("kahan", False) is None for group in self.param_groups):  # saved before a step decided
+            self._groups_met = 0
         for group in self.param_groups:
             if "decoupled_weight_decay" in self.defaults:
                 group["decoupled_weight_decay"] = group["style"] != "l2"  # torch's AdamW sets True in every group

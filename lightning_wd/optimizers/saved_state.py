@@ -130,6 +130,8 @@ def _is_like(key: str, value: Any, like: Any) -> bool:
         return True
     if key in VERSIONED:
         return isinstance(value, bool) or (value is None and key in ("foreach", "fused"))
+    if key == "kahan":  # None: saved before the first step decided
+        return value is None or isinstance(value, bool)
     if isinstance(like, (bool, str)):
         return isinstance(value, type(like))
     if isinstance(like, (tuple, list)):

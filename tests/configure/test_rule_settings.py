@@ -60,7 +60,7 @@ def test_hyperparameters_go_through_the_constructor() -> None:
     assert settings(optimizer, "beta1", "betas")["0.weight"] == (0.8, None)
     compiled = built({"name": "2.*", "optimizer": "adamw", "fused": False}, {"name": "3.*", "kahan": True})
     assert type(compiled) is wd.AdamW
-    assert settings(compiled, "fused", "kahan")["2.weight"] == (False, False)
+    assert settings(compiled, "fused", "kahan")["2.weight"] == (False, None)
     assert settings(compiled, "fused", "kahan")["3.weight"] == (None, True)
 
 
@@ -176,7 +176,7 @@ BIAS = "mask rule 1 (name '*.bias')"
             [{"name": "*.bias", "momentum": 0.9}],
             {},
             f"{BIAS} sets momentum, which adamw does not take.\n  found: adamw steps 0.bias, 1.bias, 2.bias, 3.bias\n"
-            "  valid: wd_mult, weight_decay, lr_mult, lr, style, optimizer, betas, eps, amsgrad, ",
+            "  valid: wd_mult, weight_decay, lr_mult, lr, style, toward, optimizer, betas, eps, ",
         ),
         (
             [{"name": "*.bias", "momentum": 0.9}],
@@ -224,7 +224,7 @@ BIAS = "mask rule 1 (name '*.bias')"
             [{"name": "2.weight", "optimizer": "muon"}],
             {"name": "adam_l2"},
             "mask rule 1 (name '2.weight') gives parameters of style 'l2' to muon, which does not do that style.\n"
-            "  found: 2.weight\n  valid: decoupled, independent, constant, corrected, none\n"
+            "  found: 2.weight\n  valid: decoupled, independent, constant, corrected, hyperball, none\n"
             "  fix: write style: decoupled into the rule, with a weight_decay in its unit, or another optimizer",
         ),
         (

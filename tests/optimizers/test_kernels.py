@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from typing import Any
@@ -257,6 +258,17 @@ def test_kahan_by_default_where_16_bits_would_lose_the_decay(cls: Any, caplog: p
     resumed = cls(groups, lr=0.1)
     resumed.load_state_dict(optimizer.state_dict())  # None in the configuration is no difference: nothing warns
     assert [group["kahan"] for group in resumed.param_groups] == [True, False, False]
+
+
+def test_a_state_saved_before_the_first_step_decided_on_kahan() -> None:
+    optimizer = wd.AdamW([torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))], lr=1e-3, weight_decay=1e-2)
+    before = copy.deepcopy(optimizer.state_dict())
+    assert before["param_groups"][0]["kahan"] is None
+    for _ in range(2):  # as a finder does: steps, and then the state of the start
+        optimizer.param_groups[0]["params"][0].grad = torch.zeros(4, dtype=torch.bfloat16)
+        optimizer.step()
+        assert optimizer.param_groups[0]["kahan"] is True
+        optimizer.load_state_dict(before)
 
 
 def test_kahan_follows_float32_through_training() -> None:
