@@ -26,6 +26,9 @@ _READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW
 
 def is_schedule_free(optimizer: Any) -> bool:
     """Whether an optimizer or a class of one has other weights in the model while it trains than in evaluation."""
+    within = getattr(optimizer, "within", None)  # of a MultiOptimizer, which has both methods whatever it holds
+    if isinstance(within, list):
+        return any(map(is_schedule_free, within))
     return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
 
 

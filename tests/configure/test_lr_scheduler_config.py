@@ -27,7 +27,7 @@ from lightning_wd.configure import configure_optimizers
         ),
         ({"name": "warmup_linear", "decay_shape": "cosine"}, ["lr_scheduler 'warmup_linear' has no key 'decay_shape'"]),
         ({"name": "StepLR", "step": 3}, ["lr_scheduler StepLR has no key 'step'", "nearest: 'step_size'"]),
-        ({"name": "StepLR"}, ["lr_scheduler StepLR cannot be built", "step_size"]),
+        ({"name": "StepLR"}, ["lr_scheduler StepLR cannot be built", "fix: write lr_scheduler.step_size=<value>"]),
         ({"name": "wsd", "interval": "steps"}, ["lr_scheduler.interval 'steps' is unknown", "nearest: 'step'"]),
         ({"name": ["wsd"]}, ["lr_scheduler ['wsd'] is not a schedule"]),
         ({"name": "wsd", "strict": "no"}, ["lr_scheduler.strict must be true or false but got 'no'"]),
