@@ -415,7 +415,7 @@ def make(**group: Any) -> Any:
     [
         (
             {"optimiser": "adamw"},
-            r"group 0 names no optimizer\.\n  found: keys params, optimiser\n  valid: adamw, sgdw, .*the dotted path of "
+            r"group 0 names no optimizer\.\n  found: keys params, optimiser\n  valid: adamw, sgdw, .*dotted path of "
             r"a class, as in timm.optim.Lion\n  fix: give a list of groups that each name theirs: \[\{'params': ",
         ),
         (
