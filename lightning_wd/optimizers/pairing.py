@@ -153,7 +153,7 @@ def _check_layout(optimizer: Any, saved: list[dict[str, Any]]) -> None:
     for index, (mine, theirs) in enumerate(zip(own, saved, strict=True)):
         label = group_label(mine, index)
         names, theirs_names = names_of(mine), names_of(theirs)
-        if "name" in mine and "name" in theirs and _called(mine) != _called(theirs):
+        if _names_differ(mine, theirs):
             raise refusal(optimizer, f"group {index} has another name.", **outlines)
         if names is not None and theirs_names is not None and sorted(names) != sorted(theirs_names):
             lost = [name for name in names if name not in theirs_names]
@@ -165,13 +165,17 @@ def _check_layout(optimizer: Any, saved: list[dict[str, Any]]) -> None:
             raise refusal(optimizer, problem, **outlines)
 
 
-def _called(group: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what a group's name must agree in: all of it, or up to the settings of rules where members have names.
+def _names_differ(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether two groups have other names, not counting settings of rules where the members' names decide.
 
-    A mask names its groups after the settings of its rules, as in ``decay_lr_0.05_sgdw``: those are compared as such.
+    A mask calls its groups after the settings of its rules, as in ``decay_lr_0.05_sgdw``: those are compared as such.
     """
-    stem = re.match("decay|no_decay", group["name"]) if names_of(group) is not None else None
-    return (stem[0], group.get("optimizer")) if stem else (group["name"],)
+    both = (mine, theirs)
+    if not all("name" in group for group in both) or mine["name"] == theirs["name"]:
+        return False
+    stems = [re.match("decay|no_decay", group["name"]) for group in both if names_of(group) is not None]
+    kinds = [(stem[0], group.get("optimizer")) for stem, group in zip(stems, both, strict=False) if stem]
+    return len(kinds) < len(both) or kinds[0] != kinds[1]
 
 
 def tell_of_positions(optimizer: Any, pairs: Iterable[Pair], state: dict[Any, Any]) -> None:
