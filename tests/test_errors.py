@@ -53,6 +53,7 @@ def test_a_number_in_range_is_returned(value: Any, bounds: dict[str, Any], expec
         (-1, {}, "x must be a number >= 0 but got -1.", "write x=1, without the sign"),
         (0, {"exclusive": True}, "x must be a number > 0 but got 0.", "write x=<a finite number > 0>"),
         (1, {"below": 1}, "x must be a number >= 0 and < 1 but got 1.", "write x=<a finite number >= 0 and < 1>"),
+        (1, {"minimum": -math.inf, "below": 1}, "x must be a number < 1 but got 1.", "write x=<a finite number < 1>"),
         (2, {"at_most": 1}, "x must be a number >= 0 and <= 1 but got 2.", "write x=<a finite number >= 0 and <= 1>"),
         (-2, {"at_most": 1}, "x must be a number >= 0 and <= 1 but got -2.", "write x=<a finite number >= 0 and <= 1>"),
         (1.6, {"whole": True}, "x must be a whole number >= 0 but got 1.6.", "write x=2"),

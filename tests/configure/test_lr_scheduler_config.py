@@ -50,3 +50,8 @@ def test_schedule_settings_refused(config: Any, words: list[str]) -> None:
     with pytest.raises(wd.ConfigError) as caught:
         configure_optimizers(Lit(), ADAMW, config, total_steps=10)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_momentum_that_no_schedule_can_drive_is_to_be_left_alone() -> None:
+    with pytest.raises(wd.ConfigError, match=r"cannot be built: optimizer must(?s:.*)fix: write lr_scheduler\.cycle_m"):
+        configure_optimizers(Lit(), {"name": "adagradw"}, {"name": "OneCycleLR", "max_lr": 0.1}, total_steps=10)

@@ -18,7 +18,7 @@ import lightning_wd as wd
 APART = "helpers.own_ways.BetasApart"
 
 
-def net() -> nn.Module:
+def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 2))
 

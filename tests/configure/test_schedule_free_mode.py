@@ -289,7 +289,7 @@ def test_one_of_several_optimizers_is_switched(by_name: Any, schedule_free: Any,
     trained = [weight for stage, weight in module.seen if stage == "train"]
     assert all(torch.equal(a, b) for a, (_, b) in zip(trained, alone.seen, strict=True))
     assert equal(module, alone)
-    several = made.optimizers[0]
+    several: Any = made.optimizers[0]
     several.train()  # as under Fabric
     assert [group.get("train_mode") for group in several.param_groups] == [True, None]
     with pytest.warns(UserWarning, match=f"^{schedule_free.__name__}W takes the place of a schedule"):
