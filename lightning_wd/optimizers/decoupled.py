@@ -112,7 +112,7 @@ class _Decoupled(DecayGroups):
                 f"{name} keeps its own decay in {label}: {why}, so weight_decay={settings['weight_decay']!r} is handed "
                 f"to it as it is, whatever style {style!r} means.",
                 found=" ".join(own.evidence),
-                fix="write weight_decay=0 or style='none' for no decay, or take an optimizer whose decay is known",
+                fix="write style='none' (optimizer/decay=none) for no decay, or take an optimizer whose decay is known",
             )
 
     @property
