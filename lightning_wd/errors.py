@@ -141,13 +141,14 @@ def _spell(line: str) -> str:
 
 
 def warn(problem: str, *, stacklevel: int | None = None, **parts: Any) -> None:
-    """Warn with a message that :func:`explain` builds, at the caller outside of this package.
+    """Warn with a message that :func:`explain` builds, at the caller outside of this package and torch.
 
     A ``stacklevel`` counts from the caller instead, as in ``warnings``.
     """
     if stacklevel is None:
         stacklevel, frame = 0, inspect.currentframe()
-        while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "lightning_wd":
+        # torch, since its wrapper of add_param_group stands between ours and the optimizer's constructor
+        while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("lightning_wd", "torch"):
             stacklevel, frame = stacklevel + 1, frame.f_back
     warnings.warn(explain(problem, **parts), UserWarning, stacklevel=stacklevel + 1)
 
@@ -200,8 +201,8 @@ def number(
     if fits(given) and (not whole or given.is_integer()):
         return int(given) if whole else given
     kind = "whole number" if whole else "number"
-    bound = f"{'>' if exclusive else '>='} {minimum:g}" if minimum > -math.inf else ""
-    bound += f" and < {below:g}" * (below < math.inf) + f" and <= {at_most:g}" * (at_most < math.inf)
+    bounds = {f"{'>' if exclusive else '>='} {minimum:g}": minimum, f"< {below:g}": below, f"<= {at_most:g}": at_most}
+    bound = " and ".join(text for text, value in bounds.items() if math.isfinite(value))
     valid = f"a {'' if infinite or whole else 'finite '}{kind} {bound}".rstrip()
     fix = f"write {name}=<{valid}>"
     if given < 0 and fits(-given):
@@ -219,12 +220,14 @@ def choice(
     value: object,
     valid: Collection[str],
     *,
+    also: str | None = None,
     aliases: Mapping[str, str] | None = None,
     error: type[ExplainedError] = ConfigError,
 ) -> str:
     """Return ``value`` if it is one of the valid names, or raise an error that lists them.
 
-    ``aliases`` says what to write for names of other libraries, which it has in lower case.
+    ``also`` says in words what else is valid, which the caller has looked for. ``aliases`` says what to write for names
+    of other libraries, which it has in lower case.
 
     >>> choice("optimizer.on_resume", "cofnig", ["checkpoint", "config", "error"])
     Traceback (most recent call last):
@@ -238,8 +241,9 @@ def choice(
         return value
     alias = (aliases or {}).get(str(value).lower())
     close = None if alias else nearest(str(value).lower(), valid)
-    fix = alias or (f"write {name}={close}" if close else "write one of the valid names")
-    raise error(f"{name} {value!r} is unknown.", valid=valid, nearest=close, fix=fix)
+    fix = alias or (f"write {name}={close}" if close else f"write one of the valid names{f', or {also}' * bool(also)}")
+    every = [*valid, also] if also else valid
+    raise error(f"{name} {value!r} is unknown.", valid=every, nearest=close, fix=fix)
 
 
 def flag(name: str, value: object, *, optional: bool = False, error: type[ExplainedError] = ConfigError) -> Any:

@@ -53,6 +53,7 @@ def test_a_number_in_range_is_returned(value: Any, bounds: dict[str, Any], expec
         (-1, {}, "x must be a number >= 0 but got -1.", "write x=1, without the sign"),
         (0, {"exclusive": True}, "x must be a number > 0 but got 0.", "write x=<a finite number > 0>"),
         (1, {"below": 1}, "x must be a number >= 0 and < 1 but got 1.", "write x=<a finite number >= 0 and < 1>"),
+        (1, {"minimum": -math.inf, "below": 1}, "x must be a number < 1 but got 1.", "write x=<a finite number < 1>"),
         (2, {"at_most": 1}, "x must be a number >= 0 and <= 1 but got 2.", "write x=<a finite number >= 0 and <= 1>"),
         (-2, {"at_most": 1}, "x must be a number >= 0 and <= 1 but got -2.", "write x=<a finite number >= 0 and <= 1>"),
         (1.6, {"whole": True}, "x must be a whole number >= 0 but got 1.6.", "write x=2"),
@@ -104,6 +105,8 @@ def test_a_choice_names_the_nearest_or_what_another_library_means() -> None:
         choice("style", "xyz", ["l2"])
     with pytest.raises(ConfigError, match=r"style \['l2'\] is unknown"):
         choice("style", ["l2"], ["l2"])
+    with pytest.raises(ConfigError, match=r"valid: l2, a function\n  fix: write one of the valid names, or a function"):
+        choice("style", "xyz", ["l2"], also="a function")
 
 
 def test_a_flag_is_true_false_or_null() -> None:
@@ -216,6 +219,10 @@ def test_a_warning_points_at_the_code_that_called_the_package() -> None:
     with pytest.warns(UserWarning, match="peak learning rate of 1, more than 100 times") as caught:
         wd.configure_optimizers(model, {"lr": 1e-3, "mask": {"rules": [{"name": "weight", "lr": 1.0}]}})
     assert [warning.filename for warning in caught] == [__file__]
+    averaging = type("Averaging", (torch.optim.SGD,), {"train": lambda self: None, "eval": lambda self: None})
+    with pytest.warns(UserWarning, match="Averaging keeps its own decay") as caught:
+        wd.decoupled(averaging)(model.parameters(), lr=0.1, weight_decay=0.1)  # through torch's add_param_group
+    assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="fix: y") as caught:
         warn("x.", fix="y")
     assert caught[0].filename == __file__

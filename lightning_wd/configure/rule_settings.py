@@ -118,9 +118,9 @@ def _check_own(config: OptimizerConfig, plan: DecayPlan, stepped: list[Row]) -> 
     own = config["name"]
     if own == "muon" and stepped and not any(row.optimizer == own for row in plan):
         raise ConfigError(
-            "optimizer=muon leaves Muon without parameters: the model has no hidden matrices.",
-            found=listed(row.reason for row in plan if row.kind == "weight") or "no weight",
-            fix="write optimizer=adamw",
+            "optimizer=muon leaves Muon without parameters: no hidden matrix is left to it.",
+            found=listed(f"{row.name} ({row.reason})" for row in plan if row.kind == "weight") or "no weight",
+            fix="write optimizer=adamw" + ", or narrow the rules" * any("optimizer" in row.by for row in plan),
         )
     if stepped and not any(row.optimizer in steppers(own) for row in stepped):
         others = dict.fromkeys(str(row.optimizer) for row in stepped)

@@ -6,11 +6,13 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_wd._lightning import Callback
+from lightning_wd._lightning import Callback, either
 from lightning_wd.errors import ConfigError, warn
 from lightning_wd.optimizers.decoupled import is_schedule_free
 
 __all__ = ["ScheduleFreeMode", "switch_modes"]
+
+_CALLBACKS = "lightning.pytorch.callbacks"
 
 
 class ScheduleFreeMode(Callback):
@@ -24,7 +26,7 @@ class ScheduleFreeMode(Callback):
     that builds its optimizer itself needs it among the trainer's callbacks, before a LearningRateFinder.
 
     Raises:
-        ConfigError: when training starts, if no optimizer has both methods.
+        ConfigError: when training starts, if no optimizer has both methods, or if a callback averages weights too.
 
     Example:
         >>> import lightning as L
@@ -47,6 +49,15 @@ class ScheduleFreeMode(Callback):
                 found=", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers) or "no optimizer",
                 fix="use an optimizer such as schedulefree.AdamWScheduleFree, or remove the callback",
             )
+        averaging = (*either(f"{_CALLBACKS}.WeightAveraging"), *either(f"{_CALLBACKS}.StochasticWeightAveraging"))
+        averages = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, averaging)]
+        if averages and any(map(is_schedule_free, trainer.optimizers)):
+            raise ConfigError(
+                f"{averages[0]} would average the weights of training, y, but a schedule-free optimizer puts its own "
+                "average, x, in their place whenever it evaluates and saves.",
+                found=", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
+                fix=f"remove {averages[0]}: x is the average",
+            )
         self._forget()
         # A checkpoint reads the state, between batches too; a finder steps without callbacks.
         self._handles = [pl_module.register_state_dict_pre_hook(lambda *_: _switch(trainer, "eval"))]
@@ -55,8 +66,11 @@ class ScheduleFreeMode(Callback):
         for entry in trainer.lr_scheduler_configs:
             scheduled = getattr(entry.scheduler, "optimizer", None)
             if is_schedule_free(scheduled):
+                free = [
+                    type(each).__name__ for each in getattr(scheduled, "within", [scheduled]) if is_schedule_free(each)
+                ]
                 warn(
-                    f"{type(scheduled).__name__} takes the place of a schedule, and there is an lr_scheduler.",
+                    f"{free[0]} takes the place of a schedule, and there is an lr_scheduler.",
                     found=type(entry.scheduler).__name__,
                     fix="write lr_scheduler=none; to warm up, use the optimizer's own warmup_steps",
                 )

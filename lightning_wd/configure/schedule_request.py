@@ -26,6 +26,7 @@ from lightning_wd.configure.lr_scheduler_config import (
     scheduler_class,
 )
 from lightning_wd.errors import ConfigError, warn
+from lightning_wd.optimizers.constructor import missing_keywords
 
 __all__ = ["ScheduleRequest"]
 
@@ -189,7 +190,13 @@ class ScheduleRequest:
         except ConfigError:
             raise
         except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise ConfigError(f"lr_scheduler {name} cannot be built: {error}.", fix="correct its arguments") from error
+            lacks = missing_keywords(make, keywords) if isinstance(make, type) else []
+            fix = "correct its arguments"
+            if lacks:
+                fix = f"write {', '.join(f'lr_scheduler.{key}=<value>' for key in lacks)}"
+            elif "cycle_momentum" in str(error):
+                fix = "write lr_scheduler.cycle_momentum=false"
+            raise ConfigError(f"lr_scheduler {name} cannot be built: {error}".rstrip(".") + ".", fix=fix) from error
         if self.peak() is None and isinstance(scheduler, (OneCycleLR, CyclicLR)):
             raise ConfigError(
                 f"lr_scheduler {name} sets its own peak learning rate, which must be known before the optimizer is "

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_wd.decay import RENAMED, check_style, check_toward
-from lightning_wd.errors import MaskError, checked_keywords, choice, keys, number
+from lightning_wd.errors import MaskError, as_typed, checked_keywords, choice, keys, number, spelled
 from lightning_wd.mask.evidence import EXEMPT
 from lightning_wd.mask.matching import compile_name, is_a
 from lightning_wd.mask.module_tree import whole_shape
@@ -355,14 +355,17 @@ def _as_rules(rules: Any) -> tuple[Rule, ...]:
             found=type(rules).__name__,
             fix="put the rule in brackets: rules='[{name: \"*.head.weight\", wd_mult: 0.1}]'",
         )
-    for rule in rules:
-        if not isinstance(rule, (Rule, Mapping)):
-            raise MaskError(
-                f"mask rule must be a Rule or a mapping but got {rule!r}.",
-                found=type(rule).__name__,
-                fix='write {name: "*.head.weight", wd_mult: 0.1}',
-            )
-    return tuple(rule if isinstance(rule, Rule) else Rule(**{str(key): rule[key] for key in rule}) for rule in rules)
+    made: list[Rule] = []
+    for i, rule in enumerate(rules):
+        with as_typed(dict.fromkeys(("rule", "mask rule"), f"{spelled('mask')}.rules[{i}]")):
+            if not isinstance(rule, (Rule, Mapping)):
+                raise MaskError(
+                    f"mask rule must be a Rule or a mapping but got {rule!r}.",
+                    found=type(rule).__name__,
+                    fix='write {name: "*.head.weight", wd_mult: 0.1}',
+                )
+            made.append(rule if isinstance(rule, Rule) else Rule(**{str(key): rule[key] for key in rule}))
+    return tuple(made)
 
 
 def _is_plain(value: Any) -> bool:

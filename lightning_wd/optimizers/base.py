@@ -168,7 +168,7 @@ class DecayGroups(Optimizer):
     def _complete(self, group: dict[str, Any], label: str) -> None:
         """Check what a group sets differently from the constructor, and fill in the keys that are derived."""
         renamed = {old: new for old, new in _RENAMED.items() if new in self.defaults}
-        keys(label, group, [*self.defaults, *_LABELS, *_SCHEDULER_KEYS], renamed=renamed)
+        keys(label, [k for k in group if k not in _SCHEDULER_KEYS], [*self.defaults, *_LABELS], renamed=renamed)
         if not group["params"]:
             raise ConfigError(f"{label} has no parameters.", fix="remove the group")
         for key in ("weight_decay", "base_lr"):  # None is the default

@@ -19,8 +19,18 @@ from lightning_wd.optimizers.dotted_path import import_optimizer
 from lightning_wd.optimizers.muon import Muon
 from lightning_wd.optimizers.sgdw import SGDL2, SGDW
 
-__all__ = ["OPTIMIZERS", "REQUIRED", "Family", "family", "hyperparameters_of", "optimizer_class", "steppers"]
+__all__ = [
+    "DOTTED_PATH",
+    "OPTIMIZERS",
+    "REQUIRED",
+    "Family",
+    "family",
+    "hyperparameters_of",
+    "optimizer_class",
+    "steppers",
+]
 
+DOTTED_PATH = "the dotted path of a class, as in timm.optim.Lion"
 REQUIRED = inspect.Parameter.empty  # the default of a keyword that has none
 _NOT_HYPERPARAMETERS = (
     "self",
@@ -81,7 +91,14 @@ def family(name: object, where: str = "optimizer.name") -> Family:
     """
     if isinstance(name, str) and "." in name:
         return _family_at(name)
-    return OPTIMIZERS[choice(where, name, OPTIMIZERS)]
+    cls = name if isinstance(name, type) else type(name)
+    if issubclass(cls, Optimizer):
+        raise ConfigError(
+            f"{where} must be text but got {'the class' if cls is name else 'an instance of'} {cls.__name__}.",
+            valid=[*OPTIMIZERS, DOTTED_PATH],
+            fix=f"write '{cls.__module__}.{cls.__qualname__}', and its settings beside it",
+        )
+    return OPTIMIZERS[choice(where, name, OPTIMIZERS, also=DOTTED_PATH)]
 
 
 @functools.cache

@@ -27,6 +27,9 @@ _READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW
 
 def is_schedule_free(optimizer: Any) -> bool:
     """Whether an optimizer or a class of one has other weights in the model while it trains than in evaluation."""
+    within = getattr(optimizer, "within", None)  # of a MultiOptimizer, which has both methods whatever it holds
+    if isinstance(within, list):
+        return any(map(is_schedule_free, within))
     return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
 
 
@@ -120,7 +123,7 @@ class _Decoupled(DecayGroups):
                 f"{name} keeps its own decay in {label}: {why}, so weight_decay={settings['weight_decay']!r} is handed "
                 f"to it as it is, whatever style {style!r} means.",
                 found=" ".join(own.evidence),
-                fix="write weight_decay=0 or style='none' for no decay, or take an optimizer whose decay is known",
+                fix="write style='none' (optimizer/decay=none) for no decay, or take an optimizer whose decay is known",
             )
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
+from difflib import get_close_matches
 from importlib.metadata import packages_distributions
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from lightning_wd.errors import ConfigError, nearest
 
 __all__ = ["import_optimizer"]
+
+_TYPO = 0.8  # what lies in a package is not looked up: only a slip of the pen makes it the one that was meant
 
 
 def import_optimizer(path: str) -> type[Optimizer]:
@@ -71,8 +73,8 @@ def _import(module: str, path: str) -> ModuleType:
         return importlib.import_module(module)
     except Exception as error:  # a module may fail in any way when it runs
         absent = isinstance(error, ModuleNotFoundError) and error.name == module
-        close = nearest(module, {*packages_distributions(), *sys.stdlib_module_names}) if absent else None
-        written = close + path.removeprefix(module) if close else None
+        close = get_close_matches(module, packages_distributions(), n=1, cutoff=_TYPO) if absent else []
+        written = close[0] + path.removeprefix(module) if close else None
         fix = "run this where it can be imported, or install the package" if absent else f"mend `import {module}` first"
         raise ConfigError(
             f"{path!r} cannot be imported: {error}",

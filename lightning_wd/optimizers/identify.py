@@ -186,10 +186,11 @@ def _aside(device: str) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     states = random.getstate(), None if numpy is None else numpy.random.get_state()
     cuda = [torch.cuda.current_device()] if device == "cuda" else []
+    printed = io.StringIO()
     try:
         with (
             warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stdout(printed),
             torch.random.fork_rng(cuda),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -198,6 +199,8 @@ def _aside(device: str) -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
+    except SystemExit as error:  # lion_pytorch prints why and exits where triton is missing: that was in `printed`
+        raise RuntimeError(f"it ends the program. {' '.join(printed.getvalue().split())}".rstrip()) from error
     finally:
         random.setstate(states[0])
         if numpy is not None:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lightning_wd.errors import ConfigError
+from lightning_wd.errors import ConfigError, listed
 from lightning_wd.optimizers.base import DecayGroups
-from lightning_wd.optimizers.by_name import OPTIMIZERS, hyperparameters_of, optimizer_class
+from lightning_wd.optimizers.by_name import DOTTED_PATH, OPTIMIZERS, hyperparameters_of, optimizer_class
+from lightning_wd.optimizers.decoupled import is_schedule_free
 from lightning_wd.optimizers.identify import unhooked
 
 __all__ = ["MultiOptimizer"]
@@ -97,8 +98,9 @@ class MultiOptimizer(DecayGroups):
         if name is None:
             raise ConfigError(
                 f"{label} names no optimizer.",
-                valid=[*OPTIMIZERS, "the dotted path of a class"],
-                fix="write 'optimizer': 'adamw' into the group",
+                found=f"keys {listed(group)}",
+                valid=[*OPTIMIZERS, DOTTED_PATH],
+                fix="give a list of groups that each name theirs: [{'params': [...], 'optimizer': 'adamw'}]",
             )
         own = {**self.defaults, **{key: value for key, value in group.items() if key != "optimizer"}}
         cls = optimizer_class(name, own["style"], f"optimizer of {label}")
@@ -136,6 +138,21 @@ class MultiOptimizer(DecayGroups):
         """Return the optimizer that steps a group of this one."""
         owner = next(owner for mine, owner in zip(self.param_groups, self._owners, strict=True) if mine is group)
         return self._steppers[owner].optimizer
+
+    @property
+    def within(self) -> list[Any]:
+        """The optimizers that step the groups."""
+        return [stepper.optimizer for stepper in self._steppers]
+
+    def train(self) -> None:
+        """Switch the schedule-free optimizers within to train mode; without one nothing happens."""
+        for optimizer in filter(is_schedule_free, self.within):
+            optimizer.train()
+
+    def eval(self) -> None:
+        """Switch the schedule-free optimizers within to eval mode; without one nothing happens."""
+        for optimizer in filter(is_schedule_free, self.within):
+            optimizer.eval()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run the closure, once, then each optimizer's step on its groups; hooks run around the whole."""

@@ -27,7 +27,7 @@ from lightning_wd.configure import configure_optimizers
         ),
         ({"name": "warmup_linear", "decay_shape": "cosine"}, ["lr_scheduler 'warmup_linear' has no key 'decay_shape'"]),
         ({"name": "StepLR", "step": 3}, ["lr_scheduler StepLR has no key 'step'", "nearest: 'step_size'"]),
-        ({"name": "StepLR"}, ["lr_scheduler StepLR cannot be built", "step_size"]),
+        ({"name": "StepLR"}, ["lr_scheduler StepLR cannot be built", "fix: write lr_scheduler.step_size=<value>"]),
         ({"name": "wsd", "interval": "steps"}, ["lr_scheduler.interval 'steps' is unknown", "nearest: 'step'"]),
         ({"name": ["wsd"]}, ["lr_scheduler ['wsd'] is not a schedule"]),
         ({"name": "wsd", "strict": "no"}, ["lr_scheduler.strict must be true or false but got 'no'"]),
@@ -50,3 +50,8 @@ def test_schedule_settings_refused(config: Any, words: list[str]) -> None:
     with pytest.raises(wd.ConfigError) as caught:
         configure_optimizers(Lit(), ADAMW, config, total_steps=10)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_momentum_that_no_schedule_can_drive_is_to_be_left_alone() -> None:
+    with pytest.raises(wd.ConfigError, match=r"cannot be built: optimizer must(?s:.*)fix: write lr_scheduler\.cycle_m"):
+        configure_optimizers(Lit(), {"name": "adagradw"}, {"name": "OneCycleLR", "max_lr": 0.1}, total_steps=10)

@@ -18,7 +18,7 @@ import lightning_wd as wd
 APART = "helpers.own_ways.BetasApart"
 
 
-def net() -> nn.Module:
+def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 2))
 
@@ -259,9 +259,13 @@ def test_muon_without_hidden_matrices_is_refused() -> None:
     with pytest.raises(wd.ConfigError) as caught:
         built(name="muon", module=nn.Sequential(nn.Linear(4, 2)))
     assert str(caught.value) == (
-        "optimizer=muon leaves Muon without parameters: the model has no hidden matrices.\n"
-        "  found: weight; adamw: output layer\n  fix: write optimizer=adamw"
+        "optimizer=muon leaves Muon without parameters: no hidden matrix is left to it.\n"
+        "  found: 0.weight (weight; adamw: output layer)\n  fix: write optimizer=adamw"
     )
+    with pytest.raises(wd.ConfigError) as caught:
+        built({"name": "*", "optimizer": "sgdw"}, name="muon")
+    assert "weight; optimizer sgdw by rule name '*')" in str(caught.value)
+    assert str(caught.value).endswith("fix: write optimizer=adamw, or narrow the rules")
 
 
 def test_an_optimizer_of_frozen_parameters_is_refused_unless_they_may_be_unfrozen(tmp_path: Path) -> None:

@@ -10,7 +10,12 @@ import lightning as L
 import pytest
 import torch
 from helpers.small_run import CrashError, Net, fit
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -247,6 +252,48 @@ def test_it_is_refused_where_there_is_nothing_to_switch(tmp_path: Path) -> None:
     )
     with pytest.raises(wd.ConfigError, match=words):
         fit(Net("adamw"), tmp_path, ScheduleFreeMode())
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{KEPT}")
+@pytest.mark.parametrize("averaging", [EMAWeightAveraging(), StochasticWeightAveraging(1e-3)])
+def test_another_average_of_the_weights_is_refused(averaging: Any, by_name: Any, tmp_path: Path) -> None:
+    """It would be that of y, and a resumed run another one."""
+    name = type(averaging).__name__
+    with pytest.raises(wd.ConfigError, match=rf"^{name} would average the weights(?s:.*)fix: remove {name}: x is the"):
+        fit(Net(by_name), tmp_path, averaging)
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{KEPT}", "ignore:The '.*dataloader' does not have many workers")
+def test_one_of_several_optimizers_is_switched(by_name: Any, schedule_free: Any, tmp_path: Path) -> None:
+    """Against a loop in which each steps alone."""
+    rule = {"name": "net.bias", "optimizer": "sgdw", "lr": 0.05, "momentum": 0.0}
+    config = {**by_name, "mask": {"base": "all", "rules": [rule]}}
+
+    class Several(Lit):
+        def configure_optimizers(self) -> Any:
+            return wd.configure_optimizers(self, config)
+
+    alone, module = Lit(None), Several(None)
+    free = schedule_free([alone.net.weight], lr=0.01, weight_decay=0.1)
+    plain = wd.SGDW([alone.net.bias], lr=0.05, weight_decay=0.1)
+    for batch in [*alone.batches] * 2:
+        free.train()
+        alone.note("train")
+        alone.loss(batch).backward()
+        for optimizer in (free, plain):
+            optimizer.step()
+            optimizer.zero_grad()
+    free.eval()
+    made = trainer(tmp_path)
+    made.fit(module)
+    trained = [weight for stage, weight in module.seen if stage == "train"]
+    assert all(torch.equal(a, b) for a, (_, b) in zip(trained, alone.seen, strict=True))
+    assert equal(module, alone)
+    several: Any = made.optimizers[0]
+    several.train()  # as under Fabric
+    assert [group.get("train_mode") for group in several.param_groups] == [True, None]
+    with pytest.warns(UserWarning, match=f"^{schedule_free.__name__}W takes the place of a schedule"):
+        fit(Net({**config, "mask": {"base": "all", "rules": [{**rule, "name": "*.bias"}]}}, "constant"), tmp_path)
 
 
 @pytest.mark.parametrize(("style", "plain_amount"), [("decoupled", 0.5), ("l2", 0.5), ("none", 0.0)])

@@ -11,7 +11,7 @@ from helpers.masks import Net
 from omegaconf import OmegaConf
 from torch import nn
 
-from lightning_wd import Mask, MaskError, Rule, plan_decay
+from lightning_wd import Mask, MaskError, OptimizerConfig, Rule, plan_decay
 from lightning_wd.mask import as_mask
 
 KEYS = "name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, toward, optimizer, reason"
@@ -61,7 +61,7 @@ def test_a_glob_is_on_the_full_name_and_case_counts() -> None:
     [
         (
             lambda: as_mask({"rules": [{"nmae": "head.*", "wd_mult": 0}]}),
-            f"mask rule has no key 'nmae'.\n  valid: {KEYS}\n  nearest: 'name'\n  fix: write name, or remove nmae",
+            f"mask.rules[0] has no key 'nmae'.\n  valid: {KEYS}\n  nearest: 'name'\n  fix: write name, or remove nmae",
         ),
         (
             lambda: as_mask({"bsae": "standard"}),
@@ -88,7 +88,7 @@ def test_a_glob_is_on_the_full_name_and_case_counts() -> None:
         ),
         (
             lambda: Mask(["head.*"]),  # type: ignore[list-item]
-            "mask rule must be a Rule or a mapping but got 'head.*'.\n  found: str\n"
+            "mask.rules[0] must be a Rule or a mapping but got 'head.*'.\n  found: str\n"
             '  fix: write {name: "*.head.weight", wd_mult: 0.1}',
         ),
         (
@@ -191,7 +191,7 @@ def test_two_rules_with_equal_conditions_that_set_one_property_are_refused(keys:
 
 
 OLD = (
-    f"mask rule has no key 'decay'.\n  valid: {KEYS}\n"
+    f"{{}} has no key 'decay'.\n  valid: {KEYS}\n"
     "  fix: write wd_mult: {}, which multiplies the configured weight decay"
 )
 
@@ -199,8 +199,8 @@ OLD = (
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: cast(Any, Rule)(name="b.*", decay=0.1), OLD.format("0.1")),
-        (lambda: as_mask({"rules": [{"name": "b.*", "decay": False}]}), OLD.format("0")),
+        (lambda: cast(Any, Rule)(name="b.*", decay=0.1), OLD.format("mask rule", "0.1")),
+        (lambda: as_mask({"rules": [{"name": "b.*", "decay": False}]}), OLD.format("mask.rules[0]", "0")),
         (
             lambda: cast(Any, Rule)("b.*", 0),
             "mask rule takes its settings by keyword only.\n  found: 'b.*', 0\n"
@@ -208,7 +208,7 @@ OLD = (
         ),
         (
             lambda: as_mask({"rules": [{3: 0.1}]}),
-            f"mask rule has no key '3'.\n  valid: {KEYS}\n  fix: remove 3",
+            f"mask.rules[0] has no key '3'.\n  valid: {KEYS}\n  fix: remove 3",
         ),
     ],
 )
@@ -236,8 +236,15 @@ def test_old_names_and_positions_are_refused_in_these_words(make: Any, message: 
 def test_names_of_other_libraries_are_told_the_name_here(key: str, fix: str) -> None:
     with pytest.raises(MaskError) as caught:
         as_mask({"rules": [{key: "x"}]})
-    assert str(caught.value).startswith(f"mask rule has no key {key!r}.")
+    assert str(caught.value).startswith(f"mask.rules[0] has no key {key!r}.")
     assert str(caught.value).endswith(f"\n  fix: {fix}")
+
+
+def test_a_value_is_called_by_its_place_in_the_list() -> None:
+    with pytest.raises(MaskError, match=r"mask\.rules\[1\]\.lr must be(?s:.*)fix: write mask\.rules\[1\]\.lr=0\.1, wi"):
+        Mask([Rule(name="a.*"), {"name": "b.*", "lr": -0.1}])
+    with pytest.raises(MaskError, match=r"optimizer\.mask\.rules\[1\] has both lr_mult and lr\."):
+        OptimizerConfig(mask={"rules": [{"name": "a.*", "lr": 1}, {"name": "b.*", "lr": 0.1, "lr_mult": 2}]})
 
 
 def test_other_keys_are_hyperparameters_unless_they_look_like_a_key_of_a_rule() -> None:
@@ -252,7 +259,7 @@ def test_other_keys_are_hyperparameters_unless_they_look_like_a_key_of_a_rule() 
         "weight_decouple",
     }
     for wrong, key in (("optimiser", "optimizer"), ("weight_decy", "weight_decay"), ("stlye", "style")):
-        with pytest.raises(MaskError, match=f"mask rule has no key '{wrong}'[\\s\\S]*nearest: '{key}'"):
+        with pytest.raises(MaskError, match=f"rules.0. has no key '{wrong}'[\\s\\S]*nearest: '{key}'"):
             as_mask({"rules": [{wrong: 1}]})
 
 

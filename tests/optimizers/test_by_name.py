@@ -80,6 +80,18 @@ def test_the_keywords_are_the_classs_own() -> None:
     [
         ("adamww", ["optimizer.name 'adamww' is unknown", "nearest: 'adamw'"]),
         (None, ["optimizer.name None is unknown"]),
+        (
+            "Lion",
+            ["muon, the dotted path of a class, as in timm.optim.Lion\n  fix: write one of the valid names, or the d"],
+        ),
+        (
+            torch.optim.Rprop,
+            [
+                "optimizer.name must be text but got the class Rprop.",
+                "fix: write 'torch.optim.rprop.Rprop', and its se",
+            ],
+        ),
+        (torch.optim.SGD([torch.zeros(1)]), ["optimizer.name must be text but got an instance of SGD."]),
         ("torch.optim.Adamm", ["torch.optim has no 'Adamm'", "fix: write torch.optim.Adam"]),
         ("torch.nn.Linear", ["is no torch.optim.Optimizer class"]),
         ("torch.optim.LBFGS", ["LBFGS cannot be decoupled: it evaluates the closure itself, more than once in a step"]),

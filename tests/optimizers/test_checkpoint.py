@@ -208,6 +208,30 @@ def test_numbers_keep_their_digits(dtype: torch.dtype) -> None:
     assert torch.equal(resumed, whole)
 
 
+@pytest.mark.parametrize(("on_resume", "rate", "momentum"), [("checkpoint", 0.05, 0.9), ("config", 0.01, 0.5)])
+def test_a_changed_number_of_a_rule_is_settled_like_any_other(on_resume: str, rate: float, momentum: float) -> None:
+    """A mask names its groups after the numbers of its rules; the members say which group is which."""
+
+    def built(optimizer: str = "sgdw", name: str = "adamw", **settings: Any) -> Any:
+        rule = {"name": "1.*", "optimizer": optimizer, **settings}
+        net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+        config = {"name": name, "mask": {"rules": [rule]}, "on_resume": on_resume}
+        return wd.configure_optimizers(net, config, "constant")["optimizer"]
+
+    target, saved = built(lr=0.01, momentum=0.5), snapshot(stepped(built(lr=0.05, momentum=0.9)))
+    line = r"group 'decay_lr_0\.01_sgdw_momentum_0\.5': lr \(base_lr\) is 0\.05 in the checkpoint, 0\.01 in the config"
+    with pytest.warns(UserWarning, match=line):
+        target.load_state_dict(saved)
+    for group, stem in zip(target.param_groups[2:], ("decay", "no_decay"), strict=True):
+        assert group["name"] == f"{stem}_lr_0.01_sgdw_momentum_0.5"  # as the plan calls it
+        assert [group[key] for key in ("lr", "initial_lr", "base_lr", "momentum")] == [rate, rate, rate, momentum]
+    refused(built("torch.optim.Adam", lr=0.05), saved, "of another optimizer")
+    refused(built(name="muon", lr=0.05, momentum=0.9), saved, "another name", "group 'decay_muon' (1 parameter)")
+    for group in saved["param_groups"]:
+        del group["param_names"]
+    refused(target, saved, "group 2 has another name.", "'decay_lr_0.01_sgdw_momentum_0.5' (1 parameter)")
+
+
 def test_other_groups_or_members_are_refused() -> None:
     def make(gs: list[dict[str, Any]]) -> Any:
         return stepped(wd.AdamW(gs, lr=0.1))

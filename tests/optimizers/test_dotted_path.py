@@ -44,6 +44,10 @@ def test_a_file_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.Mon
         ("torch.optim:Adam", ["is not the dotted path of a class"]),
         ("torch..Adam", ["is not the dotted path of a class"]),
         ("torhc.optim.Adam", ["No module named 'torhc'", "nearest: 'torch.optim.Adam'", "fix: write torch.optim.Adam"]),
+        (
+            "lion.Lion",
+            ["No module named 'lion'\n  found: ModuleNotFoundError from `import lion`\n  fix: run this where"],
+        ),
         ("xqzwv.Adam", ["No module named 'xqzwv'", "fix: run this where it can be imported, or install the package"]),
         ("torch.optm.Adam", ["torch has no 'optm'", "nearest: 'torch.optim.Adam'"]),
         ("torch.optim.AdmW", ["torch.optim has no 'AdmW'", "nearest: 'torch.optim.AdamW'"]),

@@ -203,6 +203,16 @@ class Swallows(torch.optim.SGD):
         super().__init__(params, lr=lr)
 
 
+class Exits(torch.optim.SGD):
+    """As lion_pytorch's Lion does where triton is missing."""
+
+    def __init__(self, params: Any, lr: float = 0.1, weight_decay: float = 0.0, use_triton: bool = False) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        if use_triton:
+            print("triton is not installed\n")
+            raise SystemExit
+
+
 class Passes(torch.optim.AdamW):
     def __init__(self, params: Any, **kwargs: Any) -> None:
         super().__init__(params, **kwargs)
@@ -447,6 +457,13 @@ def test_an_answer_is_remembered_for_each_set_of_keywords() -> None:
         (
             lambda: wd.identify(torch.optim.Adam, betas=(2.0, 2.0)),
             ["Adam cannot be made with betas=(2.0, 2.0).", "Invalid beta parameter at index 0: 2.0"],
+        ),
+        (
+            lambda: wd.identify(Exits, use_triton=True),
+            [
+                "Exits cannot be made with use_triton=True.",
+                "RuntimeError: it ends the program. triton is not installed\n",
+            ],
         ),
         (lambda: wd.identify(Half).amount_for("l22", 0.1, 0.1), ["style 'l22' is unknown", "nearest: 'l2'"]),
     ],

@@ -413,9 +413,18 @@ def make(**group: Any) -> Any:
 @pytest.mark.parametrize(
     ("group", "words"),
     [
-        ({}, r"group 0 names no optimizer\.\n  valid: adamw, sgdw, .*the dotted path of a class\n  fix: write 'optim"),
+        (
+            {"optimiser": "adamw"},
+            r"group 0 names no optimizer\.\n  found: keys params, optimiser\n  valid: adamw, sgdw, .*dotted path of "
+            r"a class, as in timm.optim.Lion\n  fix: give a list of groups that each name theirs: \[\{'params': ",
+        ),
+        (
+            {"optimizer": torch.optim.Rprop},
+            r"optimizer of group 0 must be text.*\n  fix: write 'torch.optim.rprop.Rprop'",
+        ),
         ({"optimizer": "sgdww", "name": "x"}, r"optimizer of group 'x' 'sgdww' is unknown.*\n  nearest: 'sgdw'"),
         ({"optimizer": "sgdw", "betas": (0.9, 0.9)}, r"group 0 has no key 'betas'"),
+        ({"optimizer": "adamw", "momentum": 0.9}, r"group 0 has no key 'momentum'\..*\n  fix: remove momentum$"),
         ({"optimizer": "sgdw", "momentums": 0.9}, r"group 0 has no key 'momentums'.*\n  nearest: 'momentum'"),
         ({"optimizer": "muon", "style": "l2"}, r"Muon does not do style 'l2' of group 0"),
         ({"optimizer": "muon"}, r"a parameter of group 0 is not a real matrix"),
