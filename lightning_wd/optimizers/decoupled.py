@@ -19,14 +19,16 @@ from lightning_wd.optimizers.identify import Identification, identify, unhooked
 from lightning_wd.optimizers.kernels import is_zero, masked, shrink
 from lightning_wd.optimizers.sgdw import SGDW
 
-__all__ = ["decoupled", "is_schedule_free"]
+__all__ = ["MODES", "decoupled", "is_schedule_free"]
+
+MODES = ("train", "eval")  # the methods of a schedule-free optimizer
 
 _READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW, torch.optim.SGD: SGDW}
 
 
 def is_schedule_free(optimizer: Any) -> bool:
     """Whether an optimizer or a class of one has other weights in the model while it trains than in evaluation."""
-    return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
+    return all(callable(getattr(optimizer, mode, None)) for mode in MODES)
 
 
 class _Decoupled(DecayGroups):

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_wd.errors import ConfigError
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.by_name import OPTIMIZERS, hyperparameters_of, optimizer_class
+from lightning_wd.optimizers.decoupled import MODES, is_schedule_free
 from lightning_wd.optimizers.identify import unhooked
 
 __all__ = ["MultiOptimizer"]
@@ -139,6 +140,19 @@ class MultiOptimizer(DecayGroups):
         for stepper in self._steppers:
             unhooked(type(stepper.optimizer))(stepper.optimizer, evaluated)
         return loss
+
+    def __getattr__(self, name: str) -> Any:
+        """Return ``train`` or ``eval``, of the schedule-free optimizers among these, where there are any."""
+        switched = [stepper.optimizer for stepper in vars(self).get("_steppers", ())] if name in MODES else []
+        switches = [getattr(optimizer, name) for optimizer in switched if is_schedule_free(optimizer)]
+        if not switches:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+        def switch() -> None:
+            for each in switches:
+                each()
+
+        return switch
 
     def __getstate__(self) -> dict[str, Any]:
         ours = ("_hyperparameters", "_steppers", "_owners")
