@@ -184,9 +184,14 @@ def contestants(family: str) -> dict[str, Callable[[Any], Any]]:
         "torch single": torchs(foreach=False),
         "ours decoupled": mine(),
         "ours independent": mine("independent", 1e-5),
-        "ours decoupled, compiled": mine(compile=True),
+        "ours decoupled, eager": mine(compile=False),
         "ours cautious": mine(cautious_wd=True),
-        "ours cautious, compiled": mine(cautious_wd=True, compile=True),
+        "ours cautious, eager": mine(cautious_wd=True, compile=False),
+        "ours toward init": mine(toward="init"),
+        "ours toward init, anchor in bf16": mine(toward="init", anchor_dtype="bfloat16"),
+        "ours toward init, eager": mine(toward="init", compile=False),
+        "ours hyperball": mine("hyperball", 0.0),
+        "ours hyperball, eager": mine("hyperball", 0.0, compile=False),
         **peers(family),
     }
 
@@ -225,7 +230,7 @@ def build(
             built = min(clock(partial(make, params), device) for _ in range(5))
             optimizer = make(params)
             assert state_bytes(optimizer) == 0 or label in peers(family), f"{label} makes state before it steps"
-            for _ in range(2):  # state, then compiled code
+            for _ in range(2):  # state and compiled code, which SGD has from its second step on
                 optimizer.step()
         except Exception as error:
             # A package that is missing or broken here is reported, as is a missing compiler; our own faults are fatal.

@@ -7,6 +7,7 @@ of a library: a test holds that, and each name here has a test.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -170,6 +171,16 @@ def tells_scaler_when_fused(cls: type) -> bool:
     """Whether the class sets ``_step_supports_amp_scaling``; torch 2.6's Adagrad does not."""
     codes = [getattr(vars(base).get("__init__"), "__code__", None) for base in cls.__mro__]
     return any("_step_supports_amp_scaling" in code.co_names for code in codes if code is not None)
+
+
+def load_cpp(source: str, compiler_flags: tuple[str, ...]) -> Any:
+    """Compile C++ with Inductor's options and load it as a library; both are cached on disk.
+
+    The compiler sees its own machine. Asking Inductor, too, which vectors it has takes half a dozen compilations.
+    """
+    cache: Any = sys.modules[__name__].CppCodeCache
+    asked = "needs_vec_isa" in inspect.signature(cache.load_async).parameters
+    return cache.load_async(source, extra_flags=compiler_flags, **({"needs_vec_isa": False} if asked else {}))()
 
 
 def per_group_lists(scheduler: Any) -> list[tuple[str, list[Any]]]:

@@ -111,9 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("value", type=float, help="the amount")
     add("--from", dest="from_", required=True, metavar="UNIT", help=", ".join(UNITS))
-    add("--to", metavar="UNIT", help="one of the same; without it, the amount in every unit")
+    add("--to", metavar="UNIT", help="one of the same, or angle; without it, the amount in every unit")
     add("--lr", type=float, required=True, help="peak learning rate")
-    add("--momentum", type=float, help="SGD's momentum, for sgd_l2")
+    add("--momentum", type=float, help="SGD's momentum for sgd_l2, b1 of AdamW for angle")
     add("--total-steps", type=int, help="optimizer steps of the run, for normalized and timescale_runs")
     add("--steps-per-epoch", type=float, help="optimizer steps of an epoch, for timescale_epochs")
     add("--from-batch", type=int, help="rows of an optimizer step where lr and the amount were tuned")
@@ -357,7 +357,7 @@ def _import_target(target: str, what: str = "model") -> Any:
 
 # option -> the units that need it
 _NEEDS = {
-    "momentum": ("sgd_l2",),
+    "momentum": ("sgd_l2", "angle"),
     "total_steps": ("normalized", "timescale_runs"),
     "steps_per_epoch": ("timescale_epochs",),
 }

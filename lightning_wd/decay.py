@@ -17,36 +17,51 @@ decoupled      ``d_t = lr_t * lam``             torch.optim.AdamW, timm, Keras 3
 independent    ``d_t = eta_t * lam``            Loshchilov & Hutter (1711.05101); Wortsman et al. (2309.14322)
 constant       ``d_t = lam``                    Hanson & Pratt (1988); TF Addons
 corrected      ``d_t = lr_t^2 / lr0 * lam``     AdamC and SGDC, Defazio (2506.02285)
+hyperball      norm control instead; no d_t     Wen et al. (2606.16899)
 none           ``d_t = 0``
 =============  ===============================  ============================================================
+
+With ``toward: w*`` the decay is of ``w - w*``: ``w <- w - lr_t * u - d_t * (w_old - w*)``, in ``l2``
+``g <- g + lam * (w - w*)``.
+
+``hyperball`` keeps each tensor of two or more dimensions on the sphere it started on: with ``R = ||W_0||`` and
+``N(x) = x / ||x||``, norms over the whole tensor, ``W <- R * N(W - lr_t * R * N(u))``. ``lr_t`` is then relative: a
+step turns the tensor by ``atan(lr_t)`` where u is orthogonal to it. It has no amount.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, fields
 from typing import Any
 
-from lightning_wd.errors import ConfigError, ExplainedError, checked_keywords, choice, flag, number
+from lightning_wd.errors import ConfigError, ExplainedError, checked_keywords, choice, flag, nearest, number
 
 __all__ = [
     "ALIASES",
     "AMOUNTS",
+    "NO_AMOUNT",
     "RENAMED",
     "STYLES",
     "Decay",
+    "adamw_angle",
     "all_units",
     "check_style",
+    "check_toward",
     "convert",
     "kernel_coefficient",
     "peak_equal",
     "step_fraction",
 ]
 
-STYLES = ("l2", "decoupled", "independent", "constant", "corrected", "none")
+STYLES = ("l2", "decoupled", "independent", "constant", "corrected", "hyperball", "none")
+NO_AMOUNT = ("hyperball", "none")
+TOWARD = ("zero", "init")  # and the path of a checkpoint
 AMOUNTS = ("weight_decay", "normalized", "timescale_epochs", "timescale_runs")
 UNITS = ("decoupled", "independent", "normalized", "timescale_epochs", "timescale_runs", "sgd_l2")
+_TARGETS = (*UNITS, "angle")
 _TIMESCALES = ("timescale_epochs", "timescale_runs")
 _LR_COUPLED = ("decoupled", "corrected")  # styles whose d_t at the peak is lr0 * lam; the others' is lam
 
@@ -87,12 +102,40 @@ def check_style(name: str, style: object, error: type[ExplainedError] = ConfigEr
     return choice(name, style, STYLES, aliases=ALIASES | _AMOUNTS_AS_STYLES, error=error)
 
 
+def check_toward(name: str, value: object, style: str | None, error: type[ExplainedError] = ConfigError) -> str:
+    """Return what weights decay towards: ``zero``, ``init``, or the path of a file; ``name`` is how the user knows it.
+
+    >>> check_toward("optimizer.decay.toward", "int", "decoupled")
+    Traceback (most recent call last):
+    ...
+    lightning_wd.errors.ConfigError: optimizer.decay.toward 'int' is neither zero, init nor a file.
+      valid: zero, init, or the path of a checkpoint
+      nearest: 'init'
+      fix: write optimizer.decay.toward=init
+    """
+    toward = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(toward, str) or not (toward in TOWARD or os.path.isfile(toward)):
+        close = nearest(toward, TOWARD)
+        raise error(
+            f"{name} {value!r} is neither zero, init nor a file.",
+            valid="zero, init, or the path of a checkpoint",
+            nearest=close,
+            fix=f"write {name}={close}" if close else f"correct the path, or write {name}=init",
+        )
+    if style == "hyperball" and toward != "zero":
+        raise error(
+            f"{name} {toward!r} has no meaning with style 'hyperball': it keeps a norm, and decays towards nothing.",
+            fix=f"write {name}=zero, or a decay style",
+        )
+    return toward
+
+
 def step_fraction(style: str, *, weight_decay: Any, lr: Any, base_lr: float) -> Any:
     """Return ``d_t``, the fraction of the old weights that one step removes.
 
     The table of this module has the equations: ``weight_decay`` is ``lam`` in the unit of the style, ``lr`` is ``lr_t``
-    and ``base_lr`` is ``lr0``; floats or 0-dim tensors. ``l2`` and ``none`` remove nothing themselves, and at
-    ``base_lr=0`` neither do ``independent`` and ``corrected``.
+    and ``base_lr`` is ``lr0``; floats or 0-dim tensors. ``l2``, ``hyperball`` and ``none`` remove nothing themselves,
+    and at ``base_lr=0`` neither do ``independent`` and ``corrected``.
 
     >>> step_fraction("decoupled", weight_decay=0.1, lr=0.005, base_lr=0.01)
     0.0005
@@ -123,7 +166,7 @@ def kernel_coefficient(style: str, *, weight_decay: Any, lr: Any, base_lr: float
         return weight_decay / base_lr if base_lr else 0.0
     if style == "corrected":
         return weight_decay * (lr / base_lr) if base_lr else 0.0
-    if style in ("l2", "none"):
+    if style in ("l2", "hyperball", "none"):
         return 0.0
     check_style("style", style)
     raise ConfigError(
@@ -149,17 +192,20 @@ class Decay:
     ================== ========================================================================================
 
     Args:
-        style: one of ``l2, decoupled, independent, constant, corrected, none``.
+        style: one of ``l2, decoupled, independent, constant, corrected, hyperball, none``.
         weight_decay: ``lam >= 0`` in the unit of ``style``.
         normalized: ``lam_norm >= 0``; not for ``l2``, whose strength no schedule-free number describes.
         timescale_epochs: epochs ``> 0``; not for ``l2``.
         timescale_runs: runs ``> 0``; not for ``l2``.
         cautious: decay a coordinate only where ``u * w >= 0`` (2510.12402, Alg. 1); decoupled styles only.
+        toward: what weights decay towards: ``zero``; ``init``, the weights when the optimizer is built (L2-SP,
+            1802.01483); or the path of a checkpoint, for its weights. Not for ``hyperball``.
         typed: field -> how the user typed it, for errors, such as ``{"style": "optimizer.decay.style"}``.
 
     Raises:
         ConfigError: an unknown style; no amount or more than one; a value out of range; ``l2`` with ``cautious`` or an
-            amount other than ``weight_decay``. Style ``none`` needs no amount, and ignores one.
+            amount other than ``weight_decay``; ``hyperball`` with an amount, ``cautious`` or ``toward``. Style
+            ``none`` needs no amount, and ignores one.
 
     Example:
         >>> Decay("decoupled", weight_decay=0.1).coefficient(lr=1e-3)
@@ -180,6 +226,7 @@ class Decay:
     timescale_epochs: float | None = None
     timescale_runs: float | None = None
     cautious: bool = False
+    toward: str = "zero"
     typed: InitVar[Mapping[str, str] | None] = None
 
     def __post_init__(self, typed: Mapping[str, str] | None) -> None:
@@ -202,7 +249,14 @@ class Decay:
                 fix="keep one and set the others to null, for example "
                 + " ".join(f"{where[name]}=null" for name in list(given)[:-1]),
             )
-        if not given and self.style != "none":
+        if self.style == "hyperball" and any(given.values()):
+            name, value = next(pair for pair in given.items() if pair[1])
+            raise ConfigError(
+                f"style 'hyperball' has no amount: it keeps each tensor's norm, whatever {where[name]} is.",
+                found=f"{where[name]}={value!r}",
+                fix=f"remove {where[name]} (optimizer/decay=hyperball sets none), or write a decay style",
+            )
+        if not given and self.style not in NO_AMOUNT:
             raise ConfigError(
                 f"decay style '{self.style}' has no amount.",
                 valid="exactly one of " + ", ".join(where[name] for name in AMOUNTS),
@@ -211,10 +265,11 @@ class Decay:
         for name, value in given.items():
             object.__setattr__(self, name, number(where[name], value, exclusive=name in _TIMESCALES))
         flag(where["cautious"], self.cautious)
-        if self.cautious and self.style == "l2":
+        object.__setattr__(self, "toward", check_toward(where["toward"], self.toward, self.style))
+        if self.cautious and self.style in ("l2", "hyperball"):
             raise ConfigError(
-                f"{where['cautious']} has no meaning with style 'l2': there is no decay step to hold back.",
-                valid="cautious with " + ", ".join(s for s in STYLES if s not in ("l2", "none")),
+                f"{where['cautious']} has no meaning with style '{self.style}': there is no decay step to hold back.",
+                valid="cautious with " + ", ".join(s for s in STYLES if s not in ("l2", *NO_AMOUNT)),
                 fix=f"write {where['cautious']}=false, or a decoupled style",
             )
 
@@ -232,7 +287,7 @@ class Decay:
         Raises:
             ConfigError: the steps that the amount needs are not given, or ``lr`` is 0 where ``lam`` depends on it.
         """
-        if self.style == "none":
+        if self.style in NO_AMOUNT:
             return 0.0
         unit = next(name for name in AMOUNTS if getattr(self, name) is not None)
         amount: float = getattr(self, unit)
@@ -261,13 +316,16 @@ def convert(
     gradients, ``d = lr * lam_sgd_l2 / (1 - mu)``. Adam with L2 has no unit: no ``lam`` makes it equal a decoupled
     decay (1711.05101, Prop. 2).
 
+    ``angle`` is what a step of AdamW turns a tensor by in equilibrium, ``sqrt(2 * d * (1 - b1) / (1 + b1))`` radians:
+    the learning rate of style ``hyperball`` that turns it as much.
+
     Args:
         value: the amount, >= 0. An infinite timescale is no decay.
         from_: unit of ``value``: ``decoupled``, ``independent``, ``normalized``, ``timescale_epochs``,
             ``timescale_runs`` or ``sgd_l2``.
-        to: unit of the result.
+        to: unit of the result: one of these, or ``angle``.
         lr: ``lr0``, the peak learning rate.
-        momentum: SGD's momentum, in [0, 1); needed by ``sgd_l2``, never assumed.
+        momentum: SGD's momentum, or b1 of Adam, in [0, 1); needed by ``sgd_l2`` and ``angle``, never assumed.
         total_steps: optimizer steps of the run; needed by ``normalized`` and ``timescale_runs``.
         steps_per_epoch: optimizer steps of one epoch; needed by ``timescale_epochs``.
 
@@ -281,9 +339,11 @@ def convert(
         0.005
         >>> convert(0.05, from_="normalized", to="independent", lr=1e-3, total_steps=10_000)
         0.0005
+        >>> round(convert(0.1, from_="decoupled", to="angle", lr=1e-3, momentum=0.9), 6)
+        0.003244
     """
     choice("from_", from_, UNITS, aliases=_UNIT_ALIASES)
-    choice("to", to, UNITS, aliases=_UNIT_ALIASES)
+    choice("to", to, _TARGETS, aliases=_UNIT_ALIASES)
     timescale = from_ in _TIMESCALES
     value = number("value", value, infinite=timescale, exclusive=timescale)
     lr = number("lr", lr)
@@ -329,6 +389,8 @@ def _convert(
         return float(1.0 / (math.sqrt(steps) if unit == "normalized" else steps))
 
     fraction = scale(from_) / value if from_ in _TIMESCALES else scale(from_) * value
+    if to == "angle":
+        return adamw_angle(fraction, _needed("momentum", momentum, to, "b1, the first of AdamW's betas"))
     target = scale(to)
     if to in _TIMESCALES:
         return target / fraction if fraction else math.inf
@@ -343,9 +405,20 @@ def _convert(
 
 def _needed(name: str, value: float | None, unit: str, what: str = "optimizer steps") -> float:
     if value is None:
-        alternative = "" if unit == "sgd_l2" else ", or give the amount as weight_decay"
+        alternative = "" if name == "momentum" else ", or give the amount as weight_decay"
         raise ConfigError(f"'{unit}' needs {name}, which is not known here.", fix=f"pass {name}=<{what}>{alternative}")
     return value
+
+
+def adamw_angle(d: float, beta1: float) -> float:
+    r"""Return the angle, in radians, by which an AdamW step turns a tensor in equilibrium.
+
+    ``sqrt(2 * d * (1 - b1) / (1 + b1))`` (Kosson et al., https://arxiv.org/abs/2305.17212).
+
+    >>> round(adamw_angle(1e-4, 0.9), 6)
+    0.003244
+    """
+    return math.sqrt(2.0 * d * (1.0 - beta1) / (1.0 + beta1))
 
 
 def all_units(

@@ -49,11 +49,11 @@ def misspelt(arguments: Sequence[str]) -> str | None:
     Args:
         arguments: the command line.
 
-    >>> print(misspelt(["optimizer.weight_decy=0.1"]))
-    optimizer.weight_decy is not in the config.
-      valid: betas, compile, decay, eps, kahan, lr, mask, name, on_resume, weight_decay
-      nearest: 'optimizer.weight_decay'
-      fix: write optimizer.weight_decay=0.1
+    >>> print(misspelt(["data.batchsize=8"]))
+    data.batchsize is not in the config.
+      valid: batch_size, label_noise, num_workers, seed
+      nearest: 'data.batch_size'
+      fix: write data.batch_size=8
     """
     with initialize_config_dir(str(_CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()

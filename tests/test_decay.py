@@ -236,7 +236,7 @@ def test_errors_name_what_the_user_typed() -> None:
         Decay("decopuled", weight_decay=0.1, typed={"style": "optimizer.decay.style"})
     assert str(error.value) == (
         "optimizer.decay.style 'decopuled' is unknown.\n"
-        "  valid: l2, decoupled, independent, constant, corrected, none\n"
+        "  valid: l2, decoupled, independent, constant, corrected, hyperball, none\n"
         "  nearest: 'decoupled'\n  fix: write optimizer.decay.style=decoupled"
     )
     with pytest.raises(ConfigError, match=r"optimizer\.weight_decay must be a number >= 0 but got -1"):

@@ -304,6 +304,7 @@ OF_SEVERAL = {
     "distributed/test_fsdp2.py": "FSDP2 through the recipe",
     "optimizers/test_conformance.py": "our optimizers against torch's, over one table of settings",
     "optimizers/test_numerics.py": "our optimizers against the float64 reference, over one table of settings",
+    "optimizers/test_styles.py": "every style and point to decay towards, in every implementation",
     "recipes/test_faults.py": "the recipe under crashes, kills and full disks",
     "recipes/test_resume.py": "a resumed run equals one without a break",
     "recipes/test_robustness.py": "the recipe fed with what users feed it",

@@ -218,7 +218,8 @@ def test_the_groups_and_their_options() -> None:
     }
     assert options["logger"] == {"csv", "wandb", "wandb_offline", "tensorboard", "none"}
     assert options["optimizer/decay"] == {
-        *("decoupled", "independent", "normalized", "timescale", "constant", "corrected", "l2", "none")
+        *("decoupled", "independent", "normalized", "timescale", "constant", "corrected", "hyperball", "l2"),
+        "none",
     }
 
 
@@ -295,7 +296,7 @@ def test_every_optimizer_with_every_decay(name: str, decay: str) -> None:
     assert isinstance(optimizer, family)
     assert isinstance(optimizer, (wd.AdamW, wd.SGDW)) is (style != "l2")
     groups = {group["name"]: group for group in optimizer.param_groups}
-    assert {group["style"] for group in groups.values()} <= {style, "decoupled"}
+    assert {group["style"] for group in groups.values()} <= {style, "none" if style == "hyperball" else "decoupled"}
     assert groups["no_decay"]["weight_decay"] == 0.0
     lr = 1e-3 if adam else 5e-2
     expected = {

@@ -39,7 +39,9 @@ class DecayMonitor(Callback):
     weight_rms_predicted          where AdamW's weights settle under pure noise (``measures.adamw_rms``)
     relative_update               ``||w_new - w_old|| / ||w_old||``
     angular_update                mean angle between ``w_old`` and ``w_new``, radians, over tensors of >= 2 dimensions
-    angular_update_predicted      AdamW in equilibrium: ``sqrt(2 * d * (1 - b1) / (1 + b1))``
+    angular_update_predicted      AdamW in equilibrium: ``sqrt(2 * d * (1 - b1) / (1 + b1))``; hyperball: ``atan(lr)``,
+                                  where the update is orthogonal to the weights (momentum makes it smaller)
+    anchor_distance               ``||w - w*||``, where decay is ``toward`` an anchor
     grad_norm, grad_weight_ratio  of the gradient as the optimizer saw it (clipped); divided by ``weight_norm``
     grad_weight_ratio_predicted   SGD on normalized layers in equilibrium
     lost_decay_mean, _p5, _p50,   Adam with L2: ``lr * lam / (sqrt(v_hat) + eps)``, the decay that a coordinate really

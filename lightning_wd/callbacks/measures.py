@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_wd._private import is_fsdp1_piece
+from lightning_wd.decay import adamw_angle
+from lightning_wd.optimizers.hyperball import flat_norm
 from lightning_wd.optimizers.param_groups import as_float, group_style, stepper_of
 from lightning_wd.scale_invariance import INVARIANT, dense, radial_products, radial_share
 
-__all__ = ["Snapshot", "adamw_angle", "adamw_rms", "sgd_ratio"]
+__all__ = ["Snapshot", "adamw_rms", "sgd_ratio"]
 
 _WHOLE = 2**16  # elements; the update of a larger tensor is measured on evenly spaced rows
 _QUANTILES = 2**20  # elements of a group from which the quantiles of the lost decay are taken
-_CHUNK = 4096  # elements summed at once: a plain float32 norm of 38M elements is off by 0.3 %
 
 
 def adamw_rms(lr: float, d: float, beta1: float) -> float:
@@ -34,17 +35,6 @@ def adamw_rms(lr: float, d: float, beta1: float) -> float:
     a = 1.0 - d
     square = lr * lr / (d * (1.0 + a)) * (1.0 - beta1) / (1.0 + beta1) * (1.0 + a * beta1) / (1.0 - a * beta1)
     return math.sqrt(square)
-
-
-def adamw_angle(d: float, beta1: float) -> float:
-    r"""Return the angle, in radians, by which an AdamW step turns a tensor in equilibrium.
-
-    ``sqrt(2 * d * (1 - b1) / (1 + b1))`` (Kosson et al., https://arxiv.org/abs/2305.17212).
-
-    >>> round(adamw_angle(1e-4, 0.9), 6)
-    0.003244
-    """
-    return math.sqrt(2.0 * d * (1.0 - beta1) / (1.0 + beta1))
 
 
 def sgd_ratio(style: str, lam: float, lr: float, momentum: float) -> float:
@@ -96,10 +86,15 @@ class Snapshot:
             **_predicted(optimizer, group, d),
             **_lost_decay(optimizer, group),
         }
+        anchors = _anchors(optimizer, group)
+        if anchors:
+            rows = [_square(_local(p) - _local(anchor)).view(1) for p, anchor in anchors.items()]
+            numbers["anchor_distance"] = math.sqrt(float(_over_ranks(rows, [*anchors]).sum()))
+        centres = [_sample(_local(anchors[p])) if p in anchors else None for p in params]
         if group.get("cautious_wd"):
-            numbers.update(_cautious(params, old))
+            numbers.update(_cautious(params, old, centres))
         if d and not group.get("kahan"):
-            numbers["rounded_away"] = _rounded_away(old, d)
+            numbers["rounded_away"] = _rounded_away(old, centres, d)
         return numbers
 
     def _scale_invariant(self, params: list[Tensor]) -> dict[str, float]:
@@ -178,7 +173,9 @@ def _nonfinite(tensors: list[Tensor]) -> float:
 def _predicted(optimizer: Optimizer, group: dict[str, Any], d: float | None) -> dict[str, float]:
     """Return what the measured numbers should settle at, where theory predicts it."""
     lr = as_float(group["lr"])
-    if not lr or group.get("cautious_wd"):
+    if group_style(optimizer, group) == "hyperball":
+        return {"angular_update_predicted": math.atan(lr)}
+    if not lr or group.get("cautious_wd") or group.get("toward", "zero") != "zero":
         return {}
     if isinstance(optimizer, (Adam, AdamW)) and d and d < 1 and not group["amsgrad"]:  # its v only grows
         beta1 = as_float(group["betas"][0])
@@ -217,33 +214,41 @@ def _lost_decay(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, float]
     }
 
 
-def _cautious(params: list[Tensor], old: list[Tensor]) -> dict[str, float]:
+def _anchors(optimizer: Optimizer, group: dict[str, Any]) -> dict[Tensor, Tensor]:
+    """Return what the weights of a group decay towards, where that is not zero."""
+    held = {p: optimizer.state.get(p, {}).get("anchor") for p in group["params"]} if "toward" in group else {}
+    return {p: anchor for p, anchor in held.items() if anchor is not None and group["toward"] != "zero"}
+
+
+def _cautious(params: list[Tensor], old: list[Tensor], centres: list[Tensor | None]) -> dict[str, float]:
     """Return the fraction of coordinates that a cautious step decayed.
 
-    It decays where ``u * w_old >= 0``, and there it moves the weight towards zero: ``(w_old - w_new) * w_old >= 0``.
-    Coordinates that rounding held in place are not counted.
+    It decays where ``u * (w_old - w*) >= 0``, and there it moves the weight towards its centre ``w*``, None for zero:
+    ``(w_old - w_new) * (w_old - w*) >= 0``. Coordinates that rounding held in place are not counted.
     """
     decayed, seen = 0, 0
-    for p, before in zip(params, old, strict=True):
+    for p, before, centre in zip(params, old, centres, strict=True):
         if p.grad is None:
             continue
         before, after = _widened(before), _widened(_sample(_local(p)))
-        moved = (before != after) | (before == 0)
-        decayed += int((((before > after) == (before > 0)) | (before == 0))[moved].sum())
+        away = before if centre is None else before - _widened(centre)
+        moved = (before != after) | (away == 0)
+        decayed += int((((before > after) == (away > 0)) | (away == 0))[moved].sum())
         seen += int(moved.sum())
     return {"cautious_fraction": decayed / seen} if seen else {}
 
 
-def _rounded_away(old: list[Tensor], d: float) -> float:
-    """Return the fraction of weights that ``w - d * w`` leaves unchanged in their own dtype."""
+def _rounded_away(old: list[Tensor], centres: list[Tensor | None], d: float) -> float:
+    """Return the fraction of weights that ``w - d * (w - w*)`` leaves unchanged in their own dtype."""
     lost, seen = 0, 0
-    for w in old:
-        if not w.is_floating_point() or d > torch.finfo(w.dtype).eps:  # larger than a rounding step everywhere
+    for w, centre in zip(old, centres, strict=True):
+        if not w.is_floating_point() or (centre is None and d > torch.finfo(w.dtype).eps):  # larger than rounding
             seen += w.numel()
         else:
             wide = w.float() if w.dtype.itemsize == 1 else w  # float8 has no arithmetic
-            lost += int(((wide - d * wide).to(w.dtype).eq(w) & (wide != 0)).sum())
-            seen += int((wide != 0).sum())
+            away = wide if centre is None else wide - centre.to(wide.dtype)
+            lost += int(((wide - d * away).to(w.dtype).eq(w) & (away != 0)).sum())
+            seen += int((away != 0).sum())
     return lost / seen if seen else 0.0
 
 
@@ -288,10 +293,5 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def _square(tensor: Tensor) -> Tensor:
-    """Return the sum of squares, to float32 accuracy at any size."""
-    flat = _widened(tensor)
-    whole = flat.numel() // _CHUNK * _CHUNK
-    norms = torch.linalg.vector_norm(flat[:whole].view(-1, _CHUNK), dim=1)
-    rest = torch.linalg.vector_norm(flat[whole:])
-    norm: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest.view(1)]))
-    return norm.square()
+    """Return the sum of squares."""
+    return flat_norm(_widened(tensor)).square()

@@ -46,11 +46,12 @@ class DecayPlanSummary(Callback):
     """Show the decay plan when training starts: each parameter, the totals, and the amount in every unit.
 
     The amount is given at the peak learning rate, where ``d = lr0 * lam_decoupled = lam_independent
-    = lam_norm / sqrt(steps) = 1 / timescale_steps``. There is a warning where a step would remove a whole weight, where
-    the timescale is below 3 % of the run or above 10 runs, and where a group that should decay has 0. Under a
-    :class:`DecaySchedule` the amount is each group's base, a line names the schedule, and the warnings are about the
-    largest amount it reaches. With ``optimizer.reference``, lines say what was carried over, from which number to
-    which, by which rule; W&B's config has the same as ``carried_over``.
+    = lam_norm / sqrt(steps) = 1 / timescale_steps``. In style ``hyperball`` there is none, and the learning rate is
+    relative. There is a warning where a step would remove a whole weight, where the timescale is below 3 % of the run
+    or above 10 runs, and where a group that should decay has 0. Under a :class:`DecaySchedule` the amount is each
+    group's base, a line names the schedule, and the warnings are about the largest amount it reaches. With
+    ``optimizer.reference``, lines say what was carried over, from which number to which, by which rule; W&B's config
+    has the same as ``carried_over``.
 
     Rank zero prints the plan (above 80 parameters, names that differ only in numbers share a row), writes it to
     ``decay_plan.json`` in the trainer's ``default_root_dir``, and logs it to W&B as the tables ``decay_plan``
@@ -117,6 +118,7 @@ def _describe(
         style, peak = group_style(optimizer, group), peak_lr(group)
         entry: dict[str, Any] = {"name": group_name(group, index), "style": style, "weight_decay": lam, "lr": peak}
         entry["cautious_wd"] = bool(group.get("cautious_wd", False))
+        entry["toward"] = group.get("toward", "zero")
         entry.update(tensors=len(group["params"]), numel=sum(whole.get(id(p), p.numel()) for p in group["params"]))
         if lam and style not in (None, "none"):
             entry["units"] = all_units(style, lam, lr=peak, total_steps=total, steps_per_epoch=per_epoch)

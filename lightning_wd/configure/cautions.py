@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lightning_wd.decay import all_units
+from lightning_wd.decay import NO_AMOUNT, all_units
 from lightning_wd.optimizers.param_groups import configured_weight_decay, group_label, group_style, peak_lr
 
 __all__ = ["cautions"]
@@ -34,7 +34,7 @@ def cautions(
     # a group that joined after training started has no base yet
     for index, (group, lam) in enumerate(zip(groups, largest, strict=False)):
         style, label = group_style(optimizer, group), group_label(group, index)
-        if style in (None, "none"):
+        if style in (None, *NO_AMOUNT):
             continue
         if not lam:
             if group.get("name") in decaying:

@@ -18,6 +18,7 @@ from lightning_wd.configure.late_groups import LateGroups
 from lightning_wd.configure.neighbours import check_neighbours, watch
 from lightning_wd.configure.optimizer_config import OptimizerConfig
 from lightning_wd.configure.rule_settings import check_rules
+from lightning_wd.configure.saved_anchors import with_saved_anchors
 from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.decay import Decay
 from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywords, number, warn
@@ -132,7 +133,8 @@ def _configure(
             _set_peaks(groups, [value * (lr / tuned if tuned else 1.0) for value in peak])
         return groups
 
-    plan = plan_checked(module, config.mask, decay.style, optimizer=config["name"])
+    planned = plan_checked(module, config.mask, decay.style, toward=decay.toward, optimizer=config["name"])
+    plan = with_saved_anchors(planned)
     check_rules(plan, config, getattr(attached_trainer(module), "callbacks", ()))
     lr = lr_here()
     groups = groups_at(lr, amount(lr))
@@ -168,7 +170,8 @@ def _build(
     l2 = all(group["style"] == "l2" for group in groups)
     cls: Any = optimizer_class(config["name"], "l2" if l2 else "")
     keywords = config.hyperparameters
-    own: dict[str, Any] = {"style": config.decay.style, "cautious_wd": config.decay.cautious}
+    own: dict[str, Any] = {key: getattr(config.decay, key) for key in ("style", "toward")}
+    own["cautious_wd"] = config.decay.cautious
     try:
         if len({*plan.optimizers, *steppers(config["name"])}) > 1 or not _holds(cls, keywords, groups):
             its = {str(name): config.hyperparameters_for(str(name)) for name in plan.optimizers}

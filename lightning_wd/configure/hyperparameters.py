@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_wd.errors import ConfigError, flag, number
+from lightning_wd.errors import ConfigError, choice, flag, number
 from lightning_wd.optimizers.by_name import OPTIMIZERS, hyperparameters_of
 
 __all__ = ["check_hyperparameter", "hyperparameter_types"]
@@ -34,6 +34,8 @@ def check_hyperparameter(where: str, value: Any, default: Any, *, of_ours: bool 
             )
         pairs = enumerate(zip(value, default, strict=True))
         return [check_hyperparameter(f"{where}[{i}]", *pair, of_ours=of_ours) for i, pair in pairs]
+    if where.endswith(".anchor_dtype") and of_ours:
+        return choice(where, value, ("bfloat16",))
     if not of_ours and not isinstance(default, (bool, int, float, str)):
         return value
     if isinstance(default, bool) or (default is None and "[" not in key):
@@ -54,6 +56,6 @@ def hyperparameter_types() -> dict[str, Any]:
     types: dict[str, Any] = {}
     for named in OPTIMIZERS.values():
         for key, default in {**hyperparameters_of(named.l2), **hyperparameters_of(named.cls)}.items():
-            kind = _TYPES[type(default)]
+            kind = str | None if key == "anchor_dtype" else _TYPES[type(default)]
             types[key] = kind if types.get(key, kind) == kind else Any
     return types

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_wd._private import attached_trainer, inner_schedulers, per_group_lists
+from lightning_wd.configure.saved_anchors import with_saved_anchors
 from lightning_wd.errors import ConfigError, listed
 from lightning_wd.mask import DecayPlan, Mask, as_mask
 from lightning_wd.mask.plan import Row
@@ -127,7 +128,9 @@ def _whole_plan(optimizer: Optimizer, module: nn.Module, mask: Mask | None) -> D
     if mask is None and config is not None:
         mask = config.mask
     name = None if config is None else config["name"]
-    return plan_checked(module, as_mask(mask), style, optimizer=name, include_frozen=True)
+    toward = optimizer.defaults["toward"] if ours else "zero"
+    planned = plan_checked(module, as_mask(mask), style, toward=toward, optimizer=name, include_frozen=True)
+    return with_saved_anchors(planned)
 
 
 def _split(
@@ -145,14 +148,14 @@ def _split(
     rows = tuple(rows)
     plan: DecayPlan | None = getattr(optimizer, "decay_plan", None)
     rate, weight_decay = base_values(optimizer, plan)
-    part = DecayPlan(rows, whole.style, whole.optimizer)
+    part = DecayPlan(rows, whole.style, whole.optimizer, whole.toward)
     if (carried := getattr(optimizer, "carried", None)) is not None:
         carried.carry_rules(part, rate)
     groups = part.groups_of_checked(rate, rate, weight_decay, _halves(optimizer, rate))
     for row in rows if plan is not None else ():
         mine = plan[row.name]  # type: ignore[index]
         mine.wd_mult, mine.lr_mult, mine.style, mine.settings = row.wd_mult, row.lr_mult, row.style, row.settings
-        mine.optimizer, mine.by = row.optimizer, row.by
+        mine.optimizer, mine.toward, mine.by = row.optimizer, row.toward, row.by
         mine.reason, mine.group = f"{row.reason}; {why}", f"{row.group}_{tag}"
     for group in groups:
         _fit(group, optimizer, plan, lr)
@@ -212,6 +215,7 @@ def _fit(group: dict[str, Any], optimizer: Optimizer, plan: DecayPlan | None, lr
     if not ours:
         del group["base_lr"]
         group.pop("style", None)
+        group.pop("toward", None)
     if "param_names" not in first:
         group["params"] = [p for _, p in group["params"]]
 

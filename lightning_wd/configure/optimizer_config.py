@@ -22,9 +22,9 @@ DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
 _FAMILY = dict.fromkeys(("adamw", "adam_l2", "nadamw", "radamw", "rmspropw"), "adam")
 _FAMILY |= dict.fromkeys(("sgdw", "sgd_l2"), "sgd")
 _OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "reference", "on_resume", "muon")
-_DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "typical")
+_DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "toward", "typical")
 _TYPICAL_KEYS = ("adam", "sgd", "muon")
-_TYPED = {name: f"optimizer.decay.{name}" for name in ("style", *AMOUNTS, "cautious")}
+_TYPED = {name: f"optimizer.decay.{name}" for name in ("style", *AMOUNTS, "cautious", "toward")}
 _TYPED["weight_decay"] = "optimizer.weight_decay"
 # Names of other libraries, and of keys that belong elsewhere.
 _RENAMED = {**RENAMED, **{name: f"decay.{name}" for name in _DECAY_KEYS}, "cautious_wd": "decay.cautious"}
@@ -46,6 +46,7 @@ TYPICAL: dict[str, dict[str, float]] = {
     "constant": {"adam": 1e-5, "sgd": 2.5e-4, "muon": 1e-4},
     "corrected": {"adam": 1e-2, "sgd": 5e-3, "muon": 0.1},
     "l2": {"adam": 1e-4, "sgd": 5e-4},
+    "hyperball": {"adam": 0.0, "sgd": 0.0, "muon": 0.0},
     "none": {"adam": 0.0, "sgd": 0.0, "muon": 0.0},
 }
 
@@ -63,7 +64,7 @@ class OptimizerConfig(CheckedMapping):
         lr: ``lr0 >= 0``, the peak learning rate; of a class given by its path, its own default where none is given.
         weight_decay: ``lam >= 0`` in the unit of the style; None if ``decay`` gives another amount; the style's
             typical amount if neither is given.
-        decay: ``style``, ``normalized``, ``timescale_epochs``, ``timescale_runs``, ``cautious`` (see
+        decay: ``style``, ``normalized``, ``timescale_epochs``, ``timescale_runs``, ``cautious``, ``toward`` (see
             :class:`lightning_wd.Decay`) and ``typical`` (the amounts the YAML files offer).
         mask: ``base`` and ``rules`` (see :class:`lightning_wd.Mask`), the name of a preset, or a Mask.
         reference: ``{global_batch, steps, lr_rule}`` of the run where lr and weight_decay were tuned: rows that an
@@ -203,7 +204,7 @@ class OptimizerConfig(CheckedMapping):
 
 def _decay(weight_decay: Any, given: Mapping[str, Any], kind: str) -> Decay:
     """Return the checked decay; where no amount is given, the style's typical one."""
-    values = {key: given[key] for key in ("style", *AMOUNTS[1:], "cautious") if given.get(key) is not None}
+    values = {key: given[key] for key in ("style", *AMOUNTS[1:], "cautious", "toward") if given.get(key) is not None}
     typical = checked_mapping("optimizer.decay.typical", given.get("typical") or {}, _TYPICAL_KEYS)
     typed = _TYPED
     if weight_decay is None and not set(AMOUNTS).intersection(values) and given["style"] != "none":

@@ -8,11 +8,12 @@ import math
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_wd.decay import peak_equal
+from lightning_wd.decay import NO_AMOUNT, peak_equal
 from lightning_wd.errors import MaskError, nearest, number, warn
 from lightning_wd.mask.module_tree import whole_shape
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["DecayPlan", "Difference", "Row"]
 
 _FAR = 100  # times the configured learning rate: a group's own rate above it is likely a multiplier
-_NO_FRACTION = ("l2", "none", None)  # styles without a fraction of the weights that each step removes
+_NO_FRACTION = ("l2", *NO_AMOUNT, None)  # styles without a fraction of the weights that each step removes
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +39,7 @@ class Row:
     kind: str  # one of evidence.KINDS, whatever the rules say
     settings: Mapping[str, Any]  # its group takes them as they are: a rule's absolutes and hyperparameters, a mark's
     optimizer: str | None = None  # what steps it; None where neither the plan nor a rule names one
+    toward: str = "zero"  # what it decays towards
     by: Mapping[str, int] = field(default_factory=dict)  # property -> position of the rule that decides it
     frozen: bool = False  # it does not train, so it is in no group
     group: str | None = None  # the name of its group, which the plan gives; None where it is frozen
@@ -66,6 +68,7 @@ class Row:
             "wd_mult",
             "lr_mult",
             "style",
+            "toward",
             "optimizer",
             "group",
             "reason",
@@ -111,6 +114,7 @@ class DecayPlan:
     rows: tuple[Row, ...]
     style: str | None = None
     optimizer: str | None = None  # what steps the rows that no rule gives another one
+    toward: str = "zero"  # what the rows decay towards that no rule gives another point
 
     def __post_init__(self) -> None:
         named: dict[Any, str] = {}
@@ -197,6 +201,7 @@ class DecayPlan:
                     "weight_decay": self._coefficient(first, its.get("weight_decay", amount), its_peak),
                     **first.settings,
                     **({} if first.style is None else {"style": first.style}),
+                    **({} if self.toward == first.toward == "zero" else {"toward": first.toward}),
                     **({} if first.optimizer is None else {"optimizer": first.optimizer}),
                 }
                 if 0 < _FAR * peak < first.settings.get("lr", 0.0):
@@ -215,6 +220,8 @@ class DecayPlan:
         return groups
 
     def _coefficient(self, row: Row, amount: float, peak: float) -> float:
+        if row.style == "hyperball":
+            return 0.0
         if "weight_decay" in row.settings:
             return float(row.settings["weight_decay"])
         if not amount or not row.wd_mult or row.style == self.style:
@@ -265,7 +272,7 @@ class DecayPlan:
 
 def _key(row: Row) -> Any:
     own = tuple(sorted((key, repr(value)) for key, value in row.settings.items())) if row.settings else ()
-    return row.wd_mult, row.lr_mult, row.style, row.optimizer, own
+    return row.wd_mult, row.lr_mult, row.style, row.toward, row.optimizer, own
 
 
 def _group_name(row: Row, plan: DecayPlan, taken: Container[str]) -> str:
@@ -280,8 +287,10 @@ def _group_name(row: Row, plan: DecayPlan, taken: Container[str]) -> str:
                 parts.append(f"{prefix}{value:.{digits}g}")
             elif factor != 1:
                 parts.append(f"{prefix}x{factor:.{digits}g}")
-        if row.style != plan.style:
+        if row.style != plan.style and not (plan.style == "hyperball" and not row.wd_mult):
             parts.append(str(row.style))
+        if row.wd_mult and row.toward != plan.toward:
+            parts.append(f"toward_{Path(row.toward).stem}")
         if row.optimizer != plan.optimizer:
             parts.append(str(row.optimizer).rpartition(".")[2])
         return "_".join([*parts, *(f"{key}_{_short(value)}" for key, value in sorted(own.items()))])

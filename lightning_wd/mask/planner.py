@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_wd.decay import check_style
+from lightning_wd.decay import NO_AMOUNT, check_style
 from lightning_wd.errors import MaskError, checked_keywords, listed, warn
 from lightning_wd.mask.dead_rules import RuleUse, check_uses
 from lightning_wd.mask.evidence import EXEMPT, classify
@@ -43,10 +43,10 @@ def plan_decay(
 ) -> DecayPlan:
     """Plan which parameters of ``module`` decay: each tensor once, with its multipliers and the reason.
 
-    Each property (weight decay, learning rate, style, optimizer, hyperparameters) comes from the first evidence that
-    sets it: the mask's rules; hooks and marks of the model's author; then what the tensor is: a bias, adapter of peft,
-    norm, magnitude, state-space parameter, scale or distribution parameter, vector or scalar, table of positions or
-    tokens, embedding, or, all others, a weight. The mask's base says which of these decay.
+    Each property (weight decay, learning rate, style, toward, optimizer, hyperparameters) comes from the first evidence
+    that sets it: the mask's rules; hooks and marks of the model's author; then what the tensor is: a bias, adapter of
+    peft, norm, magnitude, state-space parameter, scale or distribution parameter, vector or scalar, table of positions
+    or tokens, embedding, or, all others, a weight. The mask's base says which of these decay.
 
     A tied tensor is judged under each of its names. Where they disagree, exclusion wins, then the earlier evidence, and
     a warning names them. Another warning names biases and norms that a rule decays together with other parameters, as
@@ -82,10 +82,11 @@ def plan_checked(
     mask: Mask,
     style: str | None,
     *,
+    toward: str = "zero",
     optimizer: str | None = None,
     include_frozen: bool = False,
 ) -> DecayPlan:
-    """Plan for a mask and a style that were checked.
+    """Plan for a mask, a style and a point to decay towards that were checked.
 
     What no rule gives an optimizer is stepped by ``optimizer``; of ``muon`` the hidden matrices, the rest by ``adamw``.
     """
@@ -94,7 +95,7 @@ def plan_checked(
     by_muon = optimizer == "muon"
     optimizer = "adamw" if by_muon else optimizer
     planner = _Planner(module, mask, style, tree, optimizer)
-    rows = [planner.row(found, include_frozen) for found in tree.by_tensor()]
+    rows = [planner.row(found, toward, include_frozen) for found in tree.by_tensor()]
     if by_muon or any(row.optimizer == "muon" for row in rows):
         _fit_to_muon(rows, hidden_matrices(module, rows), whole=by_muon)
     check_uses(planner.uses, mask.base, tree)
@@ -109,7 +110,7 @@ def plan_checked(
         "no rule places these parameters (base is null).",
         "add a last rule for the rest, such as Rule(wd_mult=1), or give the mask a base such as 'standard'",
     )
-    return DecayPlan(tuple(rows), style, optimizer)
+    return DecayPlan(tuple(rows), style, optimizer, toward)
 
 
 class _Verdict(NamedTuple):
@@ -118,6 +119,7 @@ class _Verdict(NamedTuple):
     wd_mult: float | None
     lr_mult: float | None
     style: str | None
+    toward: str | None
     optimizer: str | None
     settings: Mapping[str, Any]  # what its group takes as it stands: absolutes and hyperparameters, a mark's settings
     by: Mapping[str, int]  # property -> position of the rule that decides it, if one does
@@ -146,7 +148,7 @@ class _Planner:
         # Many tensors share kind, class and matching rules, so decisions are cached.
         self.known: dict[tuple[str, type, tuple[int, ...]], _Verdict] = {}
 
-    def row(self, named: tuple[Found, ...], include_frozen: bool) -> Row:
+    def row(self, named: tuple[Found, ...], toward: str, include_frozen: bool) -> Row:
         first = named[0]
         kind, param = classify(first), first.param
         names: tuple[str, ...] = (first.name,)
@@ -159,7 +161,7 @@ class _Planner:
             verdict = _reconcile(names, verdicts)
         optimizer = verdict.optimizer or self.optimizer
         if frozen:
-            return Row(names, param, 0.0, 1.0, self.style, "frozen", kind, {}, optimizer, verdict.by, frozen=True)
+            return Row(names, param, 0.0, 1.0, self.style, "frozen", kind, {}, optimizer, by=verdict.by, frozen=True)
         wd_mult, lr_mult, style = verdict.wd_mult, verdict.lr_mult, verdict.style
         if wd_mult is None:
             self.unplaced.append(names[0])
@@ -169,10 +171,22 @@ class _Planner:
         if style is None or not wd_mult:
             style = "decoupled" if wd_mult and id(param) in self.output else self.style
         reason, settings = verdict.reason, verdict.settings
-        row = Row(names, param, wd_mult, lr_mult, style, reason, kind, settings, optimizer, verdict.by)
-        if "style" in verdict.by:
-            use = self.uses[verdict.by["style"]]
-            use.styled = use.styled or bool(wd_mult)
+        if style == "hyperball":
+            if wd_mult and len(whole_shape(param)) < 2:
+                wd_mult, reason = 0.0, f"{reason}; hyperball keeps norms from two dimensions on"
+            style = style if wd_mult else "none"
+            if wd_mult not in (0.0, 1.0):
+                raise MaskError(
+                    f"wd_mult={wd_mult:g} of {names[0]} has no meaning with style 'hyperball', which has no amount.",
+                    fix="write wd_mult: 0 to exclude it, or lr_mult to turn it less",
+                )
+        pulled = wd_mult and style not in NO_AMOUNT
+        toward = (verdict.toward or toward) if pulled else "zero"
+        row = Row(names, param, wd_mult, lr_mult, style, reason, kind, settings, optimizer, toward, verdict.by)
+        for what in ("style", "toward"):
+            if what in verdict.by:
+                use = self.uses[verdict.by[what]]
+                use.styled = use.styled or bool(wd_mult)
         if wd_mult and "weight decay" in verdict.by:
             use = self.uses[verdict.by["weight decay"]]
             use.decayed.append(row)
@@ -226,18 +240,24 @@ class _Planner:
                 settings.pop("weight_decay", None)
             if "learning rate" in by:
                 settings.pop("lr", None)
-        judged = ("wd_mult", "lr_mult", "style", "optimizer")
+        judged = ("wd_mult", "lr_mult", "style", "toward", "optimizer")
         settings |= {key: value for key, value in said.items() if key not in judged}
         reasons = [why["weight decay"]] if "weight decay" in why else []
         if "learning rate" in why:
             reasons.append(f"lr {'' if 'lr' in said else 'x'}{said.get('lr', lr_mult):g} by {why['learning rate']}")
-        if "style" in why and wd_mult:
-            reasons.append(f"style {said['style']} by {why['style']}")
-        reasons += [
-            f"{key} {said[key]} by {why[key]}" for key in why if key not in ("weight decay", "learning rate", "style")
-        ]
+        reasons += [f"{key} {said[key]} by {why[key]}" for key in ("style", "toward") if key in why and wd_mult]
+        others = [key for key in why if key not in ("weight decay", "learning rate", "style", "toward")]
+        reasons += [f"{key} {said[key]} by {why[key]}" for key in others]
         return _Verdict(
-            wd_mult, lr_mult, said.get("style"), said.get("optimizer"), settings, by, "; ".join(reasons), spared
+            wd_mult,
+            lr_mult,
+            said.get("style"),
+            said.get("toward"),
+            said.get("optimizer"),
+            settings,
+            by,
+            "; ".join(reasons),
+            spared,
         )
 
     def _rules_say(self, matched: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, int]]:
@@ -282,12 +302,12 @@ def _reconcile(names: tuple[str, ...], verdicts: list[_Verdict]) -> _Verdict:
         settings["lr"] = of_lr.settings["lr"]
     by = {what: earliest(what).by[what] for verdict in verdicts for what in verdict.by}
     settings |= {what: earliest(what).settings[what] for what in by if what not in PROPERTIES.values()}
-    style, optimizer = earliest("style").style, earliest("optimizer").optimizer
-    merged = of_decay._replace(lr_mult=of_lr.lr_mult, style=style, optimizer=optimizer, settings=settings, by=by)
-    if any(verdict[:5] != first[:5] for verdict in verdicts):
-        said = "; ".join(f"{name}: {verdict} ({verdict.reason})" for name, verdict in zip(names, verdicts, strict=True))
+    said = {what: getattr(earliest(what), what) for what in ("style", "toward", "optimizer")}
+    merged = of_decay._replace(lr_mult=of_lr.lr_mult, settings=settings, by=by, **said)
+    if any(verdict[:6] != first[:6] for verdict in verdicts):
+        each = "; ".join(f"{name}: {verdict} ({verdict.reason})" for name, verdict in zip(names, verdicts, strict=True))
         warn(
-            f"the mask disagrees about one tied tensor: {said}.",
+            f"the mask disagrees about one tied tensor: {each}.",
             found=f"exclusion wins, then the earlier evidence: {merged}",
             fix="to decide it yourself, write a rule that matches each of its names",
         )

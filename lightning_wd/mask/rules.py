@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_wd.decay import RENAMED, check_style
+from lightning_wd.decay import RENAMED, check_style, check_toward
 from lightning_wd.errors import MaskError, checked_keywords, choice, keys, number
 from lightning_wd.mask.evidence import EXEMPT
 from lightning_wd.mask.matching import compile_name, is_a
@@ -27,6 +27,7 @@ PROPERTIES = {
     "lr_mult": "learning rate",
     "lr": "learning rate",
     "style": "style",
+    "toward": "toward",
     "optimizer": "optimizer",
 }
 _TYPO = 0.75  # how like a rule's own key another one is that is no hyperparameter: weight_decy, but not lr_decay
@@ -43,11 +44,11 @@ _ALIASES = dict.fromkeys(("exclude", "no_decay", "no_weight_decay"), "write wd_m
 class Rule:
     """Settings for the parameters that meet every condition of the rule; a rule without conditions meets all of them.
 
-    For each property (weight decay, learning rate, style, optimizer, and each hyperparameter) the first rule that sets
-    it wins; weight decay and learning rate by a multiplier of the configured value or by a value of their own. What a
-    rule leaves at None is left to later rules, then to the mask's base: a rule with only ``lr_mult`` on ``*.head.*``
-    does not make the head's bias decay. A rule that sets the weight decay does, and :func:`lightning_wd.plan_decay`
-    warns about it.
+    For each property (weight decay, learning rate, style, toward, optimizer, each hyperparameter) the first rule that
+    sets it wins; weight decay and learning rate by a multiplier of the configured value or by a value of their own.
+    What a rule leaves at None is left to later rules, then to the mask's base: a rule with only ``lr_mult`` on
+    ``*.head.*`` does not make the head's bias decay. A rule that sets the weight decay does, and
+    :func:`lightning_wd.plan_decay` warns about it.
 
     Args:
         name: glob on the full parameter name (``*`` crosses dots, case counts), or ``regex:`` and a pattern that is
@@ -63,6 +64,7 @@ class Rule:
         lr: peak learning rate in place of the configured one, >= 0; excludes ``lr_mult``, and ``layer_decay`` does not
             multiply it.
         style: decay style of these parameters, one of :data:`lightning_wd.decay.STYLES`.
+        toward: what these parameters decay towards: ``zero``, ``init`` or the path of a checkpoint.
         optimizer: what steps these parameters, a name of this package or the dotted path of a class; they keep the
             configured ``lr`` and ``weight_decay`` unless a rule sets them.
         reason: what the plan says about these parameters; by default, the rule's own conditions.
@@ -75,11 +77,11 @@ class Rule:
     Example:
         >>> Rule(name="*.head.weight", wd_mult=0.1, lr_mult=10)
         Rule(name='*.head.weight', wd_mult=0.1, lr_mult=10.0)
-        >>> Rule(name="*.head.weight", decay=0.1)
+        >>> Rule(name="*.head.weight", decay=0.1)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         lightning_wd.errors.MaskError: mask rule has no key 'decay'.
-          valid: name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, optimizer, reason
+          valid: name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, ...
           fix: write wd_mult: 0.1, which multiplies the configured weight decay
     """
 
@@ -92,6 +94,7 @@ class Rule:
     weight_decay: float | None = None
     lr: float | None = None
     style: str | None = None
+    toward: str | None = None
     optimizer: str | None = None
     reason: str = ""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -125,6 +128,7 @@ class Rule:
         weight_decay: float | None = None,
         lr: float | None = None,
         style: str | None = None,
+        toward: str | None = None,
         optimizer: str | None = None,
         reason: str = "",
         **hyperparameters: Any,
@@ -141,6 +145,7 @@ class Rule:
         numbers = {"ndim": ndim, "wd_mult": wd_mult, "lr_mult": lr_mult, "weight_decay": weight_decay, "lr": lr}
         for key, value in numbers.items():
             own[key] = None if value is None else number(f"rule.{key}", value, whole=key == "ndim", error=MaskError)
+        own["toward"] = None if toward is None else check_toward("rule.toward", toward, style, MaskError)
         hyperparameters = {key: value for key, value in hyperparameters.items() if value is not None}
         # past the frozen dataclass's __setattr__
         self.__dict__.update(own, reason=reason, hyperparameters=hyperparameters)

@@ -67,7 +67,7 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
             row["group"] or "-",
             _factor(row, "wd_mult", "weight_decay"),
             _factor(row, "lr_mult", "lr"),
-            row["style"] or "-",
+            _toward(row["style"] or "-", row.get("toward", "zero")),
             *(row[key] or "-" for key in several),
             *("-" if row.get(key) is None else f"{row[key]:.1e}" for key in measured),
             row["reason"],
@@ -76,6 +76,11 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     ]
     columns = ("parameter", "shape", "group", "wd_mult", "lr_mult", "style", *several, *measured, "reason")
     return _FittingTable("Decay plan", columns, rows)
+
+
+def _toward(style: str, toward: str) -> str:
+    """Return a style, and what it decays towards if that is not zero."""
+    return style if toward == "zero" else f"{style}, toward {toward}"
 
 
 def _factor(row: Mapping[str, Any], multiplier: str, own: str) -> str:
@@ -97,9 +102,11 @@ def amounts_table(groups: Iterable[Mapping[str, Any]]) -> Table:
     """Return the table of each group's amount of decay: one line for each unit that is known."""
     rows = []
     for group in groups:
-        style = (group["style"] or "unknown") + ", cautious" * group["cautious_wd"]
+        style = _toward((group["style"] or "unknown") + ", cautious" * group["cautious_wd"], group["toward"])
         units = group.get("units", {})
         amounts = {f"weight_decay ({style})": group["weight_decay"], "lr": group["lr"]}
+        if group["style"] == "hyperball":
+            amounts = {"lr (hyperball: relative, a step turns a tensor by atan(lr) radians)": group["lr"]}
         amounts |= {unit.replace("timescale_", "timescale "): units[unit] for unit in SHOWN_UNITS if unit in units}
         rows += [(group["name"], amount, f"{value:.4g}") for amount, value in amounts.items()]
     return _FittingTable("Amount at the peak learning rate, in all units", ("group", "amount", "value"), rows)

@@ -5,7 +5,7 @@ r"""AdamW, and Adam with an L2 penalty: one step in every decay style.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,14 +22,18 @@ from lightning_wd._private import (
     get_scalar_dtype,
 )
 from lightning_wd.decay import kernel_coefficient
-from lightning_wd.optimizers.base import KernelStep, OnlyL2, without_style
-from lightning_wd.optimizers.compiled import adam_pass, kinds_of, run_pass
+from lightning_wd.optimizers.base import OnlyL2, without_style
+from lightning_wd.optimizers.compiled import kinds_of
+from lightning_wd.optimizers.formula import ADAM, Flags
+from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import (
     Part,
     Work,
     add_penalty,
-    choose_kernels,
+    distances,
+    is_zero,
     prefers_fused,
+    pulls,
     step_with_decay,
 )
 
@@ -40,7 +44,10 @@ class AdamStep(KernelStep):
     """The step of Adam in every decay style, on torch's own kernels; mixed into torch's Adam and AdamW."""
 
     default_weight_decay: ClassVar[float] = 1e-2
-    state_keys: ClassVar[frozenset[str] | None] = frozenset("step exp_avg exp_avg_sq max_exp_avg_sq kahan".split())
+    state_keys: ClassVar[frozenset[str] | None] = frozenset(
+        "step exp_avg exp_avg_sq max_exp_avg_sq kahan anchor radius".split()
+    )
+    formula = ADAM
     plain_style: ClassVar[str | None] = None  # Adam's and AdamW's states before torch 2.7 look the same
 
     def __init__(
@@ -54,15 +61,18 @@ class AdamStep(KernelStep):
         *,
         style: str = "decoupled",
         cautious_wd: bool = False,
-        kahan: bool = False,
+        toward: str = "zero",
+        anchor_dtype: str | torch.dtype | None = None,
+        kahan: bool | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
-        ours = {"style": style, "cautious_wd": cautious_wd, "kahan": kahan, "decoupled_weight_decay": style != "l2"}
+        ours = {"style": style, "cautious_wd": cautious_wd, "toward": toward, "anchor_dtype": anchor_dtype}
+        ours |= {"kahan": kahan, "decoupled_weight_decay": style != "l2"}
         amount = self._begin(weight_decay=weight_decay, compile=compile, **ours)
         init: Any = super().__init__  # of torch's Adam or AdamW
         flags = {"maximize": maximize, "foreach": foreach, "differentiable": differentiable, "fused": fused}
@@ -71,8 +81,7 @@ class AdamStep(KernelStep):
     def _collect(self, index: int, group: dict[str, Any]) -> Work:
         columns: list[list[Tensor]] = [[], [], [], [], [], []]
         has_complex = self._init_group(group, *columns)
-        parts = choose_kernels(group, columns[0], columns[1:5], index=index, compile=self._compile)
-        return group, columns, has_complex, parts
+        return group, columns, has_complex, self._parts(index, group, columns[0], columns[1:5])
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> bool:
         """Collect a group's tensors and make missing state, as torch's method of this name does, in its order."""
@@ -102,8 +111,6 @@ class AdamStep(KernelStep):
                     state["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             elif fused and state["step"].device != p.device:  # left by a loop or foreach kernel
                 state["step"] = state["step"].to(device=p.device, dtype=torch.float32)
-            if group["kahan"] and "kahan" not in state:
-                state["kahan"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             if group["differentiable"] and state["step"].requires_grad:
                 raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
             if group["foreach"] and isinstance(group["lr"], Tensor) and not group["capturable"]:
@@ -117,14 +124,21 @@ class AdamStep(KernelStep):
             steps.append(state["step"])
         return has_complex
 
-    def _update(self, group: dict[str, Any], columns: list[list[Tensor]], has_complex: bool, part: Part) -> None:
+    def _update(
+        self,
+        group: dict[str, Any],
+        columns: list[list[Tensor]],
+        has_complex: bool,
+        part: Part,
+        state: Mapping[Tensor, Any],
+    ) -> None:
         """Run torch's kernel on some tensors of a group, with the decay inside the kernel where possible."""
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = columns
         coefficient, functional = in_kernel(group)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if group["kahan"] and group["style"] == "l2":
-            # The kernel gets zeros in place of the weights, so the penalty is added to the gradient here.
-            grads, coefficient = add_penalty(grads, params, group, grad_scale), 0.0
+        if group["style"] == "l2" and (group["kahan"] or pulls(group)):
+            # The kernel knows no anchors, and gets zeros in place of the weights where their updates are summed.
+            grads, coefficient = add_penalty(grads, distances(params, group, state), group, grad_scale), 0.0
 
         beta1, beta2 = group["betas"]
         lr, decay = group["lr"], 0.0 if coefficient is None else coefficient
@@ -152,30 +166,28 @@ class AdamStep(KernelStep):
             params,
             part,
             group,
-            self.state,
+            state,
             fraction=self._fraction(group) if coefficient is None else 0.0,
             direction=lambda: exp_avgs,  # m_hat / (sqrt(v_hat) + eps) has the sign of the new m
             found_inf=found_inf,
         )
 
-    def _update_compiled(self, group: dict[str, Any], columns: list[list[Tensor]]) -> None:
+    def _in_kernel(self, group: dict[str, Any]) -> bool:
+        if group["style"] == "l2":
+            return not pulls(group)
+        return group["style"] != "hyperball" and (is_zero(group["weight_decay"]) or in_kernel(group)[0] is not None)
+
+    def _flags(self, group: dict[str, Any], turning: bool) -> Flags:
+        return super()._flags(group, turning) | ({"amsgrad"} if group["amsgrad"] else set())
+
+    def _update_compiled(self, group: dict[str, Any], columns: list[list[Tensor]], part: Part) -> None:
         *tensors, steps = columns
         beta1, beta2 = group["betas"]
-        penalty = group["style"] == "l2"
         # In float64, since 1 - 0.999^t loses four digits in float32.
         count = torch.stack(steps).double() + 1
-        rates = torch.stack([group["lr"] / (1 - beta1**count), (1 - beta2**count).sqrt()], dim=1)
-        fraction = self._fraction(group)
-        run_pass(
-            adam_pass,
-            tensors,
-            rates,
-            (1 - beta1, beta2, 1 - beta2, group["eps"], fraction, group["weight_decay"] if penalty else 0.0),
-            amsgrad=group["amsgrad"],
-            maximize=group["maximize"],
-            penalty=penalty,
-            cautious=group["cautious_wd"],
-        )
+        rows = {"size": group["lr"] / (1 - beta1**count), "root": (1 - beta2**count).rsqrt()}
+        named = dict(zip(("w", "g", "m", "v", "top"), tensors, strict=True))
+        self._run_pass(group, part, named, rows, c1=1 - beta1, b2=beta2, c2=1 - beta2, eps=group["eps"])
         foreach_add_(steps, 1)
 
 
@@ -184,7 +196,7 @@ def in_kernel(group: dict[str, Any]) -> tuple[Any, Callable[..., None]]:
     style, lam = group["style"], group["weight_decay"]
     if style == "l2":
         return lam, adam
-    if style == "constant" or group["cautious_wd"] or group["kahan"]:
+    if style == "constant" or group["cautious_wd"] or group["kahan"] or pulls(group):
         return None, adamw
     coefficient = kernel_coefficient(style, weight_decay=lam, lr=group["lr"], base_lr=group["base_lr"])
     # Reading a coefficient from the device would wait, and a CUDA graph cannot capture it.
@@ -237,6 +249,8 @@ class AdamW(AdamStep, torch.optim.AdamW):
         u = m_hat / (sqrt(v_hat) + eps)
         w = w - lr_t * u - d_t * w  # cautious_wd: the last term only where u * w >= 0
 
+    With ``toward``, ``w - w*`` stands in place of ``w`` in the decay and in the penalty. In style ``hyperball`` a
+    tensor W of two or more dimensions keeps its norm R: ``W = R * N(W - lr_t * R * N(u))``, ``N(x) = x / ||x||``.
     :mod:`lightning_wd.decay` defines ``d_t`` in each style.
 
     Where every group has style ``l2``, the constructor returns an :class:`AdamL2`: a torch.optim.Adam, not an AdamW.
@@ -251,16 +265,23 @@ class AdamW(AdamStep, torch.optim.AdamW):
         amsgrad: keep the maximum of the second moment.
         style: decay style of the groups that do not name their own.
         cautious_wd: decay a coordinate only where ``u * w >= 0``.
+        toward: what weights decay towards, ``w*``: ``zero``; ``init``, the weights when the optimizer is built; or the
+            path of a checkpoint, read as plain data, whose weights are found by name. One that it lacks decays towards
+            zero. The anchor ``w*`` is state.
+        anchor_dtype: ``bfloat16`` to halve that state; None is the weight's own.
         kahan: keep what rounding loses in one more buffer per weight, so that bfloat16 and float16 weights decay too.
+            None: where the decay would otherwise be lost.
         maximize: maximize the objective.
         foreach: as in torch.optim; chooses the kernel in every style.
         capturable: safe to capture in a CUDA graph.
         differentiable: let autograd record the step.
         fused: None: use the fused kernel where it is correct.
-        compile: do the step in one compiled pass over memory.
+        compile: do the step in one compiled pass over memory. None: where torch's own kernel lacks the style, for
+            float32 and float64 weights on a CPU, if there is a C++ compiler and a group has 2^18 elements or more.
 
     Raises:
-        ConfigError: an unknown style or group key, a value out of range, or a missing amount.
+        ConfigError: an unknown style or group key, a value out of range, a missing amount, a checkpoint that does not
+            fit, or a weight of norm 0 on a hyperball.
         ValueError: torch's own checks of lr, betas and eps.
 
     Example:
@@ -275,7 +296,9 @@ class AdamW(AdamStep, torch.optim.AdamW):
     References:
         Loshchilov & Hutter, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101;
         Defazio, Why Gradients Rapidly Increase Near the End of Training, https://arxiv.org/abs/2506.02285;
-        Cautious Weight Decay, https://arxiv.org/abs/2510.12402.
+        Cautious Weight Decay, https://arxiv.org/abs/2510.12402;
+        Li et al., Explicit Inductive Bias for Transfer Learning (L2-SP), https://arxiv.org/abs/1802.01483;
+        Wen et al., hyperball, https://arxiv.org/abs/2606.16899.
     """
 
     # `--optimizer=AdamW` of a LightningCLI is torch's class: it looks among subclasses whose path is not private.

@@ -13,23 +13,24 @@ from torch.optim import Optimizer
 
 from lightning_wd._private import (
     disable_dynamo,
-    graph_capture_check,
     tells_scaler_when_fused,
-    use_grad_for_differentiable,
 )
-from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, step_fraction
+from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
+from lightning_wd.optimizers.anchors import anchors_of
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
 from lightning_wd.optimizers.compiled import check_compiler
-from lightning_wd.optimizers.kernels import Part, Work
+from lightning_wd.optimizers.hyperball import radius_of, turns
+from lightning_wd.optimizers.kernels import pulls
+from lightning_wd.optimizers.low_precision import meet_low_precision
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
 
-__all__ = ["DecayGroups", "KernelStep", "OnlyL2", "check_decoupled", "without_style"]
+__all__ = ["DecayGroups", "OnlyL2", "check_decoupled", "without_style"]
 
 _RENAMED = {**RENAMED, "cautious": "cautious_wd"}  # old keywords and group keys -> their names
 _NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
 _NUMBERS = ("lr", "eps", "momentum", "weight_decay", "base_lr")
-_FLAGS = ("cautious_wd", "kahan", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
+_FLAGS = ("cautious_wd", "nesterov", "amsgrad", "maximize", "capturable", "differentiable")
 # Keys that are not settings: ours and torch's labels, and what schedulers keep in a group.
 _LABELS = ("params", "name", "param_names", "base_lr", "base_weight_decay")
 _SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "lr_scale")
@@ -44,7 +45,9 @@ class DecayGroups(Optimizer):
     - ``style``: a name of :data:`lightning_wd.decay.STYLES`.
     - ``base_lr``: ``lr0``, the group's peak learning rate; a Python float.
     - ``cautious_wd``: decay only where ``u * w >= 0``.
-    - ``kahan``: sum the updates with compensation.
+    - ``toward``: ``zero``, ``init`` or the path of a checkpoint.
+    - ``anchor_dtype``: of the anchors; None is the weight's.
+    - ``kahan``: sum the updates with compensation; None until the first step decides.
     - ``base_weight_decay``: ``lam`` as configured; compared on load, since a schedule may change ``weight_decay``.
     """
 
@@ -69,14 +72,17 @@ class DecayGroups(Optimizer):
             return cls.l2_form(params, *args, **settings)
         return super().__new__(cls)
 
-    def _begin(self, *, weight_decay: Any, compile: bool, **settings: Any) -> Any:
+    def _begin(self, *, weight_decay: Any, compile: bool | None = None, **settings: Any) -> Any:
         """Keep what torch's constructor does not take, and return the ``weight_decay`` to give it."""
         self._amount_given = weight_decay is not None
+        self._anchors: dict[Tensor, Tensor] = {}  # of weights that have not stepped yet; then they are state
         self._on_resume = "checkpoint"
         self._compile = compile
-        self._warned_lost = False
-        self._settings = settings
-        return self.default_weight_decay if weight_decay is None else weight_decay
+        self._groups_met = 0  # whose decay was compared with their dtype
+        self._settings = {"toward": "zero", "anchor_dtype": None, **settings}
+        if weight_decay is None:
+            return 0.0 if settings["style"] == "hyperball" else self.default_weight_decay
+        return weight_decay
 
     @property
     def on_resume(self) -> str:
@@ -122,6 +128,17 @@ class DecayGroups(Optimizer):
             param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
             self._complete(param_group, group_label(param_group, len(self.param_groups)))
         super().add_param_group(param_group)
+        self._start(param_group, group_label(param_group, len(self.param_groups) - 1))
+
+    def _start(self, group: dict[str, Any], label: str) -> None:
+        """Keep what a group starts from: its anchors. A weight that could not stay on its hyperball is refused."""
+        if pulls(group):
+            self._anchors |= anchors_of(group, label)
+        elif group["style"] == "hyperball":
+            names = group.get("param_names", range(len(group["params"])))
+            for name, p in zip(names, group["params"], strict=True):
+                if turns(group, p) and not p.is_meta:
+                    radius_of(p, f"parameter {name!r} of {label}")
 
     def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
         """Check settings, and keep them in ``settings`` as plain values; ``of`` says whose they are."""
@@ -130,6 +147,12 @@ class DecayGroups(Optimizer):
                 flag(key + of, value)
             elif key == "style":
                 check_style(key + of, value)
+            elif key == "toward":
+                settings[key] = check_toward(key + of, value, None)
+            elif key == "anchor_dtype" and value is not None:
+                settings[key] = choice(key + of, str(value).removeprefix("torch."), ("bfloat16",))
+            elif key == "kahan":
+                flag(key + of, value, optional=True)
             elif isinstance(value, Sequence) and not isinstance(value, (str, tuple)):
                 settings[key] = tuple(value)  # a ListConfig would make the checkpoint unsafe to load
             elif key in _NUMBERS and not isinstance(value, (Tensor, tuple)):  # Adafactor has two eps
@@ -181,11 +204,14 @@ class DecayGroups(Optimizer):
                 fix="write weight_decay=<lambda>: the fraction of the weights that a step at the peak learning "
                 "rate removes, for example 1e-5",
             )
-        if style == "l2" and settings["cautious_wd"]:
+        if style in ("l2", "hyperball") and settings["cautious_wd"]:
             raise ConfigError(
-                f"cautious_wd has no meaning with style 'l2' of {label}: there is no decay step to hold back.",
+                f"cautious_wd has no meaning with style {style!r} of {label}: there is no decay step to hold back.",
                 fix="write cautious_wd=False in that group, or a decoupled style",
             )
+        check_toward(f"toward of {label}", settings["toward"], style)
+        if style == "hyperball":
+            self._check_hyperball(settings, label)
         check_decoupled(group.get("decoupled_weight_decay"), style, f" of {label}")
         if not self._compile:
             return
@@ -196,36 +222,34 @@ class DecayGroups(Optimizer):
         params = [p[-1] if isinstance(p, tuple) else p for p in group["params"]]  # torch refuses what is no tensor
         check_compiler({p.device.type for p in params if isinstance(p, Tensor)})
 
-    def _warn_lost_decay(self) -> None:
-        """Warn, once, of groups whose decay is too small to change a weight of their dtype."""
-        if self._warned_lost or torch.compiler.is_compiling():
-            return
-        self._warned_lost = True
-        for index, group in enumerate(self.param_groups):
-            if group.get("kahan") or isinstance(group["weight_decay"], Tensor):
-                continue
-            fraction = peak_fraction(group)
-            for dtype in {p.dtype for p in group["params"] if p.is_floating_point()}:
-                half_step = torch.finfo(dtype).eps / 4  # the smallest relative change that can move a weight
-                if 0 < fraction < half_step:
-                    fixes = ["write kahan=True"] if "kahan" in inspect.signature(type(self)).parameters else []
-                    if dtype.itemsize < 4:
-                        fixes += ["keep the weights in float32 (Lightning: precision=bf16-mixed)"]
-                    warn(
-                        f"the decay of {group_label(group, index)} is lost in {str(dtype).removeprefix('torch.')}: "
-                        f"a step removes d_t = {fraction:.3g} of a weight, less than the dtype's half step "
-                        f"{half_step:.3g}, so the weight rounds back.",
-                        fix=", or ".join([*fixes, "write a larger weight_decay, or 0"]),
-                        stacklevel=3,
-                    )
+    def _check_hyperball(self, settings: dict[str, Any], label: str) -> None:
+        """Refuse what has no meaning where a norm is kept in decay's place."""
+        if settings["weight_decay"]:
+            raise ConfigError(
+                f"style 'hyperball' of {label} has no amount: it keeps each tensor's norm.",
+                found=f"weight_decay={settings['weight_decay']!r}",
+                fix="leave out weight_decay, or write a decay style",
+            )
+        for key in ("kahan", "differentiable"):
+            if settings.get(key):
+                raise ConfigError(f"{key}=True does not go with style 'hyperball' of {label}.", fix=f"leave out {key}")
+
+    def _meet_low_precision(self) -> None:
+        """Look at the groups that have not stepped yet."""
+        if self._groups_met < len(self.param_groups) and not torch.compiler.is_compiling():
+            new = [*enumerate(self.param_groups)][self._groups_met :]
+            self._groups_met = len(self.param_groups)
+            meet_low_precision(new, compiled=bool(self._compile))
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer.__getstate__ keeps three attributes only; copies and pickles would lose ours.
-        ours = {key: vars(self)[key] for key in ("_amount_given", "_on_resume", "_compile", "_warned_lost")}
+        ours = {key: vars(self)[key] for key in ("_amount_given", "_anchors", "_on_resume", "_compile", "_groups_met")}
         return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if any(group.get("kahan", False) is None for group in self.param_groups):  # saved before a step decided
+            self._groups_met = 0
         for group in self.param_groups:
             if "decoupled_weight_decay" in self.defaults:
                 group["decoupled_weight_decay"] = group["style"] != "l2"  # torch's AdamW sets True in every group
@@ -287,45 +311,34 @@ class DecayGroups(Optimizer):
             return 0.0
         return step_fraction(style, weight_decay=lam, lr=group["lr"], base_lr=group["base_lr"])
 
+    def _anchor(self, group: dict[str, Any], p: Tensor) -> Tensor:
+        """Return what a weight decays towards, in the dtype asked for and where the weight is now.
+
+        One whose decay gets an anchor by a resume alone starts from here.
+        """
+        made = self._anchors.pop(p, None)
+        anchor: Tensor | None = self.state.get(p, {}).get("anchor", made)
+        dtype = torch.bfloat16 if group["anchor_dtype"] else p.dtype
+        if anchor is not None and (anchor.dtype, anchor.device) == (dtype, p.device):
+            return anchor
+        return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(p.detach() if anchor is None else anchor)
+
+    def _keep_own_state(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Make what a step needs beside the kernel's own state, and keep it where the weights are."""
+        for p in params if pulls(group) else ():
+            self.state[p]["anchor"] = self._anchor(group, p)
+        for p in params if group["style"] == "hyperball" else ():
+            if turns(group, p) and "radius" not in self.state[p]:
+                self.state[p]["radius"] = radius_of(p, "a weight")
+        for p in params if group.get("kahan") else ():
+            if "kahan" not in self.state[p]:
+                self.state[p]["kahan"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
     def _run_closure(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
             return None
         with torch.enable_grad():
             return closure()
-
-
-class KernelStep(DecayGroups):
-    """The step by torch's kernels: each part of each group goes to the kernel that is right for it."""
-
-    @use_grad_for_differentiable
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Do one step; the closure, if any, runs first and returns the loss, before any weight changes.
-
-        Raises:
-            ConfigError: ``fused=True`` on a parameter whose layout differs from its gradient's.
-        """
-        if "capturable" in self.defaults:
-            graph_capture_check(self)
-        loss = self._run_closure(closure)
-        self._warn_lost_decay()
-        self._initialising = self._initialises_state()
-        # All groups are checked before any is changed.
-        for group, columns, special, parts in [self._collect(*item) for item in enumerate(self.param_groups)]:
-            for part in parts:
-                if part.compiled:
-                    self._update_compiled(group, part.take(columns))
-                else:
-                    self._update(group, part.take(columns), special, part)
-        return loss
-
-    def _collect(self, index: int, group: dict[str, Any]) -> Work:
-        raise NotImplementedError
-
-    def _update(self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part) -> None:
-        raise NotImplementedError
-
-    def _update_compiled(self, group: dict[str, Any], columns: list[list[Any]]) -> None:
-        raise NotImplementedError
 
 
 class OnlyL2(DecayGroups):

@@ -22,7 +22,16 @@ from lightning_wd.optimizers.sgdw import SGDL2, SGDW
 __all__ = ["OPTIMIZERS", "REQUIRED", "Family", "family", "hyperparameters_of", "optimizer_class", "steppers"]
 
 REQUIRED = inspect.Parameter.empty  # the default of a keyword that has none
-_NOT_HYPERPARAMETERS = ("self", "params", "lr", "weight_decay", "style", "cautious_wd", "decoupled_weight_decay")
+_NOT_HYPERPARAMETERS = (
+    "self",
+    "params",
+    "lr",
+    "weight_decay",
+    "style",
+    "cautious_wd",
+    "decoupled_weight_decay",
+    "toward",
+)
 
 
 class Family(NamedTuple):

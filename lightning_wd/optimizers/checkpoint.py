@@ -19,6 +19,7 @@ from lightning_wd.errors import CheckpointMismatchError, warn
 from lightning_wd.optimizers.pairing import Difference, Pair, paired, tell_of_positions
 from lightning_wd.optimizers.param_groups import configured_weight_decay, peak_lr
 from lightning_wd.optimizers.saved_state import (
+    DECAY_SETTINGS,
     OURS,
     VERSIONED,
     check_family,
@@ -122,7 +123,12 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
         differences += [switch, *unkept, *found]
         groups.append(filled)
     settle(f"the settings of {type(optimizer).__name__}", [*filter(None, differences)], optimizer.on_resume)
-    return {**state_dict, "param_groups": groups}
+    state = state_dict["state"]
+    for filled, pair in zip(groups, pairs, strict=True):
+        if filled.get("toward") != pair.theirs.get("toward"):  # the configured one holds, so its own anchors do
+            own = {key: state[key] for key in pair.theirs["params"] if key in state}
+            state = {**state, **{key: {k: v for k, v in held.items() if k != "anchor"} for key, held in own.items()}}
+    return {**state_dict, "param_groups": groups, "state": state}
 
 
 def keep_numbers(optimizer: Any, loaded: dict[str, Any]) -> None:
@@ -197,7 +203,7 @@ def _compared(optimizer: Any, saved: dict[str, Any]) -> list[str]:
     """Return the settings that are compared: the optimizer's own, except what steps or the saved schedule change."""
     driven = {"momentum", "betas"} if "max_momentum" in saved else set()
     own = [key for key in optimizer.defaults if key not in {*VERSIONED, *OURS, *driven, *optimizer.counters, "lr"}]
-    return ["base_lr", "base_weight_decay", "cautious_wd", "kahan", *own]
+    return ["base_lr", "base_weight_decay", *DECAY_SETTINGS, *own]
 
 
 def _differences(pair: Pair, saved: dict[str, Any], keys: list[str]) -> list[Difference]:
@@ -209,6 +215,7 @@ def _differences(pair: Pair, saved: dict[str, Any], keys: list[str]) -> list[Dif
         Difference(line.format(label, shown.get(key, key), saved[key], mine[key]))
         for key in keys
         if key in mine and key in saved and plain(mine[key]) != plain(saved[key])
+        if key != "kahan" or None not in (mine[key], saved[key])  # None: not decided yet, so it differs from nothing
     ]
 
 
@@ -221,4 +228,5 @@ def _keep_configured(optimizer: Any, pair: Pair, filled: dict[str, Any], keys: l
         raise refusal(optimizer, problem, found="amsgrad=False", valid="amsgrad=True", fix=fix)
     peak = filled["base_lr"]
     filled["lr"] = mine["base_lr"] * (filled["lr"] / peak) if peak else mine["lr"]
-    filled.update({key: mine[key] for key in (*keys, "initial_lr", "weight_decay") if key in mine})
+    decided = [key for key in (*keys, "initial_lr", "weight_decay") if key != "kahan" or mine.get(key) is not None]
+    filled.update({key: mine[key] for key in decided if key in mine})

@@ -1,20 +1,23 @@
 """The whole step in one pass over memory: every weight, gradient and state is read once and written once.
 
-- Plain float32 and float64 weights on a CPU are stepped by one C++ call, :func:`_run_native`, compiled in seconds.
+Both ways take the step from :mod:`lightning_wd.optimizers.formula`.
+
+- Plain float32 and float64 weights on a CPU are stepped by one C++ call, :func:`_run_native`, compiled in a second.
 - All others (CUDA, 16 bits) go through torch.compile, :func:`_run_graphs`, in half a minute. A graph takes 24, 6 or 1
   flat views of any length, and every number as a tensor: three graphs serve all tensors of a dtype, and neither a new
   learning rate nor a parameter without a gradient compiles again. Small tensors stay on the eager kernels, where a
   second pass over memory is cheap.
 
-Inductor caches both on disk.
+Inductor caches both on disk. Kahan summation is not compiled: Inductor removes the very roundings that it keeps.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -23,13 +26,15 @@ from torch import Tensor
 
 from lightning_wd import _private
 from lightning_wd.errors import ConfigError
+from lightning_wd.optimizers.formula import Flags, Formula, advanced, as_cpp, decayed, rows_of, turn
 
-__all__ = ["adam_pass", "check_compiler", "compiles", "is_native", "kind_of", "kinds_of", "run_pass", "sgd_pass"]
+log = logging.getLogger(__name__)
 
-_Pass = Callable[..., None]
-_Columns = Sequence[Sequence[Tensor]]  # lists of one length, a tensor for each weight, or empty ones
-_Flags = dict[str, bool]  # which terms a pass has
+__all__ = ["MIN_NATIVE", "check_compiler", "compiles", "is_native", "kind_of", "kinds_of", "native_ready", "run_pass"]
 
+_Columns = Sequence[Sequence[Tensor]]  # lists of one length, a tensor for each weight
+
+MIN_NATIVE = 2**18  # elements of a group that are worth compiling for where nobody asked for it
 MIN_NUMEL = 2**18  # a graph's call costs more than it saves on smaller tensors
 _CHUNKS = (24, 6, 1)  # tensors of one graph: more of them compile longer (24: 20 s), fewer mean more calls
 _VARIANTS = 64  # graphs that one process may hold: three list lengths, by dtype, by combination of flags
@@ -81,23 +86,42 @@ def _no_compiler(error: Exception) -> ConfigError:
     )
 
 
-def run_pass(function: _Pass, columns: _Columns, per_tensor: Tensor, numbers: Sequence[Any], **flags: bool) -> None:
-    """Run :func:`adam_pass` or :func:`sgd_pass` compiled, on tensors that are dense, each in the layout of its weight.
+def run_pass(
+    formula: Formula,
+    flags: Flags,
+    columns: Mapping[str, Sequence[Tensor]],
+    rows: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    *,
+    alike: bool = False,
+) -> None:
+    """Run a formula compiled, on tensors that are dense, each in the layout of its weight.
 
-    The numbers may be floats or 0-dim tensors. Each combination of flags is compiled on its own.
+    Args:
+        formula, flags: what to run; each combination of flags is compiled on its own.
+        columns: weights, gradients and states by name; the formula knows which of them it takes.
+        rows: numbers by name, each as many as there are weights.
+        numbers: floats or 0-dim tensors by name; one that is absent is not used.
+        alike: the weights are known to be of one class, device and dtype.
 
     Raises:
         ConfigError: torch.compile cannot make code here.
     """
-    kinds = kinds_of(columns[0])
+    taken = [columns[name] for name in formula.columns(flags)]
+    values = [numbers.get(name, 0.0) for name in formula.numbers]
+    names = rows_of(formula, flags)
+    sample = taken[0][0]
+    each = [torch.as_tensor(rows[name], dtype=torch.float64, device=sample.device) for name in names]
+    table = torch.stack(each, dim=1) if each else None
+    kinds = {None: sample} if alike else kinds_of(taken[0])
     for kind, sample in kinds.items():
-        part, rows = columns, per_tensor
+        part, own = taken, table
         if len(kinds) > 1:
-            indices = [i for i, p in enumerate(columns[0]) if kind_of(p) == kind]
-            part, rows = [[c[i] for i in indices] if c else [] for c in columns], per_tensor[indices]
+            indices = [i for i, p in enumerate(taken[0]) if kind_of(p) == kind]
+            part, own = [[c[i] for i in indices] for c in taken], None if table is None else table[indices]
         run = _run_native if is_native(sample) else _run_graphs
         try:
-            run(function, part, rows.to(sample.device), numbers, flags)
+            run(formula, flags, part, own, values)
         except Exception as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise _no_compiler(error) from error
@@ -106,185 +130,73 @@ def run_pass(function: _Pass, columns: _Columns, per_tensor: Tensor, numbers: Se
 
 # --- one C++ call ---------------------------------------------------------------------------------------------------
 
-_BEGIN = r"""
-#include <cmath>
-#include <cstdint>
 
-// count tensors of lengths n: weights w, gradients g, states a, b, c (as many as there are); two rows for each tensor.
-extern "C" void step(int threads, int64_t count, const int64_t* n, T* const* ws, const T* const* gs, T* const* as,
-                     T* const* bs, T* const* cs, const double* rows, const double* numbers) {
-"""
-
-_ADAM = r"""
-  const T c1 = numbers[0], b2 = numbers[1], c2 = numbers[2], eps = numbers[3], d = numbers[4], lam = numbers[5];
-  #pragma omp parallel num_threads(threads)
-  for (int64_t i = 0; i < count; ++i) {
-    T* __restrict__ w = ws[i];
-    const T* __restrict__ g = gs[i];
-    T* __restrict__ m = as[i];
-    T* __restrict__ v = bs[i];
-    T* __restrict__ top = AMSGRAD ? cs[i] : nullptr;
-    const T size = rows[2 * i], root = rows[2 * i + 1];
-    #pragma omp for simd schedule(static) nowait
-    for (int64_t j = 0; j < n[i]; ++j) {
-      const T old = w[j];
-      T grad = MAXIMIZE ? -g[j] : g[j];
-      if (PENALTY) grad += lam * old;
-      const T mean = m[j] + c1 * (grad - m[j]);
-      T square = b2 * v[j] + c2 * grad * grad;
-      m[j] = mean;
-      v[j] = square;
-      if (AMSGRAD) {
-        square = top[j] > square ? top[j] : square;
-        top[j] = square;
-      }
-      const T u = mean / (std::sqrt(square) / root + eps);
-      const T decayed = !CAUTIOUS || (old < 0 ? -mean : mean) >= 0 ? old : T(0);
-      w[j] = old - size * u - d * decayed;
-    }
-  }
-}
-"""
-
-_SGD = r"""
-  const T lr = numbers[0], mu = numbers[1], c = numbers[2], d = numbers[3], lam = numbers[4];
-  #pragma omp parallel num_threads(threads)
-  for (int64_t i = 0; i < count; ++i) {
-    T* __restrict__ w = ws[i];
-    const T* __restrict__ g = gs[i];
-    T* __restrict__ m = MOMENTUM ? as[i] : nullptr;
-    #pragma omp for simd schedule(static) nowait
-    for (int64_t j = 0; j < n[i]; ++j) {
-      const T old = w[j];
-      T grad = MAXIMIZE ? -g[j] : g[j];
-      if (PENALTY) grad += lam * old;
-      T u = grad;
-      if (MOMENTUM) {
-        const T sum = mu * m[j] + c * grad;
-        m[j] = sum;
-        u = NESTEROV ? grad + mu * sum : sum;
-      }
-      const T decayed = !CAUTIOUS || (old < 0 ? -u : u) >= 0 ? old : T(0);
-      w[j] = old - lr * u - d * decayed;
-    }
-  }
-}
-"""
-
-
-def _run_native(function: _Pass, columns: _Columns, rows: Tensor, numbers: Sequence[Any], flags: _Flags) -> None:
-    """Run a pass as one C++ call, on weights of one dtype."""
+def _run_native(formula: Formula, flags: Flags, columns: _Columns, rows: Tensor | None, numbers: Sequence[Any]) -> None:
+    """Run a formula as one C++ call, on weights of one dtype."""
     params = columns[0]
-    step = _library(function, _TYPES[params[0].dtype], *flags.items()).step
+    step = library(formula, params[0].dtype, flags).step
     lengths = array("q", map(Tensor.numel, params))
-    for column in filter(None, columns):  # read and written by address, so checked
-        kinds = set(zip(map(attrgetter("dtype"), column), map(attrgetter("is_cpu"), column), strict=True))
-        if kinds != {(params[0].dtype, True)} or array("q", map(Tensor.numel, column)) != lengths:
+    look = attrgetter("is_cpu", "nbytes")
+    expected = [*map(look, params)]
+    for name, column in zip(formula.columns(flags), columns, strict=True):  # read and written by address, so checked
+        narrow = name == "anchor" and "narrow_anchor" in flags
+        if [*map(look, column)] != ([(True, 2 * n) for n in lengths] if narrow else expected):
             raise RuntimeError("compile=True: a gradient or state is not of its weight's dtype, device and size")
     addresses = [array("q", map(Tensor.data_ptr, column)) for column in columns]
-    pointers = [ctypes.c_void_p(a.buffer_info()[0]) for a in addresses]
-    pointers += [ctypes.c_void_p(None)] * (5 - len(pointers))
-    per_tensor, values = array("d", rows.double().flatten().tolist()), array("d", map(float, numbers))
+    table = array("q", [each.buffer_info()[0] for each in addresses])
+    per_tensor = array("d", [] if rows is None else rows.flatten().tolist())
+    values = array("d", map(float, numbers))
     step(
         ctypes.c_int(torch.get_num_threads()),
         ctypes.c_int64(len(lengths)),
-        ctypes.c_void_p(lengths.buffer_info()[0]),
-        *pointers,
-        ctypes.c_void_p(per_tensor.buffer_info()[0]),
-        ctypes.c_void_p(values.buffer_info()[0]),
+        *(ctypes.c_void_p(each.buffer_info()[0]) for each in (lengths, table, per_tensor, values)),
     )
     torch.autograd.graph.increment_version(params)  # a backward pass through the old weights must fail
 
 
 @functools.cache
-def _library(function: _Pass, real: str, *flags: tuple[str, bool]) -> Any:
-    terms = "".join(f"constexpr bool {flag.upper()} = {str(on).lower()};\n" for flag, on in flags)
-    source = f"typedef {real} T;\n{terms}{_BEGIN}{_ADAM if function is adam_pass else _SGD}"
+def native_ready(formula: Formula, dtype: torch.dtype, flags: Flags) -> bool:
+    """Whether the C++ call of a formula can be made here; the log says so, once for all."""
+    try:
+        check_compiler({"cpu"})
+        library(formula, dtype, flags)
+    except Exception as error:  # whatever a machine lacks: the step is right without it
+        _say(f"compile=None: steps that torch's own kernel lacks take several passes. {error}")
+        return False
+    _say("compile=None: steps that torch's own kernel lacks run in one compiled pass.")
+    return True
+
+
+@functools.cache
+def _say(line: str) -> None:
+    log.info(line)
+
+
+@functools.cache
+def library(formula: Formula, dtype: torch.dtype, flags: Flags) -> Any:
+    """Return the library that holds a formula's ``step``; made once a machine."""
     # GCC must vectorise these loops, which Inductor switches off, and square roots only vectorise without errno.
-    return _private.CppCodeCache.load_async(source, extra_flags=("-ftree-loop-vectorize", "-fno-math-errno"))()
+    flags_of_gcc = ("-ftree-loop-vectorize", "-fno-math-errno")
+    return _private.load_cpp(as_cpp(formula, _TYPES[dtype], flags), flags_of_gcc)
 
 
 # --- torch.compile --------------------------------------------------------------------------------------------------
 
 
-def adam_pass(
-    columns: _Columns,
-    per_tensor: Tensor,
-    numbers: Tensor,
-    *,
-    amsgrad: bool,
-    maximize: bool,
-    penalty: bool,
-    cautious: bool,
-) -> None:
-    """Do one step of Adam on lists of weights, gradients, both moments and (amsgrad) the second moment's maximum.
-
-    ``per_tensor`` holds ``lr / (1 - b1^t)`` and ``sqrt(1 - b2^t)`` of each weight, in shape (n, 2); ``numbers`` are
-    ``1 - b1, b2, 1 - b2, eps, d_t, lam``, the last of an L2 penalty.
-    """
-    c1, b2, c2, eps, d, lam = numbers.unbind()
-    params, grads, exp_avgs, exp_avg_sqs = columns[:4]
-    for i in range(len(params)):
-        p, op = params[i], numbers.dtype
-        w, g = p.to(op), grads[i].to(op)
-        g = -g if maximize else g
-        g = g + lam * w if penalty else g
-        m, v = exp_avgs[i].to(op), exp_avg_sqs[i].to(op)
-        m = m + c1 * (g - m)
-        v = b2 * v + c2 * g * g
-        exp_avgs[i].copy_(m)
-        exp_avg_sqs[i].copy_(v)
-        if amsgrad:
-            v = torch.maximum(columns[4][i].to(op), v)
-            columns[4][i].copy_(v)
-        u = m / (v.sqrt() / per_tensor[i, 1] + eps)
-        old = torch.where(m * w.sign() >= 0, w, torch.zeros_like(w)) if cautious else w
-        p.copy_(w - per_tensor[i, 0] * u - d * old)
-
-
-def sgd_pass(
-    columns: _Columns,
-    per_tensor: Tensor,
-    numbers: Tensor,
-    *,
-    momentum: bool,
-    nesterov: bool,
-    maximize: bool,
-    penalty: bool,
-    cautious: bool,
-) -> None:
-    """Do one step of SGD on lists of weights, gradients and (momentum) buffers that exist already.
-
-    ``numbers`` are ``lr_t, mu, 1 - dampening, d_t, lam``, the last of an L2 penalty; ``per_tensor`` is not used.
-    """
-    lr, mu, c, d, lam = numbers.unbind()
-    params, grads = columns[:2]
-    for i in range(len(params)):
-        p, op = params[i], numbers.dtype
-        w, g = p.to(op), grads[i].to(op)
-        g = -g if maximize else g
-        g = g + lam * w if penalty else g
-        u = g
-        if momentum:
-            m = mu * columns[2][i].to(op) + c * g
-            columns[2][i].copy_(m)
-            u = g + mu * m if nesterov else m
-        old = torch.where(u * w.sign() >= 0, w, torch.zeros_like(w)) if cautious else w
-        p.copy_(w - lr * u - d * old)
-
-
-def _run_graphs(function: _Pass, columns: _Columns, rows: Tensor, numbers: Sequence[Any], flags: _Flags) -> None:
-    """Run a pass through torch.compile, on weights of one dtype."""
-    op = torch.float64 if columns[0][0].dtype == torch.float64 else torch.float32
-    scalars = torch.stack([torch.as_tensor(n, dtype=op, device=rows.device) for n in numbers])
-    step, rows = _compiled(function), rows.to(op)
+def _run_graphs(formula: Formula, flags: Flags, columns: _Columns, rows: Tensor | None, numbers: Sequence[Any]) -> None:
+    """Run a formula through torch.compile, on weights of one dtype."""
+    sample = columns[0][0]
+    op = torch.float64 if sample.dtype == torch.float64 else torch.float32
+    scalars = torch.stack([torch.as_tensor(n, dtype=op, device=sample.device) for n in numbers])
+    table = torch.zeros(len(columns[0]), 0) if rows is None else rows
+    step, table = _compiled(formula, flags), table.to(device=sample.device, dtype=op)
     # Lengths that happen to agree must not be assumed to. Entered once a step: it takes as long as a call.
     no_shape_guards = _private.fx_config.patch(use_duck_shape=False)
     with no_shape_guards, _private.dynamo_config.patch(cache_size_limit=_VARIANTS):
         for chunk in _chunks(list(range(len(columns[0])))):
             # Flat views in memory order: the tensors are dense and laid out alike, so elements still match.
-            flat = [[c[i].as_strided((c[i].numel(),), (1,)) for i in chunk] for c in columns if c]
-            step(flat, rows[chunk], scalars, **flags)
+            flat = [[c[i].as_strided((c[i].numel(),), (1,)) for i in chunk] for c in columns]
+            step(flat, table[chunk], scalars)
 
 
 def _chunks(indices: list[int]) -> Iterator[list[int]]:
@@ -297,5 +209,25 @@ def _chunks(indices: list[int]) -> Iterator[list[int]]:
 
 
 @functools.cache
-def _compiled(function: _Pass) -> _Pass:
-    return torch.compile(function, fullgraph=True, dynamic=True)
+def _compiled(formula: Formula, flags: Flags) -> Callable[[_Columns, Tensor, Tensor], None]:
+    """Return a formula for torch.compile: a step of lists of flat tensors, a row of numbers for each, and scalars."""
+    names, rows = formula.columns(flags), rows_of(formula, flags)
+
+    def step(columns: _Columns, table: Tensor, scalars: Tensor) -> None:
+        numbers = dict(zip(formula.numbers, scalars.unbind(), strict=True))
+        for i in range(len(columns[0])):
+            x = {**numbers, **{name: table[i, r] for r, name in enumerate(rows)}}
+            for name, column in zip(names, columns, strict=True):
+                x[name] = column[i].to(scalars.dtype)
+            new, u = advanced(formula, x, flags)
+            w = x["w"]
+            if "hyperball" in flags:
+                k, s = turn(x["lr"], x["radius"], (w * w).sum(), (w * u).sum(), (u * u).sum())
+                new["w"] = k * (w - s * u)
+            else:
+                new["w"] = decayed(x, u, flags)
+            for name, column in zip(names, columns, strict=True):
+                if name in new:
+                    column[i].copy_(new[name])
+
+    return torch.compile(step, fullgraph=True, dynamic=True)

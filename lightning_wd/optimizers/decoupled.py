@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.decay import STYLES, kernel_coefficient
@@ -16,7 +17,7 @@ from lightning_wd.errors import ConfigError, checked_keywords, warn
 from lightning_wd.optimizers.adamw import AdamW
 from lightning_wd.optimizers.base import DecayGroups, check_decoupled
 from lightning_wd.optimizers.identify import Identification, identify, unhooked
-from lightning_wd.optimizers.kernels import is_zero, masked, shrink
+from lightning_wd.optimizers.kernels import add_penalty, distances, is_zero, masked, pulls, shrink
 from lightning_wd.optimizers.sgdw import SGDW
 
 __all__ = ["MODES", "decoupled", "is_schedule_free"]
@@ -38,7 +39,14 @@ class _Decoupled(DecayGroups):
     base_step: ClassVar[Callable[..., Any]]  # without hooks, which this class's step runs
 
     def __init__(
-        self, params: Any, *args: Any, style: str = "decoupled", cautious_wd: bool = False, **settings: Any
+        self,
+        params: Any,
+        *args: Any,
+        style: str = "decoupled",
+        cautious_wd: bool = False,
+        toward: str = "zero",
+        anchor_dtype: str | torch.dtype | None = None,
+        **settings: Any,
     ) -> None:
         accepted = inspect.signature(self.base).parameters
         lacks_decay = "weight_decay" not in accepted
@@ -48,7 +56,9 @@ class _Decoupled(DecayGroups):
         bound = inspect.signature(self.base).bind(params, *args, **settings)
         self._given = _keywords(bound)
         amount = bound.arguments.get("weight_decay", amount)
-        amount = self._begin(weight_decay=amount, compile=False, style=style, cautious_wd=cautious_wd)
+        ours: dict[str, Any] = {"style": style, "cautious_wd": cautious_wd}
+        ours |= {"toward": toward, "anchor_dtype": anchor_dtype}
+        amount = self._begin(weight_decay=amount, **ours)
         if not lacks_decay:
             bound.arguments["weight_decay"] = amount
         if lacks_decay or self._keeps_amount(style):
@@ -98,12 +108,13 @@ class _Decoupled(DecayGroups):
                 fix="write style='decoupled', or add the penalty lam/2 * ||w||^2 to the loss",
             )
         if self.keeps_own_decay and style not in ("none", own.style) and settings["weight_decay"]:
-            if settings["cautious_wd"]:
-                raise ConfigError(
-                    f"{type(self).__name__} cannot do cautious_wd of {label}: the decay of {name} is its own.",
-                    found=" ".join(own.evidence),
-                    fix="write cautious_wd=False, or weight_decay=0",
-                )
+            for key, off in (("cautious_wd", False), ("toward", "zero")):
+                if settings[key] != off:
+                    raise ConfigError(
+                        f"{type(self).__name__} cannot do {key} of {label}: the decay of {name} is its own.",
+                        found=" ".join(own.evidence),
+                        fix=f"write {key}={off}, or weight_decay=0",
+                    )
             why = "what its weight_decay means is unknown"
             if is_schedule_free(self.base):
                 why = "the model holds averages of the weights that it decays"
@@ -134,30 +145,47 @@ class _Decoupled(DecayGroups):
         loss = self._run_closure(closure)
         found_inf = getattr(self, "found_inf", None)
         skipped = found_inf is not None and bool(found_inf.item())  # GradScaler's bad step: the kernel will skip too
-        self._warn_lost_decay()
+        self._meet_low_precision()
         self._initialising = self._initialises_state()
         amounts = [group["weight_decay"] for group in self.param_groups]
-        later = []
+        grads, later = [], []
+        anchors: dict[Tensor, dict[str, Tensor]] = {}  # kept last: a class makes its state where it finds none at all
         try:
             with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
                 for group in self.param_groups:
                     group["weight_decay"], fraction = self._split(group)
                     params = [p for p in group["params"] if p.grad is not None]
-                    if skipped or is_zero(fraction) or not params:
+                    if skipped or not params:
+                        continue
+                    if pulls(group):
+                        anchors |= {p: {"anchor": self._anchor(group, p)} for p in params}
+                    if pulls(group) and group["style"] == "l2" and not is_zero(group["weight_decay"]):
+                        # The class's own penalty pulls towards 0, so it is added here.
+                        grads += [(p, p.grad) for p in params]
+                        away = distances(params, group, anchors)
+                        for p, g in zip(params, add_penalty([p.grad for p in params], away, group), strict=True):
+                            p.grad = g
+                        group["weight_decay"] = 0.0
+                    if is_zero(fraction):
                         continue
                     mode = "foreach" if group.get("foreach") else "single"
+                    away = distances(params, group, anchors)
                     if group["cautious_wd"]:
-                        later.append((params, [p.clone() for p in params], fraction, mode))
+                        later.append((params, [p.clone() for p in params], away, fraction, mode))
                     else:
-                        shrink(params, params, fraction, mode)
+                        shrink(params, away, fraction, mode)
             result = self.base_step(None if closure is None else _once(loss, type(self).__name__))
         finally:
             for group, amount in zip(self.param_groups, amounts, strict=True):
                 group["weight_decay"] = amount
+            for p, grad in grads:
+                p.grad = grad
+            for p, kept in anchors.items():
+                self.state[p].update(kept)
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
-            for params, old, fraction, mode in later:
+            for params, old, away, fraction, mode in later:
                 moved = [w - p for w, p in zip(old, params, strict=True)]  # lr_t * u, whatever the optimizer
-                shrink(params, masked(old, moved), fraction, mode)
+                shrink(params, masked(old if away is params else away, moved), fraction, mode)
         return loss if result is None else result
 
     def _split(self, group: dict[str, Any]) -> tuple[Any, Any]:
@@ -165,7 +193,7 @@ class _Decoupled(DecayGroups):
         style, own = group["style"], self.identification
         if style == "l2" or (self.keeps_own_decay and style != "none"):
             return group["weight_decay"], 0.0
-        if own.own_rule and style != "constant" and not group["cautious_wd"]:
+        if own.own_rule and style != "constant" and not (group["cautious_wd"] or pulls(group)):
             lam, lr, peak = group["weight_decay"], group["lr"], group["base_lr"]
             return kernel_coefficient(style, weight_decay=lam, lr=lr, base_lr=peak) / own.multiple, 0.0
         return 0.0, self._fraction(group)
@@ -204,12 +232,13 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
         w_t = w_{t-1} - \eta_t u_t - d_t w_{t-1}
 
     with :math:`d_t` as in :class:`~lightning_wd.optimizers.adamw.AdamW` and :math:`u_t` the class's own update. The
-    constructor takes the class's own arguments, ``style="decoupled"`` and ``cautious_wd=False``; ``weight_decay`` is
-    ``lam`` in the style's unit. A step runs the closure, then the decay, then the class's own step with its own decay
-    set to 0. What its own decay is, :func:`~lightning_wd.optimizers.identify.identify` finds out: one that is decoupled
-    already is handed the coefficient instead. One that is unknown is kept as it is, with a warning, and so is that of
-    schedule-free optimizers, in whose state the weights are that they decay. ``cautious_wd`` reads ``u`` from how far
-    the weights moved, so a move that rounds to 0 counts as agreement.
+    constructor takes the class's own arguments, ``style="decoupled"``, ``cautious_wd=False``, ``toward="zero"`` and
+    ``anchor_dtype=None``; ``weight_decay`` is ``lam`` in the style's unit. A step runs the closure, then the decay,
+    then the class's own step with its own decay set to 0. What its own decay is,
+    :func:`~lightning_wd.optimizers.identify.identify` finds out: one that is decoupled already is handed the
+    coefficient instead. One that is unknown is kept as it is, with a warning, and so is that of schedule-free
+    optimizers, in whose state the weights are that they decay. ``cautious_wd`` reads ``u`` from how far the weights
+    moved, so a move that rounds to 0 counts as agreement.
 
     Adam and AdamW give :class:`lightning_wd.AdamW`, SGD gives :class:`lightning_wd.SGDW`. The same argument gives the
     same class. Instances pickle.
@@ -244,7 +273,7 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
         return optimizer_cls
     parameters = inspect.signature(optimizer_cls).parameters
     own = parameters.get("weight_decay")
-    ours = {"style": "decoupled", "cautious_wd": False, "weight_decay": 0.0}
+    ours = {"style": "decoupled", "cautious_wd": False, "toward": "zero", "anchor_dtype": None, "weight_decay": 0.0}
     keyword = inspect.Parameter.KEYWORD_ONLY
     added = [inspect.Parameter(k, keyword, default=v) for k, v in ours.items() if k not in parameters]
     metaclass: Any = type("DecoupledType", (type(optimizer_cls),), {})
@@ -260,7 +289,7 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
             "base": optimizer_cls,
             "base_step": unhooked(optimizer_cls),
             "own_name": f"{optimizer_cls.__module__.partition('.')[0]}.{optimizer_cls.__name__}",
-            "styles": STYLES if own is not None else tuple(style for style in STYLES if style != "l2"),
+            "styles": tuple(style for style in STYLES if style not in ("hyperball", *(() if own else ("l2",)))),
             "default_weight_decay": own.default if own is not None else 0.0,
         },
     )

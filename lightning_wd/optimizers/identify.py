@@ -75,7 +75,8 @@ class Identification:
         """Return the ``weight_decay`` to hand to this class so that it decays as ours of ``style`` would.
 
         Exact at the peak learning rate ``lr``, as :func:`lightning_wd.convert` is, and under any schedule between
-        ``decoupled`` and ``independent``. None where no number does it: from or to ``l2``, and for ``unknown``.
+        ``decoupled`` and ``independent``. None where no number does it: from or to ``l2``, to ``hyperball``, and for
+        ``unknown``.
 
         >>> sgdp = Identification("SGDP", "decoupled", multiple=10.0)
         >>> sgdp.amount_for("decoupled", weight_decay=0.1, lr=1e-3), sgdp.amount_for("l2", weight_decay=0.1, lr=1e-3)
@@ -85,7 +86,7 @@ class Identification:
         lam, lr = number("weight_decay", weight_decay), number("lr", lr)
         if style == "none" or (lam == 0 and style != "l2"):
             return None if self.style == "unknown" else 0.0
-        if style == "l2" or self.style not in _STYLES.values() or not self.multiple:
+        if style in ("l2", "hyperball") or self.style not in _STYLES.values() or not self.multiple:
             return None
         return peak_equal(lam, from_=style, to=self.style, lr=lr) / self.multiple
 

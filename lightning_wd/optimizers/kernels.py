@@ -24,8 +24,10 @@ from lightning_wd._private import (
     foreach_supported_types,
     fused_sgd_,
 )
+from lightning_wd.decay import NO_AMOUNT
 from lightning_wd.errors import ConfigError
-from lightning_wd.optimizers.compiled import compiles, is_native, kind_of, kinds_of
+from lightning_wd.optimizers.compiled import is_native, kind_of, kinds_of
+from lightning_wd.optimizers.hyperball import local, turn_weights, turns
 from lightning_wd.optimizers.param_groups import group_label
 
 __all__ = [
@@ -33,10 +35,12 @@ __all__ = [
     "Work",
     "add_penalty",
     "choose_kernels",
+    "distances",
     "is_zero",
     "masked",
     "misfits",
     "prefers_fused",
+    "pulls",
     "shrink",
     "step_with_decay",
 ]
@@ -58,6 +62,12 @@ class Part(NamedTuple):
         if self.indices is None:
             return columns
         return [column and [column[i] for i in self.indices] for column in columns]
+
+    def split(self, marks: Sequence[bool]) -> list[Part]:
+        """Return the part of marked tensors and that of the others, without one that is empty."""
+        own = range(len(marks)) if self.indices is None else self.indices
+        halves = [[i for i in own if marks[i] is mark] for mark in (True, False)]
+        return [self._replace(indices=half) for half in halves if half] if all(halves) else [self]
 
 
 # A group, its columns (in the order of its `_init_group`), whether a tensor is complex or sparse, and its parts.
@@ -81,23 +91,24 @@ def choose_kernels(
     group: dict[str, Any],
     params: list[Tensor],
     columns: Sequence[list[Tensor]],
+    kinds: dict[Any, Tensor],
     *,
     index: int,
     sparse: bool = False,
-    compile: bool = False,
+    compile: Callable[[Tensor], bool] | None = None,
     flawed: Callable[[Tensor], bool] | None = None,
 ) -> list[Part]:
     """Choose the kernels of a group's step: the fused one only where it is correct.
 
-    ``columns`` are the gradients and states of ``params``. The fused kernel takes no ``sparse`` gradient, and is wrong
-    for a weight of which ``flawed`` says so; ``compile`` sends tensors to the compiled pass, which needs equal layouts.
+    ``columns`` are the gradients and states of ``params``, ``kinds`` what :func:`kinds_of` says of them. The fused
+    kernel takes no ``sparse`` gradient, and is wrong for a weight of which ``flawed`` says so; ``compile`` says which
+    go to the compiled pass, which needs equal layouts.
 
     Raises:
         ConfigError: ``fused=True`` was asked for and would be wrong.
     """
     if not params:
         return []
-    kinds = kinds_of(params)
     if not prefers_fused(group, kinds) or (sparse and not group["fused"]):
         return [Part(None, group["fused"], group["foreach"])]
     misfit = set() if sparse else set(misfits(params, columns))
@@ -109,8 +120,8 @@ def choose_kernels(
     if group["fused"] and (misfit or wrong):
         _refuse_fused(group, index, params, columns, min(misfit or wrong), layout=bool(misfit))
     if compile and not misfit and all(map(is_native, kinds.values())):
-        return [Part(None, None, None, compiled=True)]
-    large = [i for i, p in enumerate(params) if compile and i not in misfit and compiles(p)]
+        return [Part(None, None, None, compiled=True, alike=len(kinds) == 1)]
+    large = [i for i, p in enumerate(params) if compile and i not in misfit and compile(p)]
     plain = sorted((misfit | wrong).difference(large))
     fused = sorted(set(range(len(params))).difference(large, plain))
     parts = [Part(large, None, None, compiled=True), Part(fused, True, False), Part(plain, None, None)]
@@ -169,6 +180,11 @@ def is_zero(value: float | Tensor) -> bool:
     return not isinstance(value, Tensor) and value == 0
 
 
+def pulls(group: Mapping[str, Any]) -> bool:
+    """Whether a group decays towards anchors, which its state holds, and not towards zero."""
+    return group["toward"] != "zero" and group["style"] not in NO_AMOUNT
+
+
 def step_with_decay(
     kernel: Callable[[list[Tensor]], None],
     params: list[Tensor],
@@ -180,7 +196,7 @@ def step_with_decay(
     direction: Callable[[], list[Tensor]],
     found_inf: Tensor | None = None,
 ) -> None:
-    """Run ``w <- w - lr * u - d * w_old`` around a kernel that does ``w <- w - lr * u``.
+    """Run ``w <- w - lr * u - d * (w_old - w*)``, or a hyperball step, around a kernel that does ``w <- w - lr * u``.
 
     The decay is computed as ``w - d * w``. Multiplying by ``1 - d`` would round ``1 - d`` the same way in every step,
     and drift 20 to 30 times more.
@@ -188,11 +204,14 @@ def step_with_decay(
     Args:
         kernel: updates the list of weights it is given, in place, without decay.
         params, group, part: the weights, their group, and which kernel it is; the decay runs on the same kind.
-        state: holds what earlier roundings lost, under "kahan".
+        state: holds the anchors ``w*``, what earlier roundings lost ("kahan"), and the radius of each hyperball.
         fraction: ``d_t``.
         direction: returns ``u`` up to a positive factor after the kernel has run; only called when cautious.
         found_inf: GradScaler's flag; where it is 1 the kernel does nothing, and so does the decay.
     """
+    if turns(group, params[0]):
+        turn_weights(kernel, params, [state[p]["radius"] for p in params], group["lr"])
+        return
     cautious, foreach = group["cautious_wd"], part.foreach
     if foreach is None and part.fused is None:
         foreach = default_to_fused_or_foreach(params, group["differentiable"])[1]
@@ -203,23 +222,29 @@ def step_with_decay(
         updates = [torch.zeros_like(p) for p in params]
         kernel(updates)
         if not is_zero(fraction):
-            shrink(updates, masked(params, direction()) if cautious else params, fraction, mode)
+            away = distances(params, group, state)
+            shrink(updates, masked(away, direction()) if cautious else away, fraction, mode)
         _add_compensated(params, updates, [state[p]["kahan"] for p in params])
     elif is_zero(fraction):
         kernel(params)
     elif cautious:
-        old = [p.clone() for p in params]
+        away = distances(params, group, state) if pulls(group) else [p.clone() for p in params]
         kernel(params)
-        shrink(params, masked(old, direction()), fraction, mode, found_inf)
+        shrink(params, masked(away, direction()), fraction, mode, found_inf)
     else:
-        shrink(params, params, fraction, mode, found_inf)
+        shrink(params, distances(params, group, state), fraction, mode, found_inf)
         kernel(params)
+
+
+def distances(params: list[Tensor], group: Mapping[str, Any], state: Mapping[Tensor, Any]) -> list[Tensor]:
+    """Return ``w - w*``; the weights themselves where they decay towards zero."""
+    return [(p - state[p]["anchor"]).to(p.dtype) for p in params] if pulls(group) else params
 
 
 def shrink(
     params: list[Tensor], old: list[Tensor], fraction: float | Tensor, mode: str, found_inf: Tensor | None = None
 ) -> None:
-    """Do ``w <- w - d * w_old`` in one pass."""
+    """Do ``w <- w - d * w_old`` in one pass; ``old`` are the weights, or their distances from the anchors."""
     if isinstance(fraction, Tensor) and fraction.is_cpu and not fraction.requires_grad:
         fraction = fraction.item()
     if torch.compiler.is_compiling():  # a float `alpha` would be compiled in, and each new one would recompile
@@ -228,7 +253,7 @@ def shrink(
         return
     kinds = kinds_of(params) if mode == "fused" else {}
     if any(type(p).__name__ == "DTensor" for p in kinds.values()):  # of FSDP2; only its local part has a fused SGD
-        params, old = ([t.to_local() if hasattr(t, "to_local") else t for t in column] for column in (params, old))
+        params, old = ([*map(local, column)] for column in (params, old))
         kinds = kinds_of(params)
     if any(p.is_cpu for p in kinds.values()):
         if found_inf is not None and found_inf.item():
@@ -286,11 +311,11 @@ def _add_compensated(params: list[Tensor], updates: list[Tensor], residuals: lis
 
 
 def add_penalty(
-    grads: list[Tensor], params: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None
+    grads: list[Tensor], away: list[Tensor], group: dict[str, Any], grad_scale: Tensor | None = None
 ) -> list[Tensor]:
-    """Return ``g + lam * w`` for gradients with GradScaler's scale and the sign of ``maximize`` still on them."""
+    """Return ``g + lam * (w - w*)`` of gradients that still have GradScaler's scale and the sign of ``maximize``."""
     lam = group["weight_decay"]
     if is_zero(lam):
         return grads
     alpha = lam * (1.0 if grad_scale is None else grad_scale.item())
-    return list(foreach_add(grads, params, alpha=-alpha if group["maximize"] else alpha))
+    return list(foreach_add(grads, away, alpha=-alpha if group.get("maximize") else alpha))

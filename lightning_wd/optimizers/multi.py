@@ -46,6 +46,7 @@ class MultiOptimizer(DecayGroups):
             default of each group's optimizer.
         style: decay style of the groups that do not name their own.
         cautious_wd: decay a coordinate only where ``u * w >= 0``.
+        toward: what weights decay towards, as in :class:`lightning_wd.AdamW`.
         hyperparameters: optimizer -> its keywords, for its groups without their own.
 
     Raises:
@@ -72,14 +73,15 @@ class MultiOptimizer(DecayGroups):
         *,
         style: str = "decoupled",
         cautious_wd: bool = False,
+        toward: str = "zero",
         hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self._hyperparameters = {name: dict(keywords) for name, keywords in (hyperparameters or {}).items()}
         self._steppers: list[_Stepper] = []
         self._owners: list[int] = []  # position of a group -> position of its stepper
-        self._begin(weight_decay=weight_decay, compile=False)
+        self._begin(weight_decay=weight_decay, style=style)
         amount = {} if weight_decay is None else {"weight_decay": weight_decay}
-        super().__init__(params, {"lr": lr, **amount, "style": style, "cautious_wd": cautious_wd})
+        super().__init__(params, {"lr": lr, **amount, "style": style, "cautious_wd": cautious_wd, "toward": toward})
 
     def append_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as it is, to the optimizer that it names."""
@@ -116,11 +118,14 @@ class MultiOptimizer(DecayGroups):
             self._steppers[at].optimizer.append_group(own)
         else:
             defaults = {key: self.defaults[key] for key in ("lr", "weight_decay") if key in self.defaults}
-            both = {key: own[key] for key in ("style", "cautious_wd")}
+            both = {key: own[key] for key in ("style", "cautious_wd", "toward")}
             self._steppers.append(_Stepper(cls, keywords, cls([own], **defaults, **both, **keywords)))
         self._owners.append(at)
         group.clear()
         group.update(own, optimizer=name, use_muon=name == "muon")
+
+    def _start(self, group: dict[str, Any], label: str) -> None:
+        """Leave it to the stepper of the group."""
 
     def _bind(self) -> None:
         """Let each stepper have the groups, the very dicts, and the state of the whole."""

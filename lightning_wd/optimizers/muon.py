@@ -7,6 +7,7 @@ matrix by Newton-Schulz iterations and c fits the rate to its shape.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +17,8 @@ from torch.optim.optimizer import ParamsT
 from lightning_wd._private import is_fsdp1_piece
 from lightning_wd.decay import STYLES
 from lightning_wd.errors import ConfigError, choice, listed, number
-from lightning_wd.optimizers.base import KernelStep
-from lightning_wd.optimizers.kernels import Part, Work, step_with_decay
+from lightning_wd.optimizers.kernel_step import KernelStep
+from lightning_wd.optimizers.kernels import Part, Work, pulls, step_with_decay
 from lightning_wd.optimizers.param_groups import as_float
 
 __all__ = ["COEFFICIENTS", "Muon", "orthogonalised"]
@@ -78,7 +79,7 @@ class Muon(KernelStep):
             update the RMS of AdamW's, so that one learning rate serves both; ``original`` is ``sqrt(max(1, r / k))``.
         split: how many matrices of equal size are stacked along the first dimension, each orthogonalised by itself: 3
             for a fused QKV (3d, d), E for the experts (E, out, in), the groups of a grouped convolution.
-        cautious_wd, kahan: as in :class:`~lightning_wd.optimizers.adamw.AdamW`.
+        cautious_wd, toward, anchor_dtype, kahan: as in :class:`~lightning_wd.optimizers.adamw.AdamW`.
 
     Raises:
         ConfigError: an unknown key, a value out of range, style ``l2``, a parameter that is complex or has fewer than
@@ -104,7 +105,7 @@ class Muon(KernelStep):
 
     default_weight_decay: ClassVar[float] = 0.1
     styles: ClassVar[tuple[str, ...]] = tuple(style for style in STYLES if style != "l2")
-    state_keys: ClassVar[frozenset[str] | None] = frozenset(("momentum_buffer", "kahan"))
+    state_keys: ClassVar[frozenset[str] | None] = frozenset(("momentum_buffer", "kahan", "anchor", "radius"))
 
     def __init__(
         self,
@@ -114,7 +115,9 @@ class Muon(KernelStep):
         *,
         style: str = "decoupled",
         cautious_wd: bool = False,
-        kahan: bool = False,
+        toward: str = "zero",
+        anchor_dtype: str | torch.dtype | None = None,
+        kahan: bool | None = None,
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = 5,
@@ -122,8 +125,9 @@ class Muon(KernelStep):
         adjust_lr_fn: str = "match_rms_adamw",
         split: int = 1,
     ) -> None:
-        amount = self._begin(weight_decay=weight_decay, compile=False)
+        amount = self._begin(weight_decay=weight_decay, style=style)
         defaults = {"lr": lr, "weight_decay": amount, "style": style, "cautious_wd": cautious_wd, "kahan": kahan}
+        defaults |= {"toward": toward, "anchor_dtype": anchor_dtype}
         defaults |= {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "split": split}
         defaults |= {"ns_coefficients": ns_coefficients, "adjust_lr_fn": adjust_lr_fn, "differentiable": False}
         super().__init__(params, defaults)
@@ -164,20 +168,22 @@ class Muon(KernelStep):
         for p in params:
             if p.grad.is_sparse:
                 raise RuntimeError("Muon does not support sparse gradients")
-            for key in ("momentum_buffer", *(["kahan"] if group["kahan"] else [])):
-                if key not in self.state[p]:
-                    self.state[p][key] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        self._keep_own_state(group, params)
         columns = [params, [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]]
         return group, columns, False, [Part([i], False, False) for i in range(len(params))]
 
-    def _update(self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part) -> None:
+    def _update(
+        self, group: dict[str, Any], columns: list[list[Any]], special: bool, part: Part, state: Mapping[Tensor, Any]
+    ) -> None:
         """Update one weight."""
         params, (g,), (m,) = columns
         mu = group["momentum"]
         m.lerp_(g, 1 - mu)
         update, factor = orthogonalised(g.lerp(m, mu) if group["nesterov"] else m, group)
         lr, fraction = as_float(group["lr"]), self._fraction(group)
-        in_kernel = group["style"] == "decoupled" and not group["cautious_wd"] and not group["kahan"]
+        in_kernel = group["style"] == "decoupled" and not (group["cautious_wd"] or group["kahan"] or pulls(group))
 
         def kernel(targets: list[Tensor]) -> None:
             if in_kernel:
@@ -185,7 +191,7 @@ class Muon(KernelStep):
             targets[0].add_(update, alpha=-lr * factor)
 
         fraction_outside = 0.0 if in_kernel else fraction
-        step_with_decay(kernel, params, part, group, self.state, fraction=fraction_outside, direction=lambda: [update])
+        step_with_decay(kernel, params, part, group, state, fraction=fraction_outside, direction=lambda: [update])
 
 
 _Muon = Muon  # where pickle looks for a class is its __qualname__

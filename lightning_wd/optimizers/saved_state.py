@@ -15,6 +15,7 @@ from lightning_wd.errors import CheckpointMismatchError
 from lightning_wd.optimizers.param_groups import group_label
 
 __all__ = [
+    "DECAY_SETTINGS",
     "OURS",
     "REBUILD",
     "VERSIONED",
@@ -29,7 +30,8 @@ __all__ = [
 
 # Settings that choose an implementation, or that older torch versions did not save: they do not identify an optimizer.
 VERSIONED = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
-OURS = {"style", "base_lr", "cautious_wd", "kahan", "base_weight_decay", "weight_decay", "optimizer"}
+DECAY_SETTINGS = ("cautious_wd", "toward", "anchor_dtype", "kahan")  # beside the style and the amount
+OURS = {"style", "base_lr", "base_weight_decay", "weight_decay", "optimizer", *DECAY_SETTINGS}
 _NOT_NEGATIVE = {"lr", "weight_decay", "base_lr", "base_weight_decay", "initial_lr", "max_lr", "eps", "momentum"}
 _DAMAGED = "the checkpoint is damaged or was edited: load another one"
 REBUILD = "build the model, the mask and the optimizer as they were when the checkpoint was saved"
@@ -128,6 +130,8 @@ def _is_like(key: str, value: Any, like: Any) -> bool:
         return True
     if key in VERSIONED:
         return isinstance(value, bool) or (value is None and key in ("foreach", "fused"))
+    if key == "kahan":  # None: saved before the first step decided
+        return value is None or isinstance(value, bool)
     if isinstance(like, (bool, str)):
         return isinstance(value, type(like))
     if isinstance(like, (tuple, list)):
@@ -175,7 +179,7 @@ def _fault(held: Any, group: dict[str, Any]) -> str:
 
 
 def _is_state(name: str, value: Any) -> bool:
-    if name == "step":  # a number before torch 1.12
+    if name in ("step", "radius"):  # the step is a number before torch 1.12
         return _is_like(name, value, 0.0) and value >= 0
     return isinstance(value, Tensor) or (name == "momentum_buffer" and value is None)
 

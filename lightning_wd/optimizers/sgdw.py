@@ -5,6 +5,7 @@ r"""SGDW, and SGD with an L2 penalty: one step in every decay style.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +14,10 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from lightning_wd._private import device_dtype_check_for_fused
-from lightning_wd.optimizers.base import KernelStep, OnlyL2, without_style
-from lightning_wd.optimizers.compiled import run_pass, sgd_pass
-from lightning_wd.optimizers.kernels import Part, Work, add_penalty, choose_kernels, is_zero, step_with_decay
+from lightning_wd.optimizers.base import OnlyL2, without_style
+from lightning_wd.optimizers.formula import SGD, Flags
+from lightning_wd.optimizers.kernel_step import KernelStep
+from lightning_wd.optimizers.kernels import Part, Work, add_penalty, distances, is_zero, pulls, step_with_decay
 
 __all__ = ["SGDL2", "SGDW", "SGDStep"]
 
@@ -23,7 +25,8 @@ __all__ = ["SGDL2", "SGDW", "SGDStep"]
 class SGDStep(KernelStep):
     """The step of SGD in every decay style, on torch's own kernels; mixed into torch's SGD."""
 
-    state_keys: ClassVar[frozenset[str] | None] = frozenset(("momentum_buffer", "kahan"))
+    state_keys: ClassVar[frozenset[str] | None] = frozenset(("momentum_buffer", "kahan", "anchor", "radius"))
+    formula = SGD
 
     def __init__(
         self,
@@ -36,15 +39,17 @@ class SGDStep(KernelStep):
         *,
         style: str = "decoupled",
         cautious_wd: bool = False,
-        kahan: bool = False,
+        toward: str = "zero",
+        anchor_dtype: str | torch.dtype | None = None,
+        kahan: bool | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
-        ours = {"style": style, "cautious_wd": cautious_wd, "kahan": kahan}
-        amount = self._begin(weight_decay=weight_decay, compile=compile, **ours)
+        ours = {"style": style, "cautious_wd": cautious_wd, "toward": toward, "anchor_dtype": anchor_dtype}
+        amount = self._begin(weight_decay=weight_decay, compile=compile, kahan=kahan, **ours)
         init: Any = super().__init__  # of torch's SGD
         flags = {"maximize": maximize, "foreach": foreach, "differentiable": differentiable, "fused": fused}
         init(params, lr, momentum, dampening, amount, nesterov, **flags)
@@ -55,15 +60,8 @@ class SGDStep(KernelStep):
         params, grads, buffers = columns
         # A new buffer gets its gradient's layout.
         held = [g if b is None else b for b, g in zip(buffers, grads, strict=True)] if buffers else []
-        parts = choose_kernels(
-            group,
-            params,
-            [grads, held],
-            index=index,
-            sparse=sparse,
-            compile=self._compile,
-            flawed=_unfused if not group["fused"] else _skipped,
-        )
+        flawed = _unfused if not group["fused"] else _skipped
+        parts = self._parts(index, group, params, [grads, held], sparse=sparse, flawed=flawed)
         return group, columns, sparse, _split_first_steps(parts, buffers)
 
     def _init_group(self, group: dict[str, Any], *columns: list[Any]) -> bool:
@@ -80,20 +78,20 @@ class SGDStep(KernelStep):
             sparse |= p.grad.is_sparse
             if group["momentum"] != 0:
                 buffers.append(self.state[p].get("momentum_buffer"))
-            if group["kahan"] and "kahan" not in self.state[p]:
-                self.state[p]["kahan"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return sparse
 
-    def _update(self, group: dict[str, Any], columns: list[list[Any]], sparse: bool, part: Part) -> None:
+    def _update(
+        self, group: dict[str, Any], columns: list[list[Any]], sparse: bool, part: Part, state: Mapping[Tensor, Any]
+    ) -> None:
         """Run torch's kernel on some tensors of a group, and the decay before or after it."""
         params, grads, buffers = columns
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if buffers and buffers[0] is None and found_inf is not None and found_inf.item():
             return  # torch's fused kernel would skip, leaving new buffers uninitialised
         coefficient: Any = group["weight_decay"] if group["style"] == "l2" else 0.0
-        if group["kahan"] and not is_zero(coefficient):
-            # The kernel gets zeros in place of the weights, so the penalty is added to the gradient here.
-            grads, coefficient = add_penalty(grads, params, group, grad_scale), 0.0
+        if (group["kahan"] or pulls(group)) and not is_zero(coefficient):
+            # The kernel knows no anchors, and gets zeros in place of the weights where their updates are summed.
+            grads, coefficient = add_penalty(grads, distances(params, group, state), group, grad_scale), 0.0
         # torch's foreach kernel overwrites the gradients with Nesterov's u; the fused one only unscales them.
         seen = [g.clone() for g in grads] if group["cautious_wd"] and group["nesterov"] and not part.fused else grads
         momentum, sign = group["momentum"], -1 if group["maximize"] else 1
@@ -112,27 +110,23 @@ class SGDStep(KernelStep):
             return [u.to_dense() if u.is_sparse else u for u in us]
 
         fraction = self._fraction(group)
-        step_with_decay(
-            kernel, params, part, group, self.state, fraction=fraction, direction=direction, found_inf=found_inf
-        )
+        step_with_decay(kernel, params, part, group, state, fraction=fraction, direction=direction, found_inf=found_inf)
         for i in new:
             self.state[params[i]]["momentum_buffer"] = buffers[i]
 
-    def _update_compiled(self, group: dict[str, Any], columns: list[list[Any]]) -> None:
+    def _in_kernel(self, group: dict[str, Any]) -> bool:
+        if group["style"] == "l2":
+            return not pulls(group)
+        return group["style"] == "none" or (group["style"] != "hyperball" and is_zero(group["weight_decay"]))
+
+    def _flags(self, group: dict[str, Any], turning: bool) -> Flags:
+        own = {"momentum": group["momentum"] != 0, "nesterov": group["nesterov"]}
+        return super()._flags(group, turning) | {flag for flag, is_on in own.items() if is_on}
+
+    def _update_compiled(self, group: dict[str, Any], columns: list[list[Any]], part: Part) -> None:
         """Run the compiled pass on some tensors of a group that have their momentum buffers."""
-        penalty = group["style"] == "l2"
-        numbers = (group["lr"], group["momentum"], 1 - group["dampening"], self._fraction(group))
-        run_pass(
-            sgd_pass,
-            columns,
-            torch.zeros(len(columns[0]), 0),
-            (*numbers, group["weight_decay"] if penalty else 0.0),
-            momentum=group["momentum"] != 0,
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            penalty=penalty,
-            cautious=group["cautious_wd"],
-        )
+        named = dict(zip(("w", "g", "m"), columns, strict=True))
+        self._run_pass(group, part, named, {}, size=group["lr"], mu=group["momentum"], c=1 - group["dampening"])
 
 
 def _skipped(p: Tensor) -> bool:
@@ -149,17 +143,16 @@ def _split_first_steps(parts: list[Part], buffers: list[Tensor | None]) -> list[
     """Split parts into tensors with and without a momentum buffer: fused and compiled steps take all or none."""
     if not buffers:
         return parts
-    split = []
+    new, split = [buffer is None for buffer in buffers], []
+    if not any(new):
+        return parts
     for part in parts:
-        indices = range(len(buffers)) if part.indices is None else part.indices
-        new = [i for i in indices if buffers[i] is None]
-        if not new or not (part.fused or part.compiled):
+        if not (part.fused or part.compiled):
             split.append(part)
             continue
-        # The compiled pass has no first step.
-        split.append(Part(new, None, None) if part.compiled else part._replace(indices=new))
-        if len(new) < len(indices):
-            split.append(part._replace(indices=[i for i in indices if buffers[i] is not None]))
+        for half in part.split(new):
+            first = half.compiled and new[0 if half.indices is None else half.indices[0]]
+            split.append(Part(half.indices, None, None) if first else half)  # the compiled pass has no first step
     return split
 
 
@@ -207,6 +200,7 @@ class SGDW(SGDStep, torch.optim.SGD):
         u = g + mu * m if nesterov else m  # without momentum: g
         w = w - lr_t * u - d_t * w  # cautious_wd: the last term only where u * w >= 0
 
+    ``toward`` and style ``hyperball`` are as in :class:`~lightning_wd.optimizers.adamw.AdamW`.
     :mod:`lightning_wd.decay` defines ``d_t`` in each style.
 
     The learning rate stays outside the momentum buffer, as in torch. The paper's Algorithm 1 has it inside
@@ -223,7 +217,7 @@ class SGDW(SGDStep, torch.optim.SGD):
         weight_decay: ``lam >= 0`` in the unit of ``style``. Default 0; styles ``independent`` and ``constant`` need an
             amount of their own.
         nesterov: use Nesterov's momentum.
-        style, cautious_wd, kahan, maximize, foreach, differentiable, fused, compile: as in
+        style, cautious_wd, toward, anchor_dtype, kahan, maximize, foreach, differentiable, fused, compile: as in
             :class:`~lightning_wd.optimizers.adamw.AdamW`.
 
     Raises:

@@ -487,12 +487,13 @@ def test_measuring_leaves_weights_bit_equal(tmp_path: Path) -> None:
 
 def test_the_picture_is_drawn_and_says_which_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     titles, saved = [], Figure.savefig
     labels: set[str] = set()
 
     def savefig(figure: Figure, *args: Any, **kwargs: Any) -> None:
-        labels.update(str(line.get_label()) for axes in figure.axes for line in axes.get_lines())
+        labels.update(text.get_text() for text in figure.findobj(Text))
         saved(figure, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "suptitle", lambda self, text: titles.append(text))
@@ -599,7 +600,7 @@ def test_no_callback_has_an_attribute_that_lightning_overwrites() -> None:
     """Lightning puts `log` and `log_dict` on every callback."""
     override, finetuning = wd.OptimizerOverride("adamw"), wd.MaskedFinetuning(["*"])
     plain = [wd.DecayMonitor(), wd.DecaySchedule(), wd.DecayPlanSummary(), RestartSnapshot(), override, finetuning]
-    plain.append(callbacks.RateMonitor())
+    plain += [callbacks.RateMonitor(), callbacks.ScheduleFreeMode()]
     assert {type(callback).__name__ for callback in plain} == {*callbacks.__all__}
     for callback in plain:
         assert {"log", "log_dict"}.isdisjoint([*vars(callback), *vars(type(callback))])

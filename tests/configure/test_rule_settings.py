@@ -60,7 +60,7 @@ def test_hyperparameters_go_through_the_constructor() -> None:
     assert settings(optimizer, "beta1", "betas")["0.weight"] == (0.8, None)
     compiled = built({"name": "2.*", "optimizer": "adamw", "fused": False}, {"name": "3.*", "kahan": True})
     assert type(compiled) is wd.AdamW
-    assert settings(compiled, "fused", "kahan")["2.weight"] == (False, False)
+    assert settings(compiled, "fused", "kahan")["2.weight"] == (False, None)
     assert settings(compiled, "fused", "kahan")["3.weight"] == (None, True)
 
 
@@ -80,16 +80,16 @@ def test_the_halves_of_muon_have_rates_and_amounts_of_their_own() -> None:
 
 def test_the_halves_are_carried_over_with_the_run() -> None:
     reference = {"global_batch": 4, "steps": 10, "lr_rule": "sqrt"}
-    module = Lit({"name": "muon", "lr": 0.01, "weight_decay": 0.1, "muon": {"lr": 0.1}, "reference": reference})
-    module.net = net()
-    config = module.hparams["optimizer"]
-    run = {"total_steps": 20, "global_batch": 16}
-    optimizer = wd.configure_optimizers(module.net, config, **run)["optimizer"]
-    said = settings(optimizer, "base_lr", "weight_decay")
+    config = {"name": "muon", "lr": 0.01, "weight_decay": 0.1, "muon": {"lr": 0.1}, "reference": reference}
+
+    def here(config: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        built = wd.configure_optimizers(net(), config, total_steps=20, global_batch=16)
+        return settings(built["optimizer"], "base_lr", "weight_decay")
+
+    said = here(config)
     assert said["0.weight"] == pytest.approx((0.2, 0.1 * (0.01 * 10) / (0.02 * 20)))
     assert said["3.weight"] == pytest.approx((0.02, 0.1 * (0.01 * 10) / (0.02 * 20)))
-    own = {**config, "muon": {"lr": 0.1, "weight_decay": 0.4}}
-    said = settings(wd.configure_optimizers(module.net, own, **run)["optimizer"], "base_lr", "weight_decay")
+    said = here({**config, "muon": {"lr": 0.1, "weight_decay": 0.4}})
     assert said["0.weight"] == pytest.approx((0.2, 0.4 * (0.1 * 10) / (0.2 * 20)))
 
 
@@ -176,7 +176,7 @@ BIAS = "mask rule 1 (name '*.bias')"
             [{"name": "*.bias", "momentum": 0.9}],
             {},
             f"{BIAS} sets momentum, which adamw does not take.\n  found: adamw steps 0.bias, 1.bias, 2.bias, 3.bias\n"
-            "  valid: wd_mult, weight_decay, lr_mult, lr, style, optimizer, betas, eps, amsgrad, ",
+            "  valid: wd_mult, weight_decay, lr_mult, lr, style, toward, optimizer, betas, eps, ",
         ),
         (
             [{"name": "*.bias", "momentum": 0.9}],
@@ -224,7 +224,7 @@ BIAS = "mask rule 1 (name '*.bias')"
             [{"name": "2.weight", "optimizer": "muon"}],
             {"name": "adam_l2"},
             "mask rule 1 (name '2.weight') gives parameters of style 'l2' to muon, which does not do that style.\n"
-            "  found: 2.weight\n  valid: decoupled, independent, constant, corrected, none\n"
+            "  found: 2.weight\n  valid: decoupled, independent, constant, corrected, hyperball, none\n"
             "  fix: write style: decoupled into the rule, with a weight_decay in its unit, or another optimizer",
         ),
         (

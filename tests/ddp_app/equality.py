@@ -42,6 +42,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.1,
         "mask": {"rules": [{"name": "*.bias", "optimizer": "sgdw", "lr": 0.1}, {"ndim": 1, "optimizer": "nadamw"}]},
     },
+    "toward": {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"toward": "init"}},
+    "hyperball": {"name": "sgdw", "lr": 0.1, "decay": {"style": "hyperball"}},
 }
 QUIET: dict[str, Any] = {
     "logger": False,

@@ -57,7 +57,7 @@ def test_amounts_count_the_optimizer_steps_of_all_processes(results):
     decays = {name: load(results, name, "ddp")["groups"][0]["weight_decay"] for name in OPTIMIZERS}
     assert decays["adamw"] == pytest.approx(0.3 / math.sqrt(EPOCHS * STEPS_PER_EPOCH), rel=1e-12)
     assert decays["sgdw"] == pytest.approx(1 / (0.1 * 5.0 * STEPS_PER_EPOCH), rel=1e-12)
-    assert (decays["adam_l2"], decays["cautious"]) == (0.1, pytest.approx(1.0))
+    assert (decays["adam_l2"], decays["cautious"], decays["toward"]) == (0.1, pytest.approx(1.0), 1.0)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -12,7 +12,8 @@ from helpers.recipe import train, train_here
 GPT = [
     *("data=shakespeare", f"data.root={REAL}/tinyshakespeare", "data.batch_size=4", "data.block_size=512"),
     *("model=gpt", "model.preset=tiny", "model.block_size=512", "callbacks=none", "lr_scheduler=constant"),
-    *("optimizer=sgdw", "optimizer.lr=0.05", "trainer.enable_progress_bar=false"),
+    *("optimizer=sgdw", "optimizer.lr=0.05", "optimizer.weight_decay=0.5", "optimizer.decay.toward=init"),
+    "trainer.enable_progress_bar=false",
 ]
 BRIEF = ["trainer.limit_val_batches=1", "+trainer.limit_test_batches=1"]
 

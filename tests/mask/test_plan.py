@@ -163,7 +163,8 @@ def test_plain_data() -> None:
             {
                 "name": "wte.weight", "names": ["wte.weight", "head.weight"], "shape": [6, 4], "numel": 24,
                 "wd_mult": 1.0, "lr_mult": 1.0,
-                "style": "decoupled", "optimizer": None, "group": "decay", "reason": "embedding", "kind": "embedding",
+                "style": "decoupled", "toward": "zero", "optimizer": None, "group": "decay", "reason": "embedding",
+                "kind": "embedding",
             }
         ],
     }  # fmt: skip

@@ -14,7 +14,7 @@ from torch import nn
 from lightning_wd import Mask, MaskError, Rule, plan_decay
 from lightning_wd.mask import as_mask
 
-KEYS = "name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, optimizer, reason"
+KEYS = "name, module_types, ndim, predicate, wd_mult, lr_mult, weight_decay, lr, style, toward, optimizer, reason"
 
 
 def names_met(rule: Rule) -> list[str]:
@@ -105,7 +105,7 @@ def test_a_glob_is_on_the_full_name_and_case_counts() -> None:
         (
             lambda: Rule(style="independant"),
             "rule.style 'independant' is unknown.\n"
-            "  valid: l2, decoupled, independent, constant, corrected, none\n"
+            "  valid: l2, decoupled, independent, constant, corrected, hyperball, none\n"
             "  nearest: 'independent'\n  fix: write rule.style=independent",
         ),
         (

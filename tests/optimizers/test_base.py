@@ -179,15 +179,15 @@ def test_a_value_is_checked_once() -> None:
 def test_signatures_are_the_constructors() -> None:
     adamw, adam = inspect.signature(wd.AdamW).parameters, inspect.signature(AdamL2).parameters
     assert list(adamw) == [
-        *("params", "lr", "betas", "eps", "weight_decay", "amsgrad", "style", "cautious_wd", "kahan"),
-        *("maximize", "foreach", "capturable", "differentiable", "fused", "compile"),
+        *("params", "lr", "betas", "eps", "weight_decay", "amsgrad", "style", "cautious_wd", "toward"),
+        *("anchor_dtype", "kahan", "maximize", "foreach", "capturable", "differentiable", "fused", "compile"),
     ]
     assert list(adam) == [name for name in adamw if name != "style"]
     assert adamw["style"].default == "decoupled"
     sgdw, sgd = inspect.signature(wd.SGDW).parameters, inspect.signature(SGDL2).parameters
     assert list(sgdw) == [
-        *("params", "lr", "momentum", "dampening", "weight_decay", "nesterov", "style", "cautious_wd", "kahan"),
-        *("maximize", "foreach", "differentiable", "fused", "compile"),
+        *("params", "lr", "momentum", "dampening", "weight_decay", "nesterov", "style", "cautious_wd", "toward"),
+        *("anchor_dtype", "kahan", "maximize", "foreach", "differentiable", "fused", "compile"),
     ]
     assert list(sgd) == [name for name in sgdw if name != "style"]
 

@@ -482,8 +482,9 @@ def test_on_request_the_configured_style_goes_on_with_the_saved_moments(saved: A
     assert f"with weight_decay 0.2 in the checkpoint, {configured!r} with 0.5 in the configuration" in message
     note = " (AdamL2 or SGDL2)" if style == "l2" else ""  # on_resume=checkpoint would refuse another style
     assert message.endswith(f"fix: write style={style!r} to continue that run{note}")
-    assert {k: v for k, v in switched.param_groups[0].items() if k != "params"} == {
-        k: v for k, v in by_hand.param_groups[0].items() if k != "params"
+    undecided = ("params", "kahan")  # a stepped optimizer has decided on kahan=None
+    assert {k: v for k, v in switched.param_groups[0].items() if k not in undecided} == {
+        k: v for k, v in by_hand.param_groups[0].items() if k not in undecided
     }
     assert same(switched.state_dict()["state"], state["state"])
 

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 import lightning_wd as wd
 from lightning_wd import _private
 from lightning_wd.optimizers import compiled
-from lightning_wd.optimizers.compiled import _library, check_compiler
+from lightning_wd.optimizers.compiled import check_compiler, library
 
 
 def through_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_nothing_compiles_again(cls: Any, native: bool, monkeypatch: pytest.Monk
         if t > 4:
             params[t - 4].grad = None
         optimizer.step()
-        seen.append(counters["stats"]["unique_graphs"] + _library.cache_info().misses)
+        seen.append(counters["stats"]["unique_graphs"] + library.cache_info().misses)
     assert seen[1] - seen[0] <= 2
     assert seen[1:] == [seen[1]] * 7
 

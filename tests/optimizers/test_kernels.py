@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from typing import Any
@@ -117,15 +118,6 @@ def test_a_decay_around_a_fused_kernel_is_the_loops_bit_for_bit(mixed: bool) -> 
     assert not any(torch.equal(a, w) for a, w in zip(runs[0], weights, strict=True))
 
 
-@pytest.fixture
-def mesh() -> Any:
-    """A mesh of this process alone."""
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield torch.distributed.init_device_mesh("cpu", (1,))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("flags", [{}, {"fused": True}])
 @pytest.mark.parametrize("settings", [{"style": "constant"}, {"cautious_wd": True}, {}], ids=str)
 @pytest.mark.parametrize("cls", [wd.AdamW, wd.SGDW])
@@ -237,12 +229,46 @@ def test_kahan_keeps_a_decay_that_rounding_loses(cls: Any, flags: dict[str, Any]
 )
 def test_a_lost_decay_names_only_what_can_help(cls: Any, dtype: torch.dtype, fix: str) -> None:
     p = torch.nn.Parameter(torch.ones(2, dtype=dtype))
-    optimizer = cls([p], lr=1e-3, weight_decay=1e-6)
+    off = {"kahan": False} if dtype == torch.bfloat16 else {}
+    optimizer = cls([p], lr=1e-3, weight_decay=1e-6, **off)
     p.grad = torch.ones_like(p)
     with pytest.warns(UserWarning, match="is lost in") as caught:
         optimizer.step()
     or_ = "or " * bool(fix)
     assert str(caught[0].message).endswith(f"fix: {fix}{or_}write a larger weight_decay, or 0")
+
+
+@pytest.mark.parametrize("cls", [wd.AdamW, wd.SGDW])
+def test_kahan_by_default_where_16_bits_would_lose_the_decay(cls: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Only there, group by group, and said once; what is decided is saved."""
+    caplog.set_level("INFO", "lightning_wd")
+    dtypes = [torch.bfloat16, torch.bfloat16, torch.float32]
+    params = [torch.nn.Parameter(torch.ones(2 + i, dtype=dtype)) for i, dtype in enumerate(dtypes)]
+    lams = [1e-4, 0.1, 1e-4]
+    groups = [{"params": [p], "weight_decay": lam} for p, lam in zip(params, lams, strict=True)]
+    optimizer = cls(groups, lr=0.1)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert [group["kahan"] for group in optimizer.param_groups] == [True, False, False]
+    assert ["kahan" in optimizer.state[p] for p in params] == [True, False, False]
+    (line,) = caplog.messages
+    assert line.startswith("kahan=None turns Kahan summation on: without it the decay of group 0 is lost in bfloat16")
+    resumed = cls(groups, lr=0.1)
+    resumed.load_state_dict(optimizer.state_dict())  # None in the configuration is no difference: nothing warns
+    assert [group["kahan"] for group in resumed.param_groups] == [True, False, False]
+
+
+def test_a_state_saved_before_the_first_step_decided_on_kahan() -> None:
+    optimizer = wd.AdamW([torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))], lr=1e-3, weight_decay=1e-2)
+    before = copy.deepcopy(optimizer.state_dict())
+    assert before["param_groups"][0]["kahan"] is None
+    for _ in range(2):  # as a finder does: steps, and then the state of the start
+        optimizer.param_groups[0]["params"][0].grad = torch.zeros(4, dtype=torch.bfloat16)
+        optimizer.step()
+        assert optimizer.param_groups[0]["kahan"] is True
+        optimizer.load_state_dict(before)
 
 
 def test_kahan_follows_float32_through_training() -> None:

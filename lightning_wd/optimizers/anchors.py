@@ -1,0 +1,148 @@
+"""What weights decay towards where that is not zero: the weights an optimizer was built with, or a checkpoint's."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_wd.errors import ConfigError, listed, nearest
+from lightning_wd.mask.module_tree import without_wrappers
+
+__all__ = ["anchors_of", "no_match", "read_weights", "saved_names"]
+
+
+def anchors_of(group: Mapping[str, Any], label: str) -> dict[Tensor, Tensor]:
+    """Return the point that each weight of a group decays towards, in the layout and on the device of the weight.
+
+    A weight that the checkpoint lacks decays towards zero.
+
+    Raises:
+        ConfigError: weights without values yet, parameters without names, or a checkpoint that does not fit.
+    """
+    toward, params = group["toward"], group["params"]
+    dtype = torch.bfloat16 if group["anchor_dtype"] else None
+    if any(p.is_meta for p in params):
+        raise ConfigError(
+            f"toward={toward!r} of {label}: its weights are on the meta device, without values to decay towards.",
+            fix="give the weights their values (to_empty, reset_parameters) before the optimizer is built",
+        )
+    new = {p: torch.empty_like(p, dtype=dtype, requires_grad=False) for p in params}
+    if toward == "init":
+        for p, anchor in new.items():
+            anchor.copy_(p.detach())
+        return new
+    names = group.get("param_names")
+    if names is None:
+        raise ConfigError(
+            f"toward={toward!r} of {label} needs the names of its parameters.",
+            found="parameters without names",
+            fix="build the optimizer from model.named_parameters(), or with lightning_wd.configure_optimizers",
+        )
+    weights = read_weights(toward)
+    saved = saved_names(names, weights)
+    if not saved:
+        raise no_match(f"{label} has no weight in toward={toward!r}.", names, weights)
+    for name, (p, anchor) in zip(names, new.items(), strict=True):
+        anchor.copy_(_like(weights[saved[name]], p, name, toward)) if name in saved else anchor.zero_()
+    return new
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Return the weights in a file: of a Lightning checkpoint (``state_dict``), or of a plain state dict.
+
+    Raises:
+        ConfigError: the file is missing, damaged, holds code, or holds no weights.
+    """
+    problem = f"toward={path!r} cannot be read as weights."
+    try:
+        try:
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # not a zip file: from before torch 1.6
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            problem,
+            found=f"more than plain data: {str(error).strip().splitlines()[-1].strip()}",
+            valid="a Lightning checkpoint or a state dict that torch.load takes with weights_only=True",
+            fix="save the weights alone: torch.save(model.state_dict(), path)",
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(problem, found=reason, fix="give the path of a checkpoint that is whole") from error
+    weights = held.get("state_dict", held) if isinstance(held, dict) else None
+    tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor)} if isinstance(weights, dict) else {}
+    if not tensors:
+        keys = f"a dict of {listed(held)}" if isinstance(held, dict) else type(held).__name__
+        fix = "save the weights: torch.save(model.state_dict(), path)"
+        raise ConfigError(problem, found=keys, valid="weights by name, alone or under 'state_dict'", fix=fix)
+    return tensors
+
+
+def saved_names(names: Iterable[str], saved: Iterable[str]) -> dict[str, str]:
+    """Return the saved name of each parameter that a file has.
+
+    What wrappers add to a name does not count, nor does a prefix that one side has more: of the attribute that holds
+    the model.
+
+    >>> saved_names(["model.body.weight", "model.head.weight"], ["body._orig_mod.weight", "old_head.weight"])
+    {'model.body.weight': 'body._orig_mod.weight'}
+    """
+    mine = {without_wrappers(name): name for name in names}
+    theirs = {without_wrappers(name): name for name in saved}
+    whole = {name: theirs[clean] for clean, name in mine.items() if clean in theirs}
+    if whole:
+        return whole
+    added = Counter(name.removesuffix(end) for name in mine for end in _ends(name) if end in theirs)
+    dropped = Counter(name.removesuffix(end) for name in theirs for end in _ends(name) if end in mine)
+    votes = [
+        ((n, -len(prefix)), prefix, longer is dropped) for longer in (added, dropped) for prefix, n in longer.items()
+    ]
+    best = [vote for vote in votes if vote[0] == max(votes)[0]]
+    if len(best) != 1:  # nothing, or several prefixes fit alike
+        return {}
+    _, prefix, is_theirs = best[0]
+    if is_theirs:
+        return {name: theirs[prefix + clean] for clean, name in mine.items() if prefix + clean in theirs}
+    bare = {clean.removeprefix(prefix): name for clean, name in mine.items() if clean.startswith(prefix)}
+    return {name: theirs[clean] for clean, name in bare.items() if clean in theirs}
+
+
+def _ends(name: str) -> list[str]:
+    """Return what is left of a dotted name without its first part, its first two, and so on."""
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(1, len(parts))]
+
+
+def no_match(problem: str, names: Iterable[str], saved: Iterable[str]) -> ConfigError:
+    """Return the error that no parameter has its name in a file."""
+    names, saved = list(names), list(saved)
+    close = next((near for name in names if (near := nearest(name, saved))), None)
+    return ConfigError(
+        problem,
+        found=listed(saved),
+        valid=listed(names),
+        nearest=close,
+        fix="give the checkpoint of this model, or write toward=zero or init for these parameters",
+    )
+
+
+def _like(saved: Tensor, p: Tensor, name: str, toward: str) -> Tensor:
+    """Return a saved weight as its parameter is: divided among the ranks where that is."""
+    if saved.shape != p.shape:
+        raise ConfigError(
+            f"{name} has another shape in toward={toward!r}.",
+            found=str(tuple(saved.shape)),
+            valid=str(tuple(p.shape)),
+            fix="give the checkpoint of this model, or a mask rule with toward: zero for this parameter",
+        )
+    if not hasattr(p, "device_mesh"):
+        return saved
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = saved.to(p.device)
+    return distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)  # type: ignore[attr-defined]
