@@ -100,6 +100,8 @@ class _Decoupled(DecayGroups):
     def _check_together(self, style: str, group: dict[str, Any], settings: dict[str, Any], label: str) -> None:
         super()._check_together(style, group, settings, label)
         name, own = self.base.__name__, self.identification
+        if own.repeats_closure:
+            raise _many_closures(name)
         if style == "l2" and not own.may_be_l2:
             raise ConfigError(
                 f"{type(self).__name__} cannot do style 'l2' of {label}: the weight_decay of {name} is no L2 penalty.",
@@ -309,8 +311,13 @@ def _check_base(optimizer_cls: Any) -> None:
     name = optimizer_cls.__name__
     closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
     if (closure is not None and closure.default is inspect.Parameter.empty) or hasattr(optimizer_cls, "second_step"):
-        raise ConfigError(
-            f"{name} cannot be decoupled: it evaluates the closure itself, more than once in a step, and would see "
-            "weights that decay in between.",
-            fix=f"use {name} as it is, with the penalty lam/2 * ||w||^2 added to the loss",
-        )
+        raise _many_closures(name)
+
+
+def _many_closures(name: str) -> ConfigError:
+    """Return the refusal of a class that evaluates the closure more than once in a step."""
+    return ConfigError(
+        f"{name} cannot be decoupled: it evaluates the closure itself, more than once in a step, and would see "
+        "weights that decay in between.",
+        fix=f"use {name} as it is, with the penalty lam/2 * ||w||^2 added to the loss",
+    )

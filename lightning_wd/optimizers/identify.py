@@ -56,6 +56,7 @@ class Identification:
         follows_group: whether it reads ``weight_decay`` from its group at each step.
         both: whether it is ``l2`` and ``decoupled`` at once, as in SGD without momentum.
         counters: what a step changes in its groups: no settings, but state.
+        repeats_closure: whether a step evaluates its closure more than once.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Identification:
     follows_group: bool = False
     both: bool = False
     counters: tuple[str, ...] = ()
+    repeats_closure: bool = False
 
     def amount_for(self, style: str, weight_decay: float, lr: float) -> float | None:
         """Return the ``weight_decay`` to hand to this class so that it decays as ours of ``style`` would.
@@ -127,7 +129,8 @@ def identify(optimizer_cls: type[Optimizer], **keywords: Any) -> Identification:
     given = _check_keywords(optimizer_cls, keywords)
     asked = (optimizer_cls, *sorted((key, repr(value)) for key, value in given.items()))
     if asked not in _KNOWN:
-        _KNOWN[asked] = _find_out(optimizer_cls, given, "cuda" if torch.cuda.is_available() else None)
+        found = _find_out(optimizer_cls, given, "cuda" if torch.cuda.is_available() else None)
+        _KNOWN[asked] = replace(found, repeats_closure=_repeats_closure(optimizer_cls, given))
     return _KNOWN[asked]
 
 
@@ -158,6 +161,16 @@ def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any], accelerator: st
             f"{cls.__name__} cannot be made with {given}.", found=failures[0], fix="correct the value, or leave it out"
         )
     return Identification(cls.__name__, "unknown", evidence=("It could not be stepped.", *failures))
+
+
+def _repeats_closure(cls: type[Optimizer], keywords: Mapping[str, Any]) -> bool:
+    """Whether a step evaluates its closure more than once."""
+    calls: list[int] = []
+    with contextlib.suppress(Exception), _aside("cpu"):  # who cannot be stepped is told in the evidence
+        trial = _Trial(cls, keywords, torch.float32, "cpu")
+        run = trial.make(_AMOUNT, _LR)
+        trial.step(run.optimizer, run.closure(trial.gradients[0], calls))
+    return len(calls) > 1
 
 
 def _as_on(accelerator: str | None, found: Identification, cls: type[Optimizer], keywords: Any) -> Identification:
@@ -291,15 +304,6 @@ class _Run:
         random.seed(0)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(0)
-        calls: list[int] = []
-
-        def closure() -> Tensor:
-            calls.append(1)
-            if len(calls) > 1:
-                raise RuntimeError("it evaluates the closure more than once in a step, each time for other weights")
-            self._set_gradient(gradient)
-            return torch.ones((), dtype=gradient.dtype)
-
         if not self._with_closure:
             try:
                 self._step(self.optimizer)
@@ -309,7 +313,19 @@ class _Run:
                 if parameter is None:
                     raise
                 self._with_closure = True
-        self._step(self.optimizer, closure)
+        self._step(self.optimizer, self.closure(gradient, []))
+
+    def closure(self, gradient: Tensor, calls: list[int]) -> Callable[[], Tensor]:
+        """Return a closure that may be evaluated once; ``calls`` counts how often it is."""
+
+        def evaluate() -> Tensor:
+            calls.append(1)
+            if len(calls) > 1:
+                raise RuntimeError("it evaluates the closure more than once in a step, each time for other weights")
+            self._set_gradient(gradient)
+            return torch.ones((), dtype=gradient.dtype)
+
+        return evaluate
 
     def _set_gradient(self, gradient: Tensor) -> None:
         sizes = [w.numel() for w in self.weights]
