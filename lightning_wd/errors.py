@@ -200,8 +200,8 @@ def number(
     if fits(given) and (not whole or given.is_integer()):
         return int(given) if whole else given
     kind = "whole number" if whole else "number"
-    bound = f"{'>' if exclusive else '>='} {minimum:g}" if minimum > -math.inf else ""
-    bound += f" and < {below:g}" * (below < math.inf) + f" and <= {at_most:g}" * (at_most < math.inf)
+    bounds = [(">" if exclusive else ">=", minimum), ("<", below), ("<=", at_most)]
+    bound = " and ".join(f"{sign} {limit:g}" for sign, limit in bounds if math.isfinite(limit))
     valid = f"a {'' if infinite or whole else 'finite '}{kind} {bound}".rstrip()
     fix = f"write {name}=<{valid}>"
     if given < 0 and fits(-given):

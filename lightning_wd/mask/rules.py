@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_wd.decay import RENAMED, check_style, check_toward
-from lightning_wd.errors import MaskError, checked_keywords, choice, keys, number
+from lightning_wd.errors import MaskError, as_typed, checked_keywords, choice, keys, number, spelled
 from lightning_wd.mask.evidence import EXEMPT
 from lightning_wd.mask.matching import compile_name, is_a
 from lightning_wd.mask.module_tree import whole_shape
@@ -362,7 +362,12 @@ def _as_rules(rules: Any) -> tuple[Rule, ...]:
                 found=type(rule).__name__,
                 fix='write {name: "*.head.weight", wd_mult: 0.1}',
             )
-    return tuple(rule if isinstance(rule, Rule) else Rule(**{str(key): rule[key] for key in rule}) for rule in rules)
+    return tuple(rule if isinstance(rule, Rule) else _as_rule(i, rule) for i, rule in enumerate(rules))
+
+
+def _as_rule(position: int, given: Mapping[Any, Any]) -> Rule:
+    with as_typed({"rule": f"{spelled('mask')}.rules[{position}]"}):
+        return Rule(**{str(key): given[key] for key in given})
 
 
 def _is_plain(value: Any) -> bool:

@@ -19,7 +19,7 @@ from lightning_wd.optimizers.dotted_path import import_optimizer
 from lightning_wd.optimizers.muon import Muon
 from lightning_wd.optimizers.sgdw import SGDL2, SGDW
 
-__all__ = ["OPTIMIZERS", "REQUIRED", "Family", "family", "hyperparameters_of", "optimizer_class", "steppers"]
+__all__ = ["OPTIMIZERS", "REQUIRED", "VALID", "Family", "family", "hyperparameters_of", "optimizer_class", "steppers"]
 
 REQUIRED = inspect.Parameter.empty  # the default of a keyword that has none
 _NOT_HYPERPARAMETERS = (
@@ -62,6 +62,7 @@ OPTIMIZERS = {
     "adafactor": _family(torch.optim.Adafactor, 1e-2),
     "muon": Family(Muon, Muon, 1e-3, "muon"),
 }
+VALID = (*OPTIMIZERS, "the dotted path of a class")  # what messages offer
 
 
 def family(name: object, where: str = "optimizer.name") -> Family:
@@ -81,7 +82,10 @@ def family(name: object, where: str = "optimizer.name") -> Family:
     """
     if isinstance(name, str) and "." in name:
         return _family_at(name)
-    return OPTIMIZERS[choice(where, name, OPTIMIZERS)]
+    if isinstance(name, type):
+        path = f"{name.__module__}.{name.__qualname__}"
+        raise ConfigError(f"{where} is the class {name.__name__}, not its path.", fix=f"write {where}={path}")
+    return OPTIMIZERS[choice(where, name, VALID)]
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.decay import STYLES, kernel_coefficient
-from lightning_wd.errors import ConfigError, checked_keywords, warn
+from lightning_wd.errors import ConfigError, checked_keywords, number, warn
 from lightning_wd.optimizers.adamw import AdamW
 from lightning_wd.optimizers.base import DecayGroups, check_decoupled
 from lightning_wd.optimizers.identify import Identification, identify, unhooked
@@ -67,8 +67,12 @@ class _Decoupled(DecayGroups):
         super().__init__(*bound.args, **bound.kwargs)
 
     def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
-        # None may be a class's own default, as timm's eps
-        super()._check({k: v for k, v in given.items() if v is not None or k in ("lr", "weight_decay")}, settings, of)
+        # Theirs: None may be a default, as timm's eps, and a momentum may be 1 or more.
+        own = {k: v for k, v in given.items() if v is not None or k in ("lr", "weight_decay")}
+        momentum = own.pop("momentum", None)
+        if isinstance(momentum, (int, float)):
+            settings["momentum"] = number(f"momentum{of}", momentum)
+        super()._check(own, settings, of)
 
     def _complete(self, group: dict[str, Any], label: str) -> None:
         if "lr" not in self.defaults:

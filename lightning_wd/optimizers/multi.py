@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_wd.errors import ConfigError
 from lightning_wd.optimizers.base import DecayGroups
-from lightning_wd.optimizers.by_name import OPTIMIZERS, hyperparameters_of, optimizer_class
+from lightning_wd.optimizers.by_name import VALID, hyperparameters_of, optimizer_class
 from lightning_wd.optimizers.decoupled import MODES, is_schedule_free
 from lightning_wd.optimizers.identify import unhooked
 
@@ -98,7 +98,7 @@ class MultiOptimizer(DecayGroups):
         if name is None:
             raise ConfigError(
                 f"{label} names no optimizer.",
-                valid=[*OPTIMIZERS, "the dotted path of a class"],
+                valid=VALID,
                 fix="write 'optimizer': 'adamw' into the group",
             )
         own = {**self.defaults, **{key: value for key, value in group.items() if key != "optimizer"}}

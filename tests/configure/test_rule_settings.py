@@ -244,6 +244,31 @@ BIAS = "mask rule 1 (name '*.bias')"
             "mask rule 1 (name '2.*') gives parameters to helpers.own_ways.Needs, which needs rank.\n"
             "  found: 2.weight, 2.bias\n  fix: write rank: <value> into the rule",
         ),
+        (
+            [{"name": "2.*", "eps": -1.0, "alpha": -3.0}],
+            {"name": "torch.optim.RMSprop"},
+            "mask rule 1 (name '2.*') has settings that torch.optim.RMSprop refuses: Invalid epsilon value: -1.0.\n"
+            "  found: eps=-1.0, alpha=-3.0\n  fix: correct these settings, or give the rule another optimizer",
+        ),
+        (
+            [
+                {"name": "1.*", "lr": 0.5},
+                {"name": "2.*", "optimizer": "sgdw", "lr": 0.5, "nesterov": True, "momentum": 0},
+            ],
+            {},
+            "mask rule 2 (name '2.*') has settings that sgdw refuses: Nesterov momentum requires a momentum and zero",
+        ),
+        (
+            [{"name": "2.*", "foreach": True, "fused": True}],
+            {},
+            "mask rule 1 (name '2.*') has settings that adamw refuses: `fused` and `foreach` cannot be `True` together",
+        ),
+        (
+            [{"name": "1.*", "lr": 0.5}, {"name": "2.*", "lr": -1}],
+            {},
+            "optimizer.mask.rules[1].lr must be a number >= 0 but got -1.\n  found: int\n"
+            "  valid: a finite number >= 0\n  fix: write optimizer.mask.rules[1].lr=1, without the sign",
+        ),
         ([], {"muon": {"lr": 0.1}}, "optimizer.muon is a setting of optimizer=muon, and this is adamw.\n"),
         ([], {"name": "muon", "muon": {"lrs": 0.1}}, "optimizer.muon has no key 'lrs'.\n  valid: lr, weight_decay\n"),
         ([], {"name": "muon", "muon": {"lr": -1}}, "optimizer.muon.lr must be a number >= 0 but got -1."),
