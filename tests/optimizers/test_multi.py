@@ -362,6 +362,60 @@ def test_the_state_of_other_optimizers_is_refused() -> None:
     assert optimizer.param_groups[2] == before[2]
 
 
+@pytest.mark.parametrize("on_resume", ["checkpoint", "config", "error"])
+def test_on_resume_decides_on_what_rules_set(on_resume: str) -> None:
+    """The names of groups say what rules set: they are no other groups where only that differs."""
+
+    def make(lr: float, betas: list[float], **config: Any) -> tuple[nn.Module, Any]:
+        rules = [{"name": "*.bias", "optimizer": "sgdw", "lr": lr}, {"name": "3.weight", "betas": betas, "lr_mult": lr}]
+        return pair(mask={"rules": rules}, **config)
+
+    saved_names = ["decay", "no_decay", "no_decay_lr_0.05_sgdw", "decay_lr_x0.05_betas_0.8_0.9"]
+    names = ["decay", "no_decay", "no_decay_lr_0.1_sgdw", "decay_lr_x0.1_betas_0.7_0.9"]
+    model, optimizer = make(0.05, [0.8, 0.9])
+    train(model, optimizer)
+    assert [group["name"] for group in optimizer.param_groups] == saved_names
+    twin, its = make(0.1, [0.7, 0.9], on_resume=on_resume)
+    assert [group["name"] for group in its.param_groups] == names
+    said = (
+        r"'no_decay_lr_0.1_sgdw': lr \(base_lr\) is 0.05 in the checkpoint, 0.1 in the configuration.*"
+        r"betas is \(0.8, 0.9\) in the checkpoint, \(0.7, 0.9\) in the configuration"
+    )
+    if on_resume == "error":
+        with pytest.raises(wd.CheckpointMismatchError, match=said):
+            its.load_state_dict(optimizer.state_dict())
+        return
+    with pytest.warns(UserWarning, match=f"(?s){said}"):
+        its.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch loads tensors as they are
+    won = [(g["name"], g["base_lr"], g.get("betas")) for g in its.param_groups[2:]]
+    assert (
+        won
+        == {
+            "checkpoint": [(saved_names[2], 0.05, None), (saved_names[3], 0.0005, (0.8, 0.9))],
+            "config": [(names[2], 0.1, None), (names[3], 0.001, (0.7, 0.9))],
+        }[on_resume]
+    )
+    twin.load_state_dict(model.state_dict())
+    train(twin, its)
+    if on_resume == "checkpoint":
+        train(model, optimizer)
+        assert equal(weights(model), weights(twin))
+
+
+def test_other_settings_that_groups_do_not_hold_are_refused() -> None:
+    def make(rank: int) -> Any:
+        rule = {"name": "*.bias", "optimizer": "helpers.own_ways.Needs", "rank": rank}
+        model, optimizer = pair(mask={"rules": [rule]})
+        train(model, optimizer)
+        return optimizer
+
+    make(2).load_state_dict(make(2).state_dict())
+    with pytest.raises(
+        wd.CheckpointMismatchError, match="'no_decay_Needs_rank_3' had another name, by a rule's setting"
+    ):
+        make(3).load_state_dict(make(2).state_dict())
+
+
 @pytest.mark.parametrize("style", ["decoupled", "constant"])
 def test_distributed_checkpoints_fill_an_empty_optimizer(style: str) -> None:
     """They step it once at lr 0 to make its state: what the first stepper has made must not hide that from the next."""
