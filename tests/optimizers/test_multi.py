@@ -460,6 +460,23 @@ def test_a_group_joins_its_optimizer_or_brings_one() -> None:
     assert [round(1 - p[0].item(), 4) for p in (a, b, c, d)] == [0.101, 0.202, 0.101, 0.1]
 
 
+def test_what_the_module_gains_later_joins_by_the_mask_or_its_group() -> None:
+    model, optimizer = pair()
+    for name, group in (("by_mask", {}), ("by_group", {"optimizer": "sgdw", "momentum": 0.3, "lr": 0.5})):
+        model.add_module(name, nn.Linear(3, 3))
+        optimizer.add_param_group({"params": [*model.get_submodule(name).parameters()], **group})
+    said = {g["name"]: (g["optimizer"], g["lr"], g["weight_decay"], g.get("momentum")) for g in optimizer.param_groups}
+    assert dict([*said.items()][3:]) == {
+        "decay_late": ("adamw", 0.01, 0.1, None),
+        "no_decay_lr_0.05_sgdw_momentum_0.9_late": ("sgdw", 0.05, 0.0, 0.9),
+        "decay_sgdw_late_2": ("sgdw", 0.5, 0.1, 0.3),
+        "no_decay_lr_0.05_sgdw_momentum_0.9_late_2": ("sgdw", 0.5, 0.0, 0.3),
+    }
+    rows = {row.name: (row.optimizer, row.group) for row in optimizer.decay_plan}
+    assert rows["by_mask.weight"] == ("adamw", "decay_late")
+    assert rows["by_group.weight"] == ("sgdw", "decay_sgdw_late_2")
+
+
 def make(**group: Any) -> Any:
     return wd.MultiOptimizer([{"params": [nn.Parameter(torch.ones(2))], **group}], lr=0.1)
 
@@ -481,6 +498,16 @@ def make(**group: Any) -> Any:
 def test_groups_that_cannot_be_are_refused(group: dict[str, Any], words: str) -> None:
     with pytest.raises(wd.ConfigError, match=f"(?s){words}"):
         make(**group)
+
+
+def test_hyperparameters_of_no_optimizer_are_refused() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "optimizer": "adamw"}]
+    with pytest.raises(wd.ConfigError, match=r"hyperparameters 'sgdww' is unknown[\s\S]*nearest: 'sgdw'"):
+        wd.MultiOptimizer(groups, hyperparameters={"sgdww": {"momentum": 0.9}})
+    with pytest.raises(
+        wd.ConfigError, match=r"hyperparameters of sgdw has no key 'momentums'[\s\S]*nearest: 'momentum'"
+    ):
+        wd.MultiOptimizer(groups, hyperparameters={"sgdw": {"momentums": 0.9}})
 
 
 def test_a_plain_optimizer_refuses_the_key() -> None:
