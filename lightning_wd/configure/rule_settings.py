@@ -9,10 +9,11 @@ from typing import Any
 from lightning_wd._lightning import either
 from lightning_wd.configure.hyperparameters import check_hyperparameter
 from lightning_wd.configure.optimizer_config import OptimizerConfig, styles_of
-from lightning_wd.errors import ConfigError, MaskError, listed, nearest
+from lightning_wd.errors import ConfigError, MaskError, as_typed, listed, nearest, spelled
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.plan import Row
 from lightning_wd.mask.rules import PROPERTIES
+from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.constructor import keywords_of
 
@@ -111,12 +112,16 @@ def _check_together(config: OptimizerConfig, stepped: list[Row]) -> None:
         keywords = {"lr": config["lr"], **config.hyperparameters_for(str(row.optimizer)), **settings}
         keywords = {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}
         keywords |= {"weight_decay": 0.0} if "weight_decay" in keywords_of(cls) else {}
+        group: Any = [row.param for row in rows]
+        if issubclass(cls, DecayGroups):
+            group = [{"params": [(row.name, row.param) for row in rows], "name": row.group}]
+        rules = f"{spelled('optimizer')}.mask.rules"
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), as_typed({k: f"{rules}[{row.by[k]}].{k}" for k in settings if k in row.by}):
                 warnings.simplefilter("ignore")  # what it warns of, it does when it is built
-                cls([row.param for row in rows], **keywords)
-        except ConfigError:  # so does it with what is refused here
-            continue
+                cls(group, **keywords)
+        except ConfigError:
+            raise
         except Exception as error:  # the class's own checks
             i = row.by[next(key for key in settings if key in row.by)]
             raise MaskError(

@@ -149,16 +149,15 @@ def _check_layout(optimizer: Any, saved: list[dict[str, Any]]) -> None:
             if names_of(saved[0]) is None:
                 outlines["fix"] += "; its parameters have no names, by which a mask could split them"
         raise refusal(optimizer, "loaded state dict has a different number of parameter groups.", **outlines)
+    # A plan names groups by what rules set, and these settings are compared themselves.
+    planned = getattr(optimizer, "decay_plan", None) is not None
     for index, (mine, theirs) in enumerate(zip(own, saved, strict=True)):
         label = group_label(mine, index)
         names, theirs_names = names_of(mine), names_of(theirs)
-        both = names is not None and theirs_names is not None
-        same = both and sorted(names) == sorted(theirs_names)  # type: ignore[type-var]
-        # A plan names groups by what rules set, and settings are compared themselves.
-        named_by_rules = same and getattr(optimizer, "decay_plan", None) is not None
-        if "name" in mine and "name" in theirs and mine["name"] != theirs["name"] and not named_by_rules:
+        same = planned and names is not None and sorted(names) == sorted(theirs_names or ())
+        if "name" in mine and "name" in theirs and mine["name"] != theirs["name"] and not same:
             raise refusal(optimizer, f"group {index} has another name.", **outlines)
-        if both and not same:
+        if names is not None and theirs_names is not None and sorted(names) != sorted(theirs_names):
             lost = [name for name in names if name not in theirs_names]
             new = [name for name in theirs_names if name not in names]
             found, valid = listed(new or theirs_names, 8), listed(lost or names, 8)

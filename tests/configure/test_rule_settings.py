@@ -264,6 +264,24 @@ BIAS = "mask rule 1 (name '*.bias')"
             "mask rule 1 (name '2.*') has settings that adamw refuses: `fused` and `foreach` cannot be `True` together",
         ),
         (
+            [{"name": "2.weight", "optimizer": "muon", "split": 3}],
+            {},
+            "optimizer.mask.rules[0].split=3 of group 'decay_muon_split_3' does not divide the first dimension of "
+            "2.weight.\n",
+        ),
+        (
+            [{"name": "2.weight", "optimizer": "muon"}, {"name": "2.weight", "adjust_lr_fn": "orignal"}],
+            {},
+            "optimizer.mask.rules[1].adjust_lr_fn 'orignal' is unknown.\n  valid: match_rms_adamw, original\n"
+            "  nearest: 'original'\n  fix: write optimizer.mask.rules[1].adjust_lr_fn=original",
+        ),
+        (
+            [],
+            {"name": "muon", "ns_coefficients": "quintik"},
+            "optimizer.ns_coefficients 'quintik' is unknown.\n  valid: quintic, polar_express\n  nearest: 'quintic'\n"
+            "  fix: write optimizer.ns_coefficients=quintic",
+        ),
+        (
             [{"name": "1.*", "lr": 0.5}, {"name": "2.*", "lr": -1}],
             {},
             "optimizer.mask.rules[1].lr must be a number >= 0 but got -1.\n  found: int\n"
