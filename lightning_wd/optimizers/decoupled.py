@@ -104,8 +104,8 @@ class _Decoupled(DecayGroups):
     def _check_together(self, style: str, group: dict[str, Any], settings: dict[str, Any], label: str) -> None:
         super()._check_together(style, group, settings, label)
         name, own = self.base.__name__, self.identification
-        if own.repeats_closure:
-            raise _many_closures(name)
+        if own.own_closure:
+            raise _of_own_closure(name, own.own_closure)
         if style == "l2" and not own.may_be_l2:
             raise ConfigError(
                 f"{type(self).__name__} cannot do style 'l2' of {label}: the weight_decay of {name} is no L2 penalty.",
@@ -255,7 +255,8 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     Style ``l2`` is the class's own ``weight_decay``, where that is found to be an L2 penalty; else it is refused.
 
     Raises:
-        ConfigError: not an optimizer class; or one that evaluates the closure itself, like LBFGS and SAM.
+        ConfigError: not an optimizer class; or one that evaluates the closure itself, like LBFGS and SAM, or (when it
+            is built) on other weights, like the closure forms of schedulefree.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -315,13 +316,13 @@ def _check_base(optimizer_cls: Any) -> None:
     name = optimizer_cls.__name__
     closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
     if (closure is not None and closure.default is inspect.Parameter.empty) or hasattr(optimizer_cls, "second_step"):
-        raise _many_closures(name)
+        raise _of_own_closure(name, "more than once in a step")
 
 
-def _many_closures(name: str) -> ConfigError:
-    """Return the refusal of a class that evaluates the closure more than once in a step."""
+def _of_own_closure(name: str, how: str) -> ConfigError:
+    """Return the refusal of a class that does not evaluate its closure once, on the weights that it finds."""
     return ConfigError(
-        f"{name} cannot be decoupled: it evaluates the closure itself, more than once in a step, and would see "
-        "weights that decay in between.",
+        f"{name} cannot be decoupled: it evaluates the closure itself, {how}, and would see weights that decay in "
+        "between.",
         fix=f"use {name} as it is, with the penalty lam/2 * ||w||^2 added to the loss",
     )

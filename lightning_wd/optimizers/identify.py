@@ -56,7 +56,7 @@ class Identification:
         follows_group: whether it reads ``weight_decay`` from its group at each step.
         both: whether it is ``l2`` and ``decoupled`` at once, as in SGD without momentum.
         counters: what a step changes in its groups: no settings, but state.
-        repeats_closure: whether a step evaluates its closure more than once.
+        own_closure: how a step evaluates its closure, where not once on the weights that it finds.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Identification:
     follows_group: bool = False
     both: bool = False
     counters: tuple[str, ...] = ()
-    repeats_closure: bool = False
+    own_closure: str = ""
 
     def amount_for(self, style: str, weight_decay: float, lr: float) -> float | None:
         """Return the ``weight_decay`` to hand to this class so that it decays as ours of ``style`` would.
@@ -130,7 +130,7 @@ def identify(optimizer_cls: type[Optimizer], **keywords: Any) -> Identification:
     asked = (optimizer_cls, *sorted((key, repr(value)) for key, value in given.items()))
     if asked not in _KNOWN:
         found = _find_out(optimizer_cls, given, "cuda" if torch.cuda.is_available() else None)
-        _KNOWN[asked] = replace(found, repeats_closure=_repeats_closure(optimizer_cls, given))
+        _KNOWN[asked] = replace(found, own_closure=_own_closure(optimizer_cls, given))
     return _KNOWN[asked]
 
 
@@ -163,14 +163,18 @@ def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any], accelerator: st
     return Identification(cls.__name__, "unknown", evidence=("It could not be stepped.", *failures))
 
 
-def _repeats_closure(cls: type[Optimizer], keywords: Mapping[str, Any]) -> bool:
-    """Whether a step evaluates its closure more than once."""
-    calls: list[int] = []
+def _own_closure(cls: type[Optimizer], keywords: Mapping[str, Any]) -> str:
+    """Return how a step evaluates its closure, where not once on the weights that it finds."""
+    calls: list[Tensor] = []
     with contextlib.suppress(Exception), _aside("cpu"):  # who cannot be stepped is told in the evidence
         trial = _Trial(cls, keywords, torch.float32, "cpu")
         run = trial.make(_AMOUNT, _LR)
-        trial.step(run.optimizer, run.closure(trial.gradients[0], calls))
-    return len(calls) > 1
+        for gradient in trial.gradients[:8]:  # RAdam's first five steps are not like the rest
+            calls, found = [], run.read()
+            trial.step(run.optimizer, run.closure(gradient, calls))
+            if not torch.equal(found, calls[0]):
+                return "on other weights than the model has"
+    return "more than once in a step" if len(calls) > 1 else ""
 
 
 def _as_on(accelerator: str | None, found: Identification, cls: type[Optimizer], keywords: Any) -> Identification:
@@ -315,11 +319,11 @@ class _Run:
                 self._with_closure = True
         self._step(self.optimizer, self.closure(gradient, []))
 
-    def closure(self, gradient: Tensor, calls: list[int]) -> Callable[[], Tensor]:
-        """Return a closure that may be evaluated once; ``calls`` counts how often it is."""
+    def closure(self, gradient: Tensor, calls: list[Tensor]) -> Callable[[], Tensor]:
+        """Return a closure that may be evaluated once; ``calls`` gets the weights at each evaluation."""
 
         def evaluate() -> Tensor:
-            calls.append(1)
+            calls.append(self.read())
             if len(calls) > 1:
                 raise RuntimeError("it evaluates the closure more than once in a step, each time for other weights")
             self._set_gradient(gradient)

@@ -322,6 +322,16 @@ class TwiceIfGiven(torch.optim.SGD):
         return super().step(closure)
 
 
+class Ahead(torch.optim.SGD):
+    """As the closure forms of schedulefree: the gradient is taken on other weights than those between steps."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for p in self.param_groups[0]["params"]:
+            p.mul_(0.5)
+        return super().step(closure)
+
+
 def test_what_cannot_be_decoupled_says_why() -> None:
     for base in (torch.optim.LBFGS, SAM):
         with pytest.raises(
@@ -330,8 +340,8 @@ def test_what_cannot_be_decoupled_says_why() -> None:
             wd.decoupled(base)
     with pytest.raises(wd.ConfigError, match=r"decoupled\(\) takes a torch\.optim.Optimizer class but got 'NAdam'"):
         wd.decoupled("NAdam")  # type: ignore[arg-type]
-    for base in (Twice, TwiceIfGiven):
-        words = f"{base.__name__} cannot be decoupled: it evaluates the closure itself"
+    for base, how in ((Twice, "more than once"), (TwiceIfGiven, "more than once"), (Ahead, "on other weights")):
+        words = f"{base.__name__} cannot be decoupled: it evaluates the closure itself, {how}"
         with pytest.raises(wd.ConfigError, match=words):
             wd.decoupled(base)([start()], lr=0.1)
         with pytest.raises(wd.ConfigError, match=words):
