@@ -114,7 +114,7 @@ def _check_together(config: OptimizerConfig, stepped: list[Row]) -> None:
         keywords |= {"weight_decay": 0.0} if "weight_decay" in keywords_of(cls) else {}
         group: Any = [row.param for row in rows]
         if issubclass(cls, DecayGroups):
-            group = [{"params": [(row.name, row.param) for row in rows], "name": row.group}]
+            group = [{"params": [(row.name, row.param) for row in rows], "name": row.group or "frozen"}]
         rules = f"{spelled('optimizer')}.mask.rules"
         try:
             with warnings.catch_warnings(), as_typed({k: f"{rules}[{row.by[k]}].{k}" for k in settings if k in row.by}):

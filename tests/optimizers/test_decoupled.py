@@ -340,12 +340,12 @@ def test_what_cannot_be_decoupled_says_why() -> None:
             wd.decoupled(base)
     with pytest.raises(wd.ConfigError, match=r"decoupled\(\) takes a torch\.optim.Optimizer class but got 'NAdam'"):
         wd.decoupled("NAdam")  # type: ignore[arg-type]
-    for base, how in ((Twice, "more than once"), (TwiceIfGiven, "more than once"), (Ahead, "on other weights")):
-        words = f"{base.__name__} cannot be decoupled: it evaluates the closure itself, {how}"
+    for cls, how in ((Twice, "more than once"), (TwiceIfGiven, "more than once"), (Ahead, "on other weights")):
+        words = f"{cls.__name__} cannot be decoupled: it evaluates the closure itself, {how}"
         with pytest.raises(wd.ConfigError, match=words):
-            wd.decoupled(base)([start()], lr=0.1)
+            wd.decoupled(cls)([start()], lr=0.1)
         with pytest.raises(wd.ConfigError, match=words):
-            wd.configure_optimizers(torch.nn.Linear(2, 2), {"name": f"{__name__}.{base.__name__}"})
+            wd.configure_optimizers(torch.nn.Linear(2, 2), {"name": f"{__name__}.{cls.__name__}"})
     with pytest.raises(wd.ConfigError, match=r"ASGDW has no key 'lambd_'(?s:.*)write lambd, or"):
         wd.decoupled(torch.optim.ASGD)([start()], lambd_=1.0)
 
