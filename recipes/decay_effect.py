@@ -53,15 +53,18 @@ def _norm(optimizers: list[Optimizer]) -> float:
 
 
 def _amount(optimizers: list[Optimizer], total: int | None) -> str:
-    found = []
+    found, styles = [], set()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            style, lam = group_style(optimizer, group), as_float(group.get("base_weight_decay", group["weight_decay"]))
+            style, own = group_style(optimizer, group), group.get("weight_decay", 0.0)
+            lam = as_float(group.get("base_weight_decay", own))
+            styles.add(style)
             if lam and style not in (None, "none"):
                 found.append(all_units(str(style), lam, lr=peak_lr(group), total_steps=total))
     if not found:
-        return "no decay"
-    if "l2" in found[0]:
+        return "held by hyperball" if "hyperball" in styles else "no decay"
+    timed = [(units["timescale_steps"], units.get("timescale_runs")) for units in found if "l2" not in units]
+    if not timed:
         return f"L2 {found[0]['l2']:.3g} in the gradient, which has no timescale"
-    steps, runs = min((units["timescale_steps"], units.get("timescale_runs")) for units in found)
+    steps, runs = min(timed)
     return f"timescale {steps:,.0f} steps" + ("" if runs is None else f", {runs:.2g} of the run")

@@ -59,7 +59,7 @@ def misspelt(arguments: Sequence[str]) -> str | None:
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(loader).parse_overrides(
-                [a for a in arguments if a[0] == "~" or (a[0] != "-" and "=" in a)]
+                [a for a in arguments if a[:1] == "~" or (a[:1] != "-" and "=" in a)]
             )
         except HydraException:
             return None  # Hydra points at the character
@@ -74,10 +74,10 @@ def misspelt(arguments: Sequence[str]) -> str | None:
                     close = nearest(option, options)
                     fixed = f"{each.get_key_element()}={close or '<one of them>'}"
                     return _words(f"{group} has no option {option!r}", options, close, fixed)
+        if any(each.is_sweep_override() for each in chosen):
+            return None  # the keys differ from job to job
         try:
-            config = compose(
-                "train", [each.input_line for each in chosen if each.input_line and not each.is_sweep_override()]
-            )
+            config = compose("train", [str(each.input_line) for each in chosen])
         except HydraException:
             return None
     for each in overrides:

@@ -36,6 +36,7 @@ _COLUMNS = (
     "lr_mult",
     "lr",
     "style",
+    "toward",
     "optimizer",
     "reason",
 )
@@ -201,7 +202,7 @@ def _carried_lines(
 
 def _group_rows(plans: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Return the columns and rows of W&B's table of groups: amounts in all units, totals, warnings."""
-    columns = ("name", "style", "cautious_wd", "weight_decay", "lr", "tensors", "numel")
+    columns = ("name", "style", "toward", "cautious_wd", "weight_decay", "lr", "tensors", "numel")
     rows = []
     for plan in plans:
         for group in plan["groups"]:

@@ -102,7 +102,9 @@ def amounts_table(groups: Iterable[Mapping[str, Any]]) -> Table:
     """Return the table of each group's amount of decay: one line for each unit that is known."""
     rows = []
     for group in groups:
-        style = _toward((group["style"] or "unknown") + ", cautious" * group["cautious_wd"], group["toward"])
+        style = _toward(
+            (group["style"] or "unknown") + ", cautious" * group["cautious_wd"], group.get("toward", "zero")
+        )
         units = group.get("units", {})
         amounts = {f"weight_decay ({style})": group["weight_decay"], "lr": group["lr"]}
         if group["style"] == "hyperball":

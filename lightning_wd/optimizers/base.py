@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_wd._private import (
     disable_dynamo,
+    is_fsdp1_piece,
     tells_scaler_when_fused,
 )
 from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
@@ -137,6 +138,12 @@ class DecayGroups(Optimizer):
         elif group["style"] == "hyperball":
             names = group.get("param_names", range(len(group["params"])))
             for name, p in zip(names, group["params"], strict=True):
+                if is_fsdp1_piece(p):
+                    raise ConfigError(
+                        f"FSDP1 has cut parameter {name!r} of {label} into pieces: a hyperball keeps whole norms.",
+                        found=f"shape {tuple(p.shape)}",
+                        fix="use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)",
+                    )
                 if turns(group, p) and not p.is_meta:
                     radius_of(p, f"parameter {name!r} of {label}")
 
@@ -326,7 +333,10 @@ class DecayGroups(Optimizer):
     def _keep_own_state(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Make what a step needs beside the kernel's own state, and keep it where the weights are."""
         for p in params if pulls(group) else ():
-            self.state[p]["anchor"] = self._anchor(group, p)
+            state = self.state[p]
+            anchor = state.get("anchor")
+            if self._anchors or anchor is None or anchor.dtype != p.dtype or anchor.device != p.device:
+                state["anchor"] = self._anchor(group, p)
         for p in params if group["style"] == "hyperball" else ():
             if turns(group, p) and "radius" not in self.state[p]:
                 self.state[p]["radius"] = radius_of(p, "a weight")

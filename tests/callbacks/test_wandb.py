@@ -83,7 +83,7 @@ def test_history_table_and_picture_are_what_was_logged(run: Path) -> None:
     assert history["wd_monitor._type"][-1][1] == "images/separated"
     plan = json.loads((run / "decay_plan.json").read_text())
     columns = ["name", "shape", "numel", "group", "wd_mult", "weight_decay", "lr_mult", "lr", "style"]
-    columns += ["optimizer", "reason"]
+    columns += ["toward", "optimizer", "reason"]
     parameters = [{**row, "shape": str(tuple(row["shape"]))} for row in plan["parameters"]]
     assert table(run, "decay_plan") == [{key: row.get(key) for key in columns} for row in parameters]
     assert len(plan["warnings"]) == 1

@@ -76,7 +76,7 @@ def test_timms_own_test_excludes_a_relu_and_nothing_complains() -> None:
         (
             {"name": "head.*"},
             "mask rule (name 'head.*') sets nothing.\n"
-            "  found: 2 matches, but none of wd_mult, weight_decay, lr_mult, lr, style, optimizer\n"
+            "  found: 2 matches, but none of wd_mult, weight_decay, lr_mult, lr, style, toward, optimizer\n"
             "  fix: give the rule wd_mult=0 to exclude them, or remove it",
         ),
     ],

@@ -161,6 +161,10 @@ def test_what_a_hyperball_refuses() -> None:
         wd.AdamW(full, style="hyperball", cautious_wd=True)
     with pytest.raises(wd.ConfigError, match="kahan=True does not go with style 'hyperball' of group 0"):
         wd.AdamW(full, style="hyperball", kahan=True)
+    piece: Any = torch.nn.Parameter(torch.ones(6))
+    piece._fsdp_flattened = True
+    with pytest.raises(wd.ConfigError, match="FSDP1 has cut parameter 'w' of group 0 into pieces"):
+        wd.AdamW([("w", piece)], style="hyperball")
     with pytest.raises(wd.ConfigError, match="NAdamW does not do style 'hyperball'"):
         wd.decoupled(torch.optim.NAdam)(full, style="hyperball")
 

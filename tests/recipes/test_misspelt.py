@@ -34,6 +34,7 @@ def test_the_nearest_is_named(arguments: list[str], nearest: str, fix: str) -> N
         ["--config-path", "conf", "-m", "seed=1,2", "optimizer=adamw,sgdw", "optimizer.lr=0.1"],
         ["optimizer=sgdw", "optimizer/decay=normalized", "+optimizer.nesterov_=1", "++x.y=1", "~optimizer.nesterov"],
         ["experiment=adamwr", "callbacks=[decay_cosine,decay_monitor]", "hydra.job.name=x", "lr_scheduler=glob(*)"],
+        ["-m", "callbacks=default,decay_monitor", "callbacks.decay_monitor.every_n_steps=3", "hydra/launcher=joblib"],
         ["optimizer.lr=(("],  # Hydra points at the character
     ],
 )
