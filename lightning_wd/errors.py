@@ -201,8 +201,8 @@ def number(
     if fits(given) and (not whole or given.is_integer()):
         return int(given) if whole else given
     kind = "whole number" if whole else "number"
-    bounds = {f"{'>' if exclusive else '>='} {minimum:g}": minimum, f"< {below:g}": below, f"<= {at_most:g}": at_most}
-    bound = " and ".join(text for text, value in bounds.items() if math.isfinite(value))
+    bounds = [(">" if exclusive else ">=", minimum), ("<", below), ("<=", at_most)]
+    bound = " and ".join(f"{sign} {limit:g}" for sign, limit in bounds if math.isfinite(limit))
     valid = f"a {'' if infinite or whole else 'finite '}{kind} {bound}".rstrip()
     fix = f"write {name}=<{valid}>"
     if given < 0 and fits(-given):

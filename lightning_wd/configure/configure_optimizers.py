@@ -21,7 +21,7 @@ from lightning_wd.configure.rule_settings import check_rules
 from lightning_wd.configure.saved_anchors import with_saved_anchors
 from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.decay import Decay
-from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywords, number, warn
+from lightning_wd.errors import ConfigError, MaskError, as_typed, checked_keywords, number, spelled, warn
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.planner import plan_checked
 from lightning_wd.optimizers import MultiOptimizer
@@ -140,7 +140,8 @@ def _configure(
     groups = groups_at(lr, amount(lr))
     multipliers = [group["lr"] / tuned if tuned else 1.0 for group in groups]  # of what the user has set
     at_peaks(groups, lr)
-    built = _build(config, plan, groups, lr, amount(lr))
+    with as_typed({key: f"{spelled('optimizer')}.{key}" for key in config.hyperparameters}):
+        built = _build(config, plan, groups, lr, amount(lr))
     built.on_resume = config["on_resume"]
     built.decay_plan = plan
     built.decay_config = config

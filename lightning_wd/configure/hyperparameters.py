@@ -27,7 +27,7 @@ def check_hyperparameter(where: str, value: Any, default: Any, *, of_ours: bool 
     What another's class takes where its default is None, or which numbers, it must say itself.
     """
     key = where.rpartition(".")[2]
-    if isinstance(default, tuple):
+    if isinstance(default, (tuple, list)):
         if not isinstance(value, (list, tuple)) or len(value) != len(default):
             raise ConfigError(
                 f"{where} must be {len(default)} numbers but got {value!r}.", fix=f"write '{where}={list(default)}'"
@@ -46,7 +46,8 @@ def check_hyperparameter(where: str, value: Any, default: Any, *, of_ours: bool 
         if not isinstance(value, str):
             raise ConfigError(f"{where} must be text but got {value!r}.", fix=f"write {where}={default}")
         return value
-    minimum, below = -math.inf if (default or 0) < 0 or not of_ours else 0.0, 1.0 if key in _BELOW_ONE else math.inf
+    minimum = -math.inf if (default or 0) < 0 or not of_ours else 0.0
+    below = 1.0 if of_ours and key in _BELOW_ONE else math.inf
     checked = number(where, value, minimum=minimum, below=below, infinite=default == math.inf)
     return int(checked) if isinstance(default, int) and checked.is_integer() else checked
 

@@ -107,6 +107,8 @@ class LateGroups:
         names, tag, number = [str(present.get("name")) for present in optimizer.param_groups], when, 2
         while any(name.endswith(tag) for name in names):
             tag, number = f"{when}_{number}", number + 1
+        for p in tensors if "optimizer" in group else ():
+            rows[id(p)].optimizer = group["optimizer"]
         parts = _split(
             optimizer,
             whole,
@@ -152,6 +154,8 @@ def _split(
     if (carried := getattr(optimizer, "carried", None)) is not None:
         carried.carry_rules(part, rate)
     groups = part.groups_of_checked(rate, rate, weight_decay, _halves(optimizer, rate))
+    if plan is not None:
+        plan.extend(row for row in rows if row.name not in plan)
     for row in rows if plan is not None else ():
         mine = plan[row.name]  # type: ignore[index]
         mine.wd_mult, mine.lr_mult, mine.style, mine.settings = row.wd_mult, row.lr_mult, row.style, row.settings

@@ -307,6 +307,7 @@ def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> d
     """Return the keywords of an optimizer in the form of their defaults; refuse what it does not take, or lacks."""
     every = [hyperparameters_of(optimizer_class(each, style)) for each in steppers(name)]
     known = {key: value for one in every for key, value in one.items()}
+    own = [key for key in _OWN_KEYS if key != "muon" or name == "muon"]
     unknown = [key for key in given if key not in known]
     others = [o for o in OPTIMIZERS if unknown and unknown[0] in hyperparameters_of(OPTIMIZERS[o].cls)]
     if others:
@@ -315,13 +316,13 @@ def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> d
         raise ConfigError(
             f"optimizer.{unknown[0]} is not a setting of {name}.",
             found=", ".join(f"{key}={given[key]!r}" for key in unknown),
-            valid=[*_OWN_KEYS, *known],
+            valid=[*own, *known],
             nearest=nearest(unknown[0], known),
             fix=f"'{unknown[0]}' belongs to {', '.join(others)}: remove it. If a merge left it over, replace the group "
             f"instead: `{again}` without `+` on the command line, or `override /optimizer: {group}` in the "
             "defaults list. A block written inline goes out of the YAML, and the group into its defaults list",
         )
-    keys(f"optimizer {name}", given, [*_OWN_KEYS, *known], typed="optimizer.{}", renamed=_RENAMED, aliases=_ALIASES)
+    keys(f"optimizer {name}", given, [*own, *known], typed="optimizer.{}", renamed=_RENAMED, aliases=_ALIASES)
     missing = [key for key, default in known.items() if default is REQUIRED and key not in given]
     if missing:
         raise ConfigError(

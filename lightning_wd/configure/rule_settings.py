@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from lightning_wd._lightning import either
 from lightning_wd.configure.hyperparameters import check_hyperparameter
 from lightning_wd.configure.optimizer_config import OptimizerConfig, styles_of
-from lightning_wd.errors import ConfigError, MaskError, listed, nearest
+from lightning_wd.errors import ConfigError, MaskError, as_typed, listed, nearest, spelled
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.plan import Row
 from lightning_wd.mask.rules import PROPERTIES
+from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
+from lightning_wd.optimizers.constructor import keywords_of
 
 __all__ = ["check_rules"]
 
@@ -23,8 +26,8 @@ def check_rules(plan: DecayPlan, config: OptimizerConfig, callbacks: Iterable[An
     Frozen parameters count for an optimizer where one of the ``callbacks`` may unfreeze them.
 
     Raises:
-        MaskError: a hyperparameter that the optimizer of its parameters does not take, a style that it does not do, a
-            rule whose ``optimizer`` steps nothing.
+        MaskError: a hyperparameter that the optimizer of its parameters does not take or refuses, a style that it does
+            not do, a rule whose ``optimizer`` steps nothing.
         ConfigError: a hyperparameter out of range, or a config whose own optimizer steps nothing.
     """
     finetuning = either("lightning.pytorch.callbacks.BaseFinetuning")
@@ -40,6 +43,7 @@ def check_rules(plan: DecayPlan, config: OptimizerConfig, callbacks: Iterable[An
                 default = _default(named, key, [row for row in rows if row.optimizer == optimizer])
                 where = f"optimizer.mask.rules[{i}].{key}"
                 check_hyperparameter(where, value, default, of_ours=optimizer in OPTIMIZERS)
+    _check_together(config, stepped)
     _check_styles(config, stepped)
     _check_own(config, plan, stepped)
 
@@ -93,6 +97,39 @@ def _default(named: str, key: str, rows: list[Row]) -> Any:
         nearest=close,
         fix=", or ".join([*fixes, f"remove {key}"]),
     )
+
+
+def _check_together(config: OptimizerConfig, stepped: list[Row]) -> None:
+    """Let the constructor of an optimizer see what rules set for it, as if its parameters were all it has."""
+    alike: dict[str, tuple[list[Row], dict[str, Any]]] = {}
+    for row in stepped:
+        if any(key in row.by for key in row.settings):
+            own = {key: value for key, value in row.settings.items() if key not in ("lr", "weight_decay")}
+            alike.setdefault(repr((row.optimizer, row.style == "l2", own)), ([], own))[0].append(row)
+    for rows, settings in alike.values():
+        row = rows[0]
+        cls: Any = getattr(_class_of(row), "base", _class_of(row))
+        keywords = {"lr": config["lr"], **config.hyperparameters_for(str(row.optimizer)), **settings}
+        keywords = {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}
+        keywords |= {"weight_decay": 0.0} if "weight_decay" in keywords_of(cls) else {}
+        group: Any = [row.param for row in rows]
+        if issubclass(cls, DecayGroups):
+            group = [{"params": [(row.name, row.param) for row in rows], "name": row.group or "frozen"}]
+        rules = f"{spelled('optimizer')}.mask.rules"
+        try:
+            with warnings.catch_warnings(), as_typed({k: f"{rules}[{row.by[k]}].{k}" for k in settings if k in row.by}):
+                warnings.simplefilter("ignore")  # what it warns of, it does when it is built
+                cls(group, **keywords)
+        except ConfigError:
+            raise
+        except Exception as error:  # the class's own checks
+            i = row.by[next(key for key in settings if key in row.by)]
+            raise MaskError(
+                f"mask rule {i + 1} ({config.mask.rules[i]}) has settings that {row.optimizer} refuses: "
+                f"{str(error).rstrip('.')}.",
+                found=", ".join(f"{key}={value!r}" for key, value in settings.items()),
+                fix="correct these settings, or give the rule another optimizer",
+            ) from error
 
 
 def _check_styles(config: OptimizerConfig, stepped: list[Row]) -> None:

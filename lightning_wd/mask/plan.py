@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -140,6 +140,12 @@ class DecayPlan:
             close = nearest(name, self._by_name)
             raise KeyError(f"no parameter {name!r} in the plan" + (f"; nearest: {close!r}" if close else ""))
         return row
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Add rows of another plan of the same module, which has gained parameters since."""
+        self.__dict__["rows"] = (*self.rows, *rows)
+        for cached in ("_by_name", "optimizers"):
+            self.__dict__.pop(cached, None)
 
     @cached_property
     def _by_name(self) -> dict[str, Row]:

@@ -21,6 +21,7 @@ from lightning_wd.optimizers.param_groups import configured_weight_decay, peak_l
 from lightning_wd.optimizers.saved_state import (
     DECAY_SETTINGS,
     OURS,
+    REBUILD,
     VERSIONED,
     check_family,
     check_states,
@@ -118,6 +119,11 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
         found = _differences(pair, filled, keys)
         if found and optimizer.on_resume == "config":
             _keep_configured(optimizer, pair, filled, keys)
+        if "name" in mine and mine["name"] != filled["name"]:
+            if not (found or switch):
+                problem = f"{pair.label} had another name, by a rule's setting that groups do not hold."
+                raise refusal(optimizer, problem, found=f"group {filled['name']!r}", fix=REBUILD)
+            filled["name"] = mine["name"]  # as the plan calls it
         if rescheduled:  # a learning rate within a discarded schedule is meaningless
             filled["lr"] = mine["lr"]
         differences += [switch, *unkept, *found]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.decay import STYLES, kernel_coefficient
-from lightning_wd.errors import ConfigError, checked_keywords, warn
+from lightning_wd.errors import ConfigError, checked_keywords, number, warn
 from lightning_wd.optimizers.adamw import AdamW
 from lightning_wd.optimizers.base import DecayGroups, check_decoupled
 from lightning_wd.optimizers.identify import Identification, identify, unhooked
@@ -21,6 +21,7 @@ from lightning_wd.optimizers.kernels import add_penalty, distances, is_zero, mas
 from lightning_wd.optimizers.sgdw import SGDW
 
 __all__ = ["decoupled", "is_schedule_free"]
+
 
 _READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW, torch.optim.SGD: SGDW}
 
@@ -68,8 +69,12 @@ class _Decoupled(DecayGroups):
         super().__init__(*bound.args, **bound.kwargs)
 
     def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
-        # None may be a class's own default, as timm's eps
-        super()._check({k: v for k, v in given.items() if v is not None or k in ("lr", "weight_decay")}, settings, of)
+        # Theirs: None may be a default, as timm's eps, and a momentum may be 1 or more.
+        own = {k: v for k, v in given.items() if v is not None or k in ("lr", "weight_decay")}
+        momentum = own.pop("momentum", None)
+        if isinstance(momentum, (int, float)):
+            settings["momentum"] = number(f"momentum{of}", momentum)
+        super()._check(own, settings, of)
 
     def _complete(self, group: dict[str, Any], label: str) -> None:
         if "lr" not in self.defaults:
@@ -101,6 +106,8 @@ class _Decoupled(DecayGroups):
     def _check_together(self, style: str, group: dict[str, Any], settings: dict[str, Any], label: str) -> None:
         super()._check_together(style, group, settings, label)
         name, own = self.base.__name__, self.identification
+        if own.own_closure:
+            raise _of_own_closure(name, own.own_closure)
         if style == "l2" and not own.may_be_l2:
             raise ConfigError(
                 f"{type(self).__name__} cannot do style 'l2' of {label}: the weight_decay of {name} is no L2 penalty.",
@@ -250,7 +257,8 @@ def decoupled(optimizer_cls: type[Optimizer]) -> Any:
     Style ``l2`` is the class's own ``weight_decay``, where that is found to be an L2 penalty; else it is refused.
 
     Raises:
-        ConfigError: not an optimizer class; or one that evaluates the closure itself, like LBFGS and SAM.
+        ConfigError: not an optimizer class; or one that evaluates the closure itself, like LBFGS and SAM, or (when it
+            is built) on other weights, like the closure forms of schedulefree.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -310,8 +318,13 @@ def _check_base(optimizer_cls: Any) -> None:
     name = optimizer_cls.__name__
     closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
     if (closure is not None and closure.default is inspect.Parameter.empty) or hasattr(optimizer_cls, "second_step"):
-        raise ConfigError(
-            f"{name} cannot be decoupled: it evaluates the closure itself, more than once in a step, and would see "
-            "weights that decay in between.",
-            fix=f"use {name} as it is, with the penalty lam/2 * ||w||^2 added to the loss",
-        )
+        raise _of_own_closure(name, "more than once in a step")
+
+
+def _of_own_closure(name: str, how: str) -> ConfigError:
+    """Return the refusal of a class that does not evaluate its closure once, on the weights that it finds."""
+    return ConfigError(
+        f"{name} cannot be decoupled: it evaluates the closure itself, {how}, and would see weights that decay in "
+        "between.",
+        fix=f"use {name} as it is, with the penalty lam/2 * ||w||^2 added to the loss",
+    )

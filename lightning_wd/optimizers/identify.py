@@ -56,6 +56,7 @@ class Identification:
         follows_group: whether it reads ``weight_decay`` from its group at each step.
         both: whether it is ``l2`` and ``decoupled`` at once, as in SGD without momentum.
         counters: what a step changes in its groups: no settings, but state.
+        own_closure: how a step evaluates its closure, where not once on the weights that it finds.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Identification:
     follows_group: bool = False
     both: bool = False
     counters: tuple[str, ...] = ()
+    own_closure: str = ""
 
     def amount_for(self, style: str, weight_decay: float, lr: float) -> float | None:
         """Return the ``weight_decay`` to hand to this class so that it decays as ours of ``style`` would.
@@ -127,7 +129,8 @@ def identify(optimizer_cls: type[Optimizer], **keywords: Any) -> Identification:
     given = _check_keywords(optimizer_cls, keywords)
     asked = (optimizer_cls, *sorted((key, repr(value)) for key, value in given.items()))
     if asked not in _KNOWN:
-        _KNOWN[asked] = _find_out(optimizer_cls, given, "cuda" if torch.cuda.is_available() else None)
+        found = _find_out(optimizer_cls, given, "cuda" if torch.cuda.is_available() else None)
+        _KNOWN[asked] = replace(found, own_closure=_own_closure(optimizer_cls, given))
     return _KNOWN[asked]
 
 
@@ -158,6 +161,20 @@ def _find_out(cls: type[Optimizer], keywords: Mapping[str, Any], accelerator: st
             f"{cls.__name__} cannot be made with {given}.", found=failures[0], fix="correct the value, or leave it out"
         )
     return Identification(cls.__name__, "unknown", evidence=("It could not be stepped.", *failures))
+
+
+def _own_closure(cls: type[Optimizer], keywords: Mapping[str, Any]) -> str:
+    """Return how a step evaluates its closure, where not once on the weights that it finds."""
+    calls: list[Tensor] = []
+    with contextlib.suppress(Exception), _aside("cpu"):  # who cannot be stepped is told in the evidence
+        trial = _Trial(cls, keywords, torch.float32, "cpu")
+        run = trial.make(_AMOUNT, _LR)
+        for gradient in trial.gradients[:8]:  # RAdam's first five steps are not like the rest
+            calls, found = [], run.read()
+            trial.step(run.optimizer, run.closure(gradient, calls))
+            if not torch.equal(found, calls[0]):
+                return "on other weights than the model has"
+    return "more than once in a step" if len(calls) > 1 else ""
 
 
 def _as_on(accelerator: str | None, found: Identification, cls: type[Optimizer], keywords: Any) -> Identification:
@@ -294,15 +311,6 @@ class _Run:
         random.seed(0)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(0)
-        calls: list[int] = []
-
-        def closure() -> Tensor:
-            calls.append(1)
-            if len(calls) > 1:
-                raise RuntimeError("it evaluates the closure more than once in a step, each time for other weights")
-            self._set_gradient(gradient)
-            return torch.ones((), dtype=gradient.dtype)
-
         if not self._with_closure:
             try:
                 self._step(self.optimizer)
@@ -312,7 +320,19 @@ class _Run:
                 if parameter is None:
                     raise
                 self._with_closure = True
-        self._step(self.optimizer, closure)
+        self._step(self.optimizer, self.closure(gradient, []))
+
+    def closure(self, gradient: Tensor, calls: list[Tensor]) -> Callable[[], Tensor]:
+        """Return a closure that may be evaluated once; ``calls`` gets the weights at each evaluation."""
+
+        def evaluate() -> Tensor:
+            calls.append(self.read())
+            if len(calls) > 1:
+                raise RuntimeError("it evaluates the closure more than once in a step, each time for other weights")
+            self._set_gradient(gradient)
+            return torch.ones((), dtype=gradient.dtype)
+
+        return evaluate
 
     def _set_gradient(self, gradient: Tensor) -> None:
         sizes = [w.numel() for w in self.weights]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lightning_wd.errors import ConfigError, listed
+from lightning_wd.errors import ConfigError, keys, listed
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.by_name import DOTTED_PATH, OPTIMIZERS, hyperparameters_of, optimizer_class
 from lightning_wd.optimizers.decoupled import is_schedule_free
@@ -77,6 +77,12 @@ class MultiOptimizer(DecayGroups):
         hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self._hyperparameters = {name: dict(keywords) for name, keywords in (hyperparameters or {}).items()}
+        for name, keywords in self._hyperparameters.items():
+            keys(
+                f"hyperparameters of {name}",
+                keywords,
+                hyperparameters_of(optimizer_class(name, style, "hyperparameters")),
+            )
         self._steppers: list[_Stepper] = []
         self._owners: list[int] = []  # position of a group -> position of its stepper
         self._begin(weight_decay=weight_decay, style=style)

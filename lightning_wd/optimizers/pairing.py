@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -98,9 +97,9 @@ def _without_prefix(mine: dict[str, _Home], theirs: dict[str, _Home]) -> dict[st
 
 
 def _in_my_order(mine: dict[str, Any], theirs: dict[str, Any], homes: dict[str, _Home]) -> dict[str, Any]:
-    """Return saved settings with the members and the name of a group of the optimizer."""
-    names, called = mine["param_names"], {"name": mine["name"]} if "name" in mine else {}
-    return {**theirs, **called, "params": [homes[name].key for name in names], "param_names": names}
+    """Return saved settings with the members of a group of the optimizer."""
+    names = mine["param_names"]
+    return {**theirs, "params": [homes[name].key for name in names], "param_names": names}
 
 
 def _regrouped(optimizer: Any, homes: dict[str, _Home], state_dict: dict[str, Any]) -> list[Pair]:
@@ -117,7 +116,7 @@ def _regrouped(optimizer: Any, homes: dict[str, _Home], state_dict: dict[str, An
     for index, mine in enumerate(own):
         label = group_label(mine, index)
         sources = [saved[i] for i in sorted({homes[name].group for name in mine["param_names"]})]
-        theirs = {**sources[0]}
+        theirs = {**sources[0], **({"name": mine["name"]} if "name" in mine else {})}
         differences = []
         for key in [key for key in theirs if key not in VERSIONED | {"params", "param_names", "name"}]:
             values = list({repr(plain(group.get(key))): group.get(key) for group in sources}.values())
@@ -150,10 +149,13 @@ def _check_layout(optimizer: Any, saved: list[dict[str, Any]]) -> None:
             if names_of(saved[0]) is None:
                 outlines["fix"] += "; its parameters have no names, by which a mask could split them"
         raise refusal(optimizer, "loaded state dict has a different number of parameter groups.", **outlines)
+    # A plan names groups by what rules set, and these settings are compared themselves.
+    planned = getattr(optimizer, "decay_plan", None) is not None
     for index, (mine, theirs) in enumerate(zip(own, saved, strict=True)):
         label = group_label(mine, index)
         names, theirs_names = names_of(mine), names_of(theirs)
-        if _names_differ(mine, theirs):
+        same = planned and names is not None and sorted(names) == sorted(theirs_names or ())
+        if "name" in mine and "name" in theirs and mine["name"] != theirs["name"] and not same:
             raise refusal(optimizer, f"group {index} has another name.", **outlines)
         if names is not None and theirs_names is not None and sorted(names) != sorted(theirs_names):
             lost = [name for name in names if name not in theirs_names]
@@ -163,19 +165,6 @@ def _check_layout(optimizer: Any, saved: list[dict[str, Any]]) -> None:
         if len(mine["params"]) != len(theirs["params"]):
             problem = f"loaded state dict contains a parameter group that doesn't match the size of {label}."
             raise refusal(optimizer, problem, **outlines)
-
-
-def _names_differ(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether two groups have other names, not counting settings of rules where the members' names decide.
-
-    A mask calls its groups after the settings of its rules, as in ``decay_lr_0.05_sgdw``: those are compared as such.
-    """
-    both = (mine, theirs)
-    if not all("name" in group for group in both) or mine["name"] == theirs["name"]:
-        return False
-    stems = [re.match("decay|no_decay", group["name"]) for group in both if names_of(group) is not None]
-    kinds = [(stem[0], group.get("optimizer")) for stem, group in zip(stems, both, strict=False) if stem]
-    return len(kinds) < len(both) or kinds[0] != kinds[1]
 
 
 def tell_of_positions(optimizer: Any, pairs: Iterable[Pair], state: dict[Any, Any]) -> None:

@@ -244,6 +244,49 @@ BIAS = "mask rule 1 (name '*.bias')"
             "mask rule 1 (name '2.*') gives parameters to helpers.own_ways.Needs, which needs rank.\n"
             "  found: 2.weight, 2.bias\n  fix: write rank: <value> into the rule",
         ),
+        (
+            [{"name": "2.*", "eps": -1.0, "alpha": -3.0}],
+            {"name": "torch.optim.RMSprop"},
+            "mask rule 1 (name '2.*') has settings that torch.optim.RMSprop refuses: Invalid epsilon value: -1.0.\n"
+            "  found: eps=-1.0, alpha=-3.0\n  fix: correct these settings, or give the rule another optimizer",
+        ),
+        (
+            [
+                {"name": "1.*", "lr": 0.5},
+                {"name": "2.*", "optimizer": "sgdw", "lr": 0.5, "nesterov": True, "momentum": 0},
+            ],
+            {},
+            "mask rule 2 (name '2.*') has settings that sgdw refuses: Nesterov momentum requires a momentum and zero",
+        ),
+        (
+            [{"name": "2.*", "foreach": True, "fused": True}],
+            {},
+            "mask rule 1 (name '2.*') has settings that adamw refuses: `fused` and `foreach` cannot be `True` together",
+        ),
+        (
+            [{"name": "2.weight", "optimizer": "muon", "split": 3}],
+            {},
+            "optimizer.mask.rules[0].split=3 of group 'decay_muon_split_3' does not divide the first dimension of "
+            "2.weight.\n",
+        ),
+        (
+            [{"name": "2.weight", "optimizer": "muon"}, {"name": "2.weight", "adjust_lr_fn": "orignal"}],
+            {},
+            "optimizer.mask.rules[1].adjust_lr_fn 'orignal' is unknown.\n  valid: match_rms_adamw, original\n"
+            "  nearest: 'original'\n  fix: write optimizer.mask.rules[1].adjust_lr_fn=original",
+        ),
+        (
+            [],
+            {"name": "muon", "ns_coefficients": "quintik"},
+            "optimizer.ns_coefficients 'quintik' is unknown.\n  valid: quintic, polar_express\n  nearest: 'quintic'\n"
+            "  fix: write optimizer.ns_coefficients=quintic",
+        ),
+        (
+            [{"name": "1.*", "lr": 0.5}, {"name": "2.*", "lr": -1}],
+            {},
+            "optimizer.mask.rules[1].lr must be a number >= 0 but got -1.\n  found: int\n"
+            "  valid: a finite number >= 0\n  fix: write optimizer.mask.rules[1].lr=1, without the sign",
+        ),
         ([], {"muon": {"lr": 0.1}}, "optimizer.muon is a setting of optimizer=muon, and this is adamw.\n"),
         ([], {"name": "muon", "muon": {"lrs": 0.1}}, "optimizer.muon has no key 'lrs'.\n  valid: lr, weight_decay\n"),
         ([], {"name": "muon", "muon": {"lr": -1}}, "optimizer.muon.lr must be a number >= 0 but got -1."),

@@ -339,3 +339,31 @@ def test_what_the_decay_of_adamw_schedule_free_is() -> None:
         torch.testing.assert_close(w.detach(), y + c * (old_z - y) - 0.05 * (1 - 0.9 * (1 - c)) * y)
     found = wd.identify(real())
     assert (found.style, found.counters) == ("unknown", ("k", "lr_max", "scheduled_lr", "train_mode", "weight_sum"))
+
+
+@pytest.mark.filterwarnings("ignore:.*keeps its own decay in group")
+def test_among_several_optimizers_it_alone_is_switched(by_name: Any, schedule_free: Any, tmp_path: Path) -> None:
+    """Each as if it were alone; a trainer switches it, and a resumed run equals one without a break."""
+    torch.manual_seed(0)
+    w, v, own_w, own_v = (torch.nn.Parameter(torch.ones(3)) for _ in range(4))
+    groups = [{"params": [w], "optimizer": by_name["name"]}, {"params": [v], "optimizer": "sgdw"}]
+    several = wd.MultiOptimizer(groups, lr=0.1, weight_decay=0.5)
+    alone, other = schedule_free([own_w], lr=0.1, weight_decay=0.5), wd.SGDW([own_v], lr=0.1, weight_decay=0.5)
+    for _ in range(3):
+        several.train()
+        alone.train()
+        for p in (w, v, own_w, own_v):
+            p.grad = p.detach().clone()
+        for each in (several, alone, other):
+            each.step()
+        assert torch.equal(w, own_w)
+        several.eval()
+        alone.eval()
+        assert torch.equal(w, own_w)
+        assert torch.equal(v, own_v)
+    config = {**by_name, "mask": {"base": "all", "rules": [{"name": "head.*", "optimizer": "sgdw"}]}}
+    whole, resumed = Net(config), Net(config)
+    fit(whole, tmp_path, SaveAt(7, tmp_path / "7.ckpt"))
+    made = fit(resumed, tmp_path, ckpt_path=tmp_path / "7.ckpt")
+    assert equal(whole, resumed)
+    assert [group.get("train_mode") for group in made.optimizers[0].param_groups] == [False, None]

@@ -70,7 +70,11 @@ def test_torchs_own_give_the_fast_classes() -> None:
 
 
 def test_the_keywords_are_the_classs_own() -> None:
-    assert hyperparameters_of(optimizer_class(f"{HERE}.Sized", "none")) == {"size": REQUIRED, "beta": 0.5}
+    assert hyperparameters_of(optimizer_class(f"{HERE}.Sized", "none")) == {
+        "size": REQUIRED,
+        "beta": 0.5,
+        "anchor_dtype": None,  # of decoupled()
+    }
     assert family(f"{HERE}.Sized").lr is None
     assert hyperparameters_of(wd.SGDW).keys() == hyperparameters_of(optimizer_class("torch.optim.SGD", "l2")).keys()
 
@@ -234,6 +238,34 @@ def test_a_resumed_run_is_exact_and_its_checkpoint_names_no_class_to_import(tmp_
         run(name="Tiger", ckpt_path=saved)
     assert "does not fit this TigerW: group 'decay' is of another optimizer." in str(caught.value)
     assert f"found: optimizer '{package}.Sign'\n  valid: optimizer '{package}.Tiger'" in str(caught.value)
+
+
+class OwnRanges(Sign):
+    """With settings outside the ranges of torch's, as the alpha of AdEMAMix, and a default that is a list."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.1,
+        betas: Any = [0.9, 0.99],  # noqa: B006
+        alpha: float = 5.0,
+        momentum: float = 1.0,
+    ) -> None:
+        super().__init__(params, lr, betas, alpha=alpha, momentum=momentum)
+
+
+def test_the_ranges_of_settings_are_the_classs_own() -> None:
+    config = {"name": f"{HERE}.OwnRanges", "alpha": 8, "betas": [0.8, 0.9]}
+    rule = {"name": "1.*", "alpha": -2, "momentum": 3}
+    optimizer = wd.configure_optimizers(wide(), {**config, "mask": {"rules": [rule]}})["optimizer"]
+    said = {(g["alpha"], g["momentum"], g["betas"]) for g in optimizer.param_groups}
+    assert said == {(8, 1.0, (0.8, 0.9)), (-2, 3, (0.8, 0.9))}
+    with pytest.raises(wd.ConfigError, match=r"optimizer\.betas must be 2 numbers but got 'x'"):
+        wd.configure_optimizers(wide(), {**config, "betas": "x"})
+    with pytest.raises(
+        wd.ConfigError, match=r"optimizer\.alpha must be a number but got 'x'\.\n.*\n  valid: a finite number\n"
+    ):
+        wd.configure_optimizers(wide(), {**config, "alpha": "x"})
 
 
 def test_the_override_takes_a_class(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_a_changed_number_of_a_rule_is_settled_like_any_other(on_resume: str, ra
         assert group["name"] == f"{stem}_lr_0.01_sgdw_momentum_0.5"  # as the plan calls it
         assert [group[key] for key in ("lr", "initial_lr", "base_lr", "momentum")] == [rate, rate, rate, momentum]
     refused(built("torch.optim.Adam", lr=0.05), saved, "of another optimizer")
-    refused(built(name="muon", lr=0.05, momentum=0.9), saved, "another name", "group 'decay_muon' (1 parameter)")
+    refused(built(name="muon", lr=0.05, momentum=0.9), saved, "group 'decay_muon' is of another optimizer")
     for group in saved["param_groups"]:
         del group["param_names"]
     refused(target, saved, "group 2 has another name.", "'decay_lr_0.01_sgdw_momentum_0.5' (1 parameter)")

@@ -315,6 +315,23 @@ class Twice(torch.optim.Optimizer):
         return closure()
 
 
+class TwiceIfGiven(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        if closure is not None:
+            closure()
+        return super().step(closure)
+
+
+class Ahead(torch.optim.SGD):
+    """As the closure forms of schedulefree: the gradient is taken on other weights than those between steps."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for p in self.param_groups[0]["params"]:
+            p.mul_(0.5)
+        return super().step(closure)
+
+
 def test_what_cannot_be_decoupled_says_why() -> None:
     for base in (torch.optim.LBFGS, SAM):
         with pytest.raises(
@@ -323,8 +340,12 @@ def test_what_cannot_be_decoupled_says_why() -> None:
             wd.decoupled(base)
     with pytest.raises(wd.ConfigError, match=r"decoupled\(\) takes a torch\.optim.Optimizer class but got 'NAdam'"):
         wd.decoupled("NAdam")  # type: ignore[arg-type]
-    with pytest.raises(wd.ConfigError, match="TwiceW evaluates the closure more than once in a step"):
-        wd.decoupled(Twice)([start()], lr=0.1).step(lambda: torch.zeros(()))
+    for cls, how in ((Twice, "more than once"), (TwiceIfGiven, "more than once"), (Ahead, "on other weights")):
+        words = f"{cls.__name__} cannot be decoupled: it evaluates the closure itself, {how}"
+        with pytest.raises(wd.ConfigError, match=words):
+            wd.decoupled(cls)([start()], lr=0.1)
+        with pytest.raises(wd.ConfigError, match=words):
+            wd.configure_optimizers(torch.nn.Linear(2, 2), {"name": f"{__name__}.{cls.__name__}"})
     with pytest.raises(wd.ConfigError, match=r"ASGDW has no key 'lambd_'(?s:.*)write lambd, or"):
         wd.decoupled(torch.optim.ASGD)([start()], lambd_=1.0)
 

@@ -362,6 +362,60 @@ def test_the_state_of_other_optimizers_is_refused() -> None:
     assert optimizer.param_groups[2] == before[2]
 
 
+@pytest.mark.parametrize("on_resume", ["checkpoint", "config", "error"])
+def test_on_resume_decides_on_what_rules_set(on_resume: str) -> None:
+    """The names of groups say what rules set: they are no other groups where only that differs."""
+
+    def make(lr: float, betas: list[float], **config: Any) -> tuple[nn.Module, Any]:
+        rules = [{"name": "*.bias", "optimizer": "sgdw", "lr": lr}, {"name": "3.weight", "betas": betas, "lr_mult": lr}]
+        return pair(mask={"rules": rules}, **config)
+
+    saved_names = ["decay", "no_decay", "no_decay_lr_0.05_sgdw", "decay_lr_x0.05_betas_0.8_0.9"]
+    names = ["decay", "no_decay", "no_decay_lr_0.1_sgdw", "decay_lr_x0.1_betas_0.7_0.9"]
+    model, optimizer = make(0.05, [0.8, 0.9])
+    train(model, optimizer)
+    assert [group["name"] for group in optimizer.param_groups] == saved_names
+    twin, its = make(0.1, [0.7, 0.9], on_resume=on_resume)
+    assert [group["name"] for group in its.param_groups] == names
+    said = (
+        r"'no_decay_lr_0.1_sgdw': lr \(base_lr\) is 0.05 in the checkpoint, 0.1 in the configuration.*"
+        r"betas is \(0.8, 0.9\) in the checkpoint, \(0.7, 0.9\) in the configuration"
+    )
+    if on_resume == "error":
+        with pytest.raises(wd.CheckpointMismatchError, match=said):
+            its.load_state_dict(optimizer.state_dict())
+        return
+    with pytest.warns(UserWarning, match=f"(?s){said}"):
+        its.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch loads tensors as they are
+    won = [(g["name"], g["base_lr"], g.get("betas")) for g in its.param_groups[2:]]
+    assert (
+        won
+        == {
+            "checkpoint": [(names[2], 0.05, None), (names[3], 0.0005, (0.8, 0.9))],
+            "config": [(names[2], 0.1, None), (names[3], 0.001, (0.7, 0.9))],
+        }[on_resume]
+    )
+    twin.load_state_dict(model.state_dict())
+    train(twin, its)
+    if on_resume == "checkpoint":
+        train(model, optimizer)
+        assert equal(weights(model), weights(twin))
+
+
+def test_other_settings_that_groups_do_not_hold_are_refused() -> None:
+    def make(rank: int) -> Any:
+        rule = {"name": "*.bias", "optimizer": "helpers.own_ways.Needs", "rank": rank}
+        model, optimizer = pair(mask={"rules": [rule]})
+        train(model, optimizer)
+        return optimizer
+
+    make(2).load_state_dict(make(2).state_dict())
+    with pytest.raises(
+        wd.CheckpointMismatchError, match="'no_decay_Needs_rank_3' had another name, by a rule's setting"
+    ):
+        make(3).load_state_dict(make(2).state_dict())
+
+
 @pytest.mark.parametrize("style", ["decoupled", "constant"])
 def test_distributed_checkpoints_fill_an_empty_optimizer(style: str) -> None:
     """They step it once at lr 0 to make its state: what the first stepper has made must not hide that from the next."""
@@ -406,6 +460,23 @@ def test_a_group_joins_its_optimizer_or_brings_one() -> None:
     assert [round(1 - p[0].item(), 4) for p in (a, b, c, d)] == [0.101, 0.202, 0.101, 0.1]
 
 
+def test_what_the_module_gains_later_joins_by_the_mask_or_its_group() -> None:
+    model, optimizer = pair()
+    for name, group in (("by_mask", {}), ("by_group", {"optimizer": "sgdw", "momentum": 0.3, "lr": 0.5})):
+        model.add_module(name, nn.Linear(3, 3))
+        optimizer.add_param_group({"params": [*model.get_submodule(name).parameters()], **group})
+    said = {g["name"]: (g["optimizer"], g["lr"], g["weight_decay"], g.get("momentum")) for g in optimizer.param_groups}
+    assert dict([*said.items()][3:]) == {
+        "decay_late": ("adamw", 0.01, 0.1, None),
+        "no_decay_lr_0.05_sgdw_momentum_0.9_late": ("sgdw", 0.05, 0.0, 0.9),
+        "decay_sgdw_late_2": ("sgdw", 0.5, 0.1, 0.3),
+        "no_decay_lr_0.05_sgdw_momentum_0.9_late_2": ("sgdw", 0.5, 0.0, 0.3),
+    }
+    rows = {row.name: (row.optimizer, row.group) for row in optimizer.decay_plan}
+    assert rows["by_mask.weight"] == ("adamw", "decay_late")
+    assert rows["by_group.weight"] == ("sgdw", "decay_sgdw_late_2")
+
+
 def make(**group: Any) -> Any:
     return wd.MultiOptimizer([{"params": [nn.Parameter(torch.ones(2))], **group}], lr=0.1)
 
@@ -436,6 +507,16 @@ def make(**group: Any) -> Any:
 def test_groups_that_cannot_be_are_refused(group: dict[str, Any], words: str) -> None:
     with pytest.raises(wd.ConfigError, match=f"(?s){words}"):
         make(**group)
+
+
+def test_hyperparameters_of_no_optimizer_are_refused() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "optimizer": "adamw"}]
+    with pytest.raises(wd.ConfigError, match=r"hyperparameters 'sgdww' is unknown[\s\S]*nearest: 'sgdw'"):
+        wd.MultiOptimizer(groups, hyperparameters={"sgdww": {"momentum": 0.9}})
+    with pytest.raises(
+        wd.ConfigError, match=r"hyperparameters of sgdw has no key 'momentums'[\s\S]*nearest: 'momentum'"
+    ):
+        wd.MultiOptimizer(groups, hyperparameters={"sgdw": {"momentums": 0.9}})
 
 
 def test_a_plain_optimizer_refuses_the_key() -> None:
