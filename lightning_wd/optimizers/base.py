@@ -18,7 +18,7 @@ from lightning_wd._private import (
 )
 from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
-from lightning_wd.optimizers.anchors import anchors_of
+from lightning_wd.optimizers.anchors import anchors_of, tell_of_moved
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
 from lightning_wd.optimizers.compiled import check_compiler
 from lightning_wd.optimizers.hyperball import radius_of, turns
@@ -79,8 +79,8 @@ class DecayGroups(Optimizer):
         self._anchors: dict[Tensor, Tensor] = {}  # of weights that have not stepped yet; then they are state
         self._on_resume = "checkpoint"
         self._compile = compile
-        self._groups_met = 0  # whose decay was compared with their dtype
-        self._settings = {"toward": "zero", "anchor_dtype": None, **settings}
+        self._groups_met = 0  # that have stepped
+        self._settings = settings
         if weight_decay is None:
             return 0.0 if settings["style"] == "hyperball" else self.default_weight_decay
         return weight_decay
@@ -241,12 +241,15 @@ class DecayGroups(Optimizer):
             if settings.get(key):
                 raise ConfigError(f"{key}=True does not go with style 'hyperball' of {label}.", fix=f"leave out {key}")
 
-    def _meet_low_precision(self) -> None:
-        """Look at the groups that have not stepped yet."""
+    def _meet_groups(self) -> None:
+        """Look at the groups that have not stepped yet: at their precision, and at anchors that are no longer init."""
         if self._groups_met < len(self.param_groups) and not torch.compiler.is_compiling():
             new = [*enumerate(self.param_groups)][self._groups_met :]
             self._groups_met = len(self.param_groups)
             meet_low_precision(new, compiled=bool(self._compile))
+            for index, group in new if self._anchors and not _is_capturing() else ():
+                unsaved = {p: a for p, a in self._anchors.items() if "anchor" not in self.state.get(p, {})}
+                tell_of_moved(group, group_label(group, index), unsaved)
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer.__getstate__ keeps three attributes only; copies and pickles would lose ours.
@@ -279,9 +282,12 @@ class DecayGroups(Optimizer):
                 :attr:`on_resume` is "config") of another decay style.
         """
         load = super().load_state_dict
+        towards = [group["toward"] for group in self.param_groups]
+        held = {p: state["anchor"] for p, state in self.state.items() if "anchor" in state}
         with as_typed(self.typed):
             if load.__func__ is not Optimizer.load_state_dict:  # type: ignore[attr-defined]
                 load(fit_checkpoint(self, state_dict))  # the class has its own, which may run no hooks: bitsandbytes
+                self._keep_anchors(towards, held)
                 return
             # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
             fitted: dict[str, Any] = {}
@@ -296,6 +302,20 @@ class DecayGroups(Optimizer):
             finally:
                 handle.remove()
             keep_numbers(self, fitted)
+            self._keep_anchors(towards, held)
+
+    def _keep_anchors(self, towards: list[str], held: dict[Tensor, Tensor]) -> None:
+        """Give weights that had not stepped when a state was saved, so that it has no anchor, the one of their group.
+
+        A finder loads such a state to undo its steps: what it ``held`` goes on. So does ``toward`` as it was, in each
+        group; another one is that of the state.
+        """
+        for index, (group, toward) in enumerate(zip(self.param_groups, towards, strict=True)):
+            bare = [p for p in group["params"] if "anchor" not in self.state.get(p, {})]
+            anchors = held
+            if group["toward"] != toward and bare and pulls(group):
+                anchors = anchors_of(group, group_label(group, index))
+            self.stepper_of(group)._anchors |= {p: anchors[p] for p in bare if p in anchors}
 
     def _initialises_state(self) -> bool:
         """Whether this step only creates state: no state yet, and all learning rates and gradients 0.
@@ -306,7 +326,7 @@ class DecayGroups(Optimizer):
             return False
         if any(p in self.state for group in self.param_groups for p in group["params"]):  # others share a state
             return False
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if _is_capturing():
             return False
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         return all(group["lr"] == 0 for group in self.param_groups) and not any(g.any() for g in grads)
@@ -321,7 +341,7 @@ class DecayGroups(Optimizer):
     def _anchor(self, group: dict[str, Any], p: Tensor) -> Tensor:
         """Return what a weight decays towards, in the dtype asked for and where the weight is now.
 
-        One whose decay gets an anchor by a resume alone starts from here.
+        One whose group got its ``toward`` by hand starts from here.
         """
         made = self._anchors.pop(p, None)
         anchor: Tensor | None = self.state.get(p, {}).get("anchor", made)
@@ -373,6 +393,11 @@ def without_style(cls: type) -> inspect.Signature:
     """Return the signature of a class without ``style``, for a subclass that has only one."""
     signature = inspect.signature(cls)
     return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "style"])
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is recorded, which may read nothing from the device."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _same(value: Any, default: Any) -> bool:

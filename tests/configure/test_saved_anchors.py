@@ -85,9 +85,17 @@ def test_a_plan_of_hyperballs() -> None:
         wd.configure_optimizers(zero, {"decay": {"style": "hyperball"}})
     spared = {"rules": [{"name": "head.weight", "wd_mult": 0}]}
     wd.configure_optimizers(zero, {"decay": {"style": "hyperball"}, "mask": spared})
-    weaker = {"rules": [{"name": "head.weight", "wd_mult": 0.5}]}
-    with pytest.raises(wd.MaskError, match=r"wd_mult=0\.5 of head\.weight has no meaning with style 'hyperball'"):
-        wd.configure_optimizers(net(), {"decay": {"style": "hyperball"}, "mask": weaker})
+    for key, value in (("wd_mult", 0.5), ("weight_decay", 0.5), ("toward", "init")):
+        rules = {"rules": [{"name": "head.weight", key: value}]}
+        with pytest.raises(wd.MaskError, match=rf"{key}={value} of head\.weight has no meaning with style 'hyperball'"):
+            wd.configure_optimizers(net(), {"decay": {"style": "hyperball"}, "mask": rules})
+
+
+def test_a_toward_of_what_does_not_decay_is_refused() -> None:
+    for decay, rule in (({}, {"name": "*.bias"}), ({"style": "none"}, {"name": "head.weight"})):
+        with pytest.raises(wd.MaskError, match=r"the toward 'init' of mask rule .* has no effect") as error:
+            wd.configure_optimizers(net(), {"decay": decay, "mask": {"rules": [{**rule, "toward": "init"}]}})
+        assert str(error.value).endswith("remove its toward")
 
 
 @pytest.mark.parametrize(
