@@ -155,6 +155,21 @@ def test_a_killed_run_resumes_to_the_same_bits(run: str, tmp_path: Path, monkeyp
         assert 0.01 < metrics[f"{name}/angular_update"].item() < 0.03
 
 
+def test_a_checkpoint_of_the_frozen_body_alone_is_for_what_is_unfrozen(tmp_path: Path) -> None:
+    """First the new head is trained, then the body, towards its checkpoint."""
+    path = str(tmp_path / "body.pt")
+    torch.save({"backbone.0.weight": torch.ones_like(Net({}).backbone[0].weight)}, path)
+    config = {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"toward": path}}
+    finetuning = wd.MaskedFinetuning(freeze=["backbone.*"], unfreeze={1: ["backbone.*"]})
+    (optimizer,) = fit(Net(config), tmp_path, finetuning, max_epochs=2).optimizers
+    late = {g["name"]: g["toward"] for g in optimizer.param_groups}
+    assert late["decay_toward_zero"] == "zero" and late["decay_epoch_1"] == path
+    frozen = Net(config)
+    frozen.backbone.requires_grad_(False)
+    with pytest.raises(wd.ConfigError, match=r"no parameter has its name in optimizer\.decay\.toward="):
+        wd.configure_optimizers(frozen, config)  # nobody unfreezes it
+
+
 def test_what_is_unfrozen_decays_towards_what_it_was(tmp_path: Path) -> None:
     config = {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"toward": "init"}}
 
