@@ -125,14 +125,12 @@ def saved_names(names: Iterable[str], saved: Iterable[str]) -> dict[str, str]:
     whole = sum(clean in theirs for clean in mine)
     added = Counter(name.removesuffix(end) for name in mine for end in _ends(name) if end in theirs)
     dropped = Counter(name.removesuffix(end) for name in theirs for end in _ends(name) if end in mine)
-    votes = [((whole, 0), "", False)] if whole else []
-    votes += [
-        ((n, -len(prefix)), prefix, longer is dropped) for longer in (added, dropped) for prefix, n in longer.items()
-    ]
-    best = [vote for vote in votes if vote[0] == max(votes)[0]]
-    if len(best) != 1:  # nothing, or several prefixes fit alike
+    votes = [(whole, "", False)] if whole else []
+    votes += [(n, prefix, longer is dropped) for longer in (added, dropped) for prefix, n in longer.items()]
+    best = [(prefix, is_theirs) for n, prefix, is_theirs in votes if n == max(votes)[0]]
+    prefix, is_theirs = min(best, key=lambda vote: len(vote[0]), default=("", False))
+    if not best or not all(other.startswith(prefix) for other, _ in best):  # nothing, or several that fit alike
         return {}
-    _, prefix, is_theirs = best[0]
     if is_theirs:
         return {name: theirs[prefix + clean] for clean, name in mine.items() if prefix + clean in theirs}
     bare = {clean.removeprefix(prefix): name for clean, name in mine.items() if clean.startswith(prefix)}
@@ -154,7 +152,8 @@ def no_match(problem: str, names: Iterable[str], saved: Iterable[str]) -> Config
         found=listed(saved),
         valid=listed(names),
         nearest=close,
-        fix="give the checkpoint of this model, or write toward=zero or init for these parameters",
+        fix="give the checkpoint of this model, and of no other beside it, or write toward=zero or init for these "
+        "parameters",
     )
 
 

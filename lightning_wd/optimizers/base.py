@@ -11,17 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd._private import (
-    disable_dynamo,
-    is_fsdp1_piece,
-    tells_scaler_when_fused,
-)
+from lightning_wd._private import disable_dynamo, tells_scaler_when_fused
 from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
 from lightning_wd.optimizers.anchors import anchors_of, tell_of_moved
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
 from lightning_wd.optimizers.compiled import check_compiler
-from lightning_wd.optimizers.hyperball import radius_of, turns
+from lightning_wd.optimizers.hyperball import check_settings, check_weights, radius_of, turns
 from lightning_wd.optimizers.kernels import pulls
 from lightning_wd.optimizers.low_precision import meet_low_precision
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
@@ -136,16 +132,7 @@ class DecayGroups(Optimizer):
         if pulls(group):
             self._anchors |= anchors_of(group, label)
         elif group["style"] == "hyperball":
-            names = group.get("param_names", range(len(group["params"])))
-            for name, p in zip(names, group["params"], strict=True):
-                if is_fsdp1_piece(p):
-                    raise ConfigError(
-                        f"FSDP1 has cut parameter {name!r} of {label} into pieces: a hyperball keeps whole norms.",
-                        found=f"shape {tuple(p.shape)}",
-                        fix="use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)",
-                    )
-                if turns(group, p) and not p.is_meta:
-                    radius_of(p, f"parameter {name!r} of {label}")
+            check_weights(group, label)
 
     def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
         """Check settings, and keep them in ``settings`` as plain values; ``of`` says whose they are."""
@@ -218,7 +205,7 @@ class DecayGroups(Optimizer):
             )
         check_toward(f"toward of {label}", settings["toward"], style)
         if style == "hyperball":
-            self._check_hyperball(settings, label)
+            check_settings(settings, label)
         check_decoupled(group.get("decoupled_weight_decay"), style, f" of {label}")
         if not self._compile:
             return
@@ -228,18 +215,6 @@ class DecayGroups(Optimizer):
                 raise ConfigError(f"compile=True does not go with {key}=True of {label}.", fix=fix)
         params = [p[-1] if isinstance(p, tuple) else p for p in group["params"]]  # torch refuses what is no tensor
         check_compiler({p.device.type for p in params if isinstance(p, Tensor)})
-
-    def _check_hyperball(self, settings: dict[str, Any], label: str) -> None:
-        """Refuse what has no meaning where a norm is kept in decay's place."""
-        if settings["weight_decay"]:
-            raise ConfigError(
-                f"style 'hyperball' of {label} has no amount: it keeps each tensor's norm.",
-                found=f"weight_decay={settings['weight_decay']!r}",
-                fix="leave out weight_decay, or write a decay style",
-            )
-        for key in ("kahan", "differentiable"):
-            if settings.get(key):
-                raise ConfigError(f"{key}=True does not go with style 'hyperball' of {label}.", fix=f"leave out {key}")
 
     def _meet_groups(self) -> None:
         """Look at the groups that have not stepped yet: at their precision, and at anchors that are no longer init."""

@@ -163,7 +163,7 @@ def test_a_checkpoint_of_the_frozen_body_alone_is_for_what_is_unfrozen(tmp_path:
     finetuning = wd.MaskedFinetuning(freeze=["backbone.*"], unfreeze={1: ["backbone.*"]})
     (optimizer,) = fit(Net(config), tmp_path, finetuning, max_epochs=2).optimizers
     late = {g["name"]: g["toward"] for g in optimizer.param_groups}
-    assert late["decay_toward_zero"] == "zero" and late["decay_epoch_1"] == path
+    assert (late["decay_toward_zero"], late["decay_epoch_1"]) == ("zero", path)
     frozen = Net(config)
     frozen.backbone.requires_grad_(False)
     with pytest.raises(wd.ConfigError, match=r"no parameter has its name in optimizer\.decay\.toward="):

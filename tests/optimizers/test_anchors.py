@@ -297,6 +297,8 @@ def test_names_match_through_wrappers_and_prefixes() -> None:
         assert saved_names(mine, saved) == {"model.body.weight": saved[0]}
     assert saved_names(["0.weight", "1.weight"], ["weight"]) == {}  # either could be meant
     assert saved_names(mine, ["other.bias"]) == {}
+    # The model's, or its average? No prefix is taken by chance.
+    assert saved_names(["body.weight"], ["model.body.weight", "ema.body.weight"]) == {}
     # An old head of the same name does not hide the body that stands under another prefix.
     mine = ["body.0.weight", "body.1.weight", "head.weight"]
     saved = ["0.weight", "1.weight", "head.weight"]
