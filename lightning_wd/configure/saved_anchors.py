@@ -23,7 +23,8 @@ def with_saved_anchors(plan: DecayPlan, *, unfrozen_later: bool = False) -> Deca
         saved = saved_names([name for row in plan for name in row.names], weights)
         pulled = [row for row in plan if row.toward == path]
         if not any(row.name in saved for row in plan if row.toward == path or (row.frozen and unfrozen_later)):
-            problem = f"no parameter has its name in optimizer.decay.toward={path}."
+            where = "optimizer.decay.toward" if path == plan.toward else "a mask rule's toward"
+            problem = f"no parameter has its name in {where}={path}."
             raise no_match(problem, [row.name for row in pulled], weights)
         for row in pulled:
             if row.name not in saved:

@@ -65,6 +65,8 @@ def test_what_a_checkpoint_lacks_decays_to_zero_and_its_row_says_so(tmp_path: Pa
     with pytest.raises(wd.ConfigError, match=r"no parameter has its name in optimizer\.decay\.toward=") as error:
         wd.configure_optimizers(net(), {"decay": {"toward": path}})
     assert "found: other\n  valid: body.weight, head.weight" in str(error.value)
+    with pytest.raises(wd.ConfigError, match="no parameter has its name in a mask rule's toward="):
+        wd.configure_optimizers(net(), {"mask": {"rules": [{"name": "head.weight", "toward": path}]}})
 
 
 def test_a_plan_of_hyperballs() -> None:
@@ -158,7 +160,8 @@ def test_a_killed_run_resumes_to_the_same_bits(run: str, tmp_path: Path, monkeyp
 def test_a_checkpoint_of_the_frozen_body_alone_is_for_what_is_unfrozen(tmp_path: Path) -> None:
     """First the new head is trained, then the body, towards its checkpoint."""
     path = str(tmp_path / "body.pt")
-    torch.save({"backbone.0.weight": torch.ones_like(Net({}).backbone[0].weight)}, path)
+    weight: Any = Net({}).backbone[0].weight
+    torch.save({"backbone.0.weight": torch.ones_like(weight)}, path)
     config = {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"toward": path}}
     finetuning = wd.MaskedFinetuning(freeze=["backbone.*"], unfreeze={1: ["backbone.*"]})
     (optimizer,) = fit(Net(config), tmp_path, finetuning, max_epochs=2).optimizers

@@ -228,6 +228,33 @@ def test_another_toward_than_the_runs_is_said(tmp_path: Path) -> None:
     torch.testing.assert_close(of_file.param_groups[0]["params"][0].item(), 1.2)
 
 
+def test_a_hyperball_is_left_and_entered_by_choice() -> None:
+    """One that is entered again starts from the norm it has then."""
+
+    def built(style: str, size: float) -> tuple[Any, nn.Parameter]:
+        p = nn.Parameter(torch.full((2, 2), size))
+        return wd.AdamW([("w", p)], style=style, weight_decay=0.1 if style == "decoupled" else None), p
+
+    saved = stepped(built("hyperball", 1.0)[0], gradient=1.0).state_dict()
+    plain, p = built("decoupled", 1.0)
+    with pytest.raises(
+        wd.CheckpointMismatchError, match="on_resume=config, with the lr and weight_decay of that style"
+    ):
+        plain.load_state_dict(saved)
+    plain.on_resume = "config"
+    with pytest.warns(UserWarning, match="style 'hyperball'"):
+        plain.load_state_dict(saved)
+    assert "radius" not in plain.state[p]
+    ball, p = built("hyperball", 3.0)
+    words = r"on_resume=config, with lr from lightning_wd\.convert\(\.\.\., to='angle'\)"
+    with pytest.raises(wd.CheckpointMismatchError, match=words):
+        ball.load_state_dict(plain.state_dict())
+    ball.on_resume = "config"
+    with pytest.warns(UserWarning, match="style 'decoupled'"):
+        ball.load_state_dict(plain.state_dict())
+    assert stepped(ball, gradient=1.0).state[p]["radius"] == 6.0
+
+
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize(
     "config",
