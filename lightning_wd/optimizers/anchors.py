@@ -127,7 +127,8 @@ def saved_names(names: Iterable[str], saved: Iterable[str]) -> dict[str, str]:
     dropped = Counter(name.removesuffix(end) for name in theirs for end in _ends(name) if end in mine)
     votes = [(whole, "", False)] if whole else []
     votes += [(n, prefix, longer is dropped) for longer in (added, dropped) for prefix, n in longer.items()]
-    best = [(prefix, is_theirs) for n, prefix, is_theirs in votes if n == max(votes)[0]]
+    most = max(votes, default=(0,))[0]
+    best = [(prefix, is_theirs) for n, prefix, is_theirs in votes if n == most]
     prefix, is_theirs = min(best, key=lambda vote: len(vote[0]), default=("", False))
     if not best or not all(other.startswith(prefix) for other, _ in best):  # nothing, or several that fit alike
         return {}

@@ -222,7 +222,7 @@ class DecayGroups(Optimizer):
             new = [*enumerate(self.param_groups)][self._groups_met :]
             self._groups_met = len(self.param_groups)
             meet_low_precision(new, compiled=bool(self._compile))
-            for index, group in new if self._anchors and not _is_capturing() else ():
+            for index, group in new if self._anchors and not _is_capturing() and not self._only_makes_state() else ():
                 unsaved = {p: a for p, a in self._anchors.items() if "anchor" not in self.state.get(p, {})}
                 tell_of_moved(group, group_label(group, index), unsaved)
 
@@ -293,12 +293,14 @@ class DecayGroups(Optimizer):
             self.stepper_of(group)._anchors |= {p: anchors[p] for p in bare if p in anchors}
 
     def _initialises_state(self) -> bool:
-        """Whether this step only creates state: no state yet, and all learning rates and gradients 0.
+        """Whether this step must not decay at rate 0, as style ``constant`` does, since it only creates state."""
+        return any(group["style"] == "constant" for group in self.param_groups) and self._only_makes_state()
+
+    def _only_makes_state(self) -> bool:
+        """Whether there is no state yet, and all learning rates and gradients are 0.
 
         torch.distributed.checkpoint fills an empty optimizer by such a step, and relies on lr 0 changing nothing.
         """
-        if not any(group["style"] == "constant" for group in self.param_groups):
-            return False
         if any(p in self.state for group in self.param_groups for p in group["params"]):  # others share a state
             return False
         if _is_capturing():

@@ -148,6 +148,11 @@ def test_weights_that_change_after_init_was_read_are_said_once(cls: Any) -> None
         stepped(optimizer)
     stepped(optimizer)
     stepped(cls([("a", parameter(0.1))], weight_decay=0.1, toward="init", anchor_dtype="bfloat16"))  # 0.1 is rounded
+    resumed = cls([("a", first)], weight_decay=0.1, toward="init")
+    with torch.no_grad():
+        first.fill_(7.0)
+    resumed.param_groups[0]["lr"] = 0.0  # torch.distributed.checkpoint makes the state that it then loads
+    stepped(resumed)
 
 
 @pytest.mark.parametrize("when", [0, 2])
