@@ -116,6 +116,13 @@ def check_toward(name: str, value: object, style: str | None, error: type[Explai
     toward = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(toward, str) or not (toward in TOWARD or os.path.isfile(toward)):
         close = nearest(toward, TOWARD)
+        if isinstance(toward, str) and os.path.isdir(toward):
+            raise error(
+                f"{name} {value!r} is a folder.",
+                valid="zero, init, or the path of a checkpoint in one file",
+                fix="make one file of a distributed checkpoint: "
+                f"python -m lightning.pytorch.utilities.consolidate_checkpoint {toward}",
+            )
         raise error(
             f"{name} {value!r} is neither zero, init nor a file.",
             valid="zero, init, or the path of a checkpoint",

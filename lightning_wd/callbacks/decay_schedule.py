@@ -17,7 +17,7 @@ from lightning_wd.callbacks.restarts import cycle_steps, resolved_steps
 from lightning_wd.configure.budget import Budget, resumed
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import watch_all
-from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number
+from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number, warn
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_names, peak_lr, write
 from lightning_wd.schedules import FALLS
@@ -234,7 +234,7 @@ class DecaySchedule(Callback):
         self._check_groups(trainer.optimizers)
 
     def _check_groups(self, optimizers: list[Optimizer]) -> None:
-        """Refuse globs and ends that schedule nothing."""
+        """Refuse globs and ends that schedule nothing, and warn where no group decays."""
         schedule, names = self._in_force, [name for each in group_names(optimizers) for name in each]
         decaying = [name for name, base in zip(names, itertools.chain(*self._bases), strict=True) if base]
         check_globs(schedule.groups, names, decaying)
@@ -243,6 +243,14 @@ class DecaySchedule(Callback):
                 f"no group reaches end_weight_decay={schedule.end_weight_decay:g}: all are at zero, and stay there.",
                 found=", ".join(names),
                 fix=f"write optimizer.weight_decay={schedule.end_weight_decay:g}, start=0 and end=1 to begin at zero",
+            )
+        if not decaying:
+            styles = dict.fromkeys(str(group.get("style")) for opt in optimizers for group in opt.param_groups)
+            warn(
+                "DecaySchedule has no effect: the weight decay of every group is 0, and stays there.",
+                found=", ".join(names) + f" of style {', '.join(styles)}" * (styles.keys() != {"None"}),
+                fix="remove it (callbacks=none), or write optimizer.weight_decay"
+                + "; what a hyperball has instead is its learning rate" * ("hyperball" in styles),
             )
 
     def _read(self, *, in_step: bool = False) -> None:

@@ -54,7 +54,7 @@ class MaskedFinetuning(Callback):
         ... )
     """
 
-    unfreezes = True  # frozen parameters count for the optimizer that a rule gives them
+    unfreezes = True  # frozen parameters count for the optimizer that a rule gives them, and for `toward`
 
     def __init__(
         self, freeze: Sequence[str], unfreeze: Mapping[int, Sequence[str]] | None = None, mask: Any = None

@@ -17,7 +17,7 @@ from lightning_wd.configure.first_step import FirstStep
 from lightning_wd.configure.late_groups import LateGroups
 from lightning_wd.configure.neighbours import check_neighbours, watch
 from lightning_wd.configure.optimizer_config import OptimizerConfig
-from lightning_wd.configure.rule_settings import check_rules
+from lightning_wd.configure.rule_settings import check_rules, unfreeze_later
 from lightning_wd.configure.saved_anchors import with_saved_anchors
 from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.decay import Decay
@@ -134,8 +134,9 @@ def _configure(
         return groups
 
     planned = plan_checked(module, config.mask, decay.style, toward=decay.toward, optimizer=config["name"])
-    plan = with_saved_anchors(planned)
-    check_rules(plan, config, getattr(attached_trainer(module), "callbacks", ()))
+    unfrozen_later = unfreeze_later(getattr(attached_trainer(module), "callbacks", ()))
+    plan = with_saved_anchors(planned, unfrozen_later=unfrozen_later)
+    check_rules(plan, config, unfrozen_later=unfrozen_later)
     lr = lr_here()
     groups = groups_at(lr, amount(lr))
     multipliers = [group["lr"] / tuned if tuned else 1.0 for group in groups]  # of what the user has set

@@ -17,22 +17,26 @@ from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.constructor import keywords_of
 
-__all__ = ["check_rules"]
+__all__ = ["check_rules", "unfreeze_later"]
 
 
-def check_rules(plan: DecayPlan, config: OptimizerConfig, callbacks: Iterable[Any]) -> None:
+def unfreeze_later(callbacks: Iterable[Any]) -> bool:
+    """Whether one of a trainer's callbacks may unfreeze parameters."""
+    finetuning = either("lightning.pytorch.callbacks.BaseFinetuning")
+    return any(isinstance(c, finetuning) or getattr(c, "unfreezes", False) for c in callbacks)
+
+
+def check_rules(plan: DecayPlan, config: OptimizerConfig, *, unfrozen_later: bool) -> None:
     """Check what the rules of a config's mask set, against a plan of it.
 
-    Frozen parameters count for an optimizer where one of the ``callbacks`` may unfreeze them.
+    Frozen parameters count for an optimizer where they may be ``unfrozen_later``.
 
     Raises:
         MaskError: a hyperparameter that the optimizer of its parameters does not take or refuses, a style that it does
             not do, a rule whose ``optimizer`` steps nothing.
         ConfigError: a hyperparameter out of range, or a config whose own optimizer steps nothing.
     """
-    finetuning = either("lightning.pytorch.callbacks.BaseFinetuning")
-    unfreezes = any(isinstance(c, finetuning) or getattr(c, "unfreezes", False) for c in callbacks)
-    stepped = [row for row in plan if unfreezes or not row.frozen]
+    stepped = [row for row in plan if unfrozen_later or not row.frozen]
     for i, rule in enumerate(config.mask.rules):
         named = f"mask rule {i + 1} ({rule})"
         if rule.optimizer is not None:

@@ -9,8 +9,10 @@ from lightning_wd.optimizers.anchors import no_match, read_weights, saved_names
 __all__ = ["with_saved_anchors"]
 
 
-def with_saved_anchors(plan: DecayPlan) -> DecayPlan:
+def with_saved_anchors(plan: DecayPlan, *, unfrozen_later: bool = False) -> DecayPlan:
     """Return the plan where what a checkpoint lacks decays towards zero, and its row says so.
+
+    Frozen weights are what the checkpoint is for, too, where they are ``unfrozen_later``.
 
     Raises:
         ConfigError: a checkpoint that cannot be read, or that has none of the weights that are to decay towards it.
@@ -20,8 +22,9 @@ def with_saved_anchors(plan: DecayPlan) -> DecayPlan:
         weights = read_weights(path)
         saved = saved_names([name for row in plan for name in row.names], weights)
         pulled = [row for row in plan if row.toward == path]
-        if not any(row.name in saved for row in pulled):
-            problem = f"no parameter has its name in optimizer.decay.toward={path}."
+        if not any(row.name in saved for row in plan if row.toward == path or (row.frozen and unfrozen_later)):
+            where = "optimizer.decay.toward" if path == plan.toward else "a mask rule's toward"
+            problem = f"no parameter has its name in {where}={path}."
             raise no_match(problem, [row.name for row in pulled], weights)
         for row in pulled:
             if row.name not in saved:

@@ -28,7 +28,7 @@ class RuleUse:
     matches: int = 0  # how many names it matched
     decides: bool = False  # whether it decided a property of any tensor
     earlier: Rule | None = None  # the first rule that decided before it what it would decide
-    styled: bool | None = None  # whether anything that takes its style decays; None where nothing takes it
+    styled: bool | None = None  # whether anything that takes its style or toward decays; None where nothing takes it
     decayed: list[Row] = field(default_factory=list)  # the rows that it makes decay
     spared: list[Row] = field(default_factory=list)  # those of them that the mask's base leaves out
 
@@ -96,9 +96,10 @@ def _check_use(use: RuleUse, tree: Tree) -> None:
             fix="write the narrower rule first, or remove this one",
         )
     if use.styled is False:
+        what, value = ("style", rule.style) if rule.style is not None else ("toward", rule.toward)
         raise MaskError(
-            f"the style {rule.style!r} of mask rule ({rule}) has no effect: nothing that it matches decays.",
-            fix="give the rule a wd_mult, or remove its style",
+            f"the {what} {value!r} of mask rule ({rule}) has no effect: nothing that it matches decays.",
+            fix=f"give the rule a wd_mult, or remove its {what}",
         )
 
 

@@ -175,18 +175,15 @@ class _Planner:
             if wd_mult and len(whole_shape(param)) < 2:
                 wd_mult, reason = 0.0, f"{reason}; hyperball keeps norms from two dimensions on"
             style = style if wd_mult else "none"
-            if wd_mult not in (0.0, 1.0):
-                raise MaskError(
-                    f"wd_mult={wd_mult:g} of {names[0]} has no meaning with style 'hyperball', which has no amount.",
-                    fix="write wd_mult: 0 to exclude it, or lr_mult to turn it less",
-                )
-        pulled = wd_mult and style not in NO_AMOUNT
+            if wd_mult:
+                _refuse_decay(names[0], {"wd_mult": wd_mult, **settings}, verdict.toward)
+        pulled = bool(wd_mult) and style not in NO_AMOUNT
         toward = (verdict.toward or toward) if pulled else "zero"
         row = Row(names, param, wd_mult, lr_mult, style, reason, kind, settings, optimizer, toward, verdict.by)
         for what in ("style", "toward"):
             if what in verdict.by:
                 use = self.uses[verdict.by[what]]
-                use.styled = use.styled or bool(wd_mult)
+                use.styled = use.styled or (pulled if what == "toward" else bool(wd_mult))
         if wd_mult and "weight decay" in verdict.by:
             use = self.uses[verdict.by["weight decay"]]
             use.decayed.append(row)
@@ -275,6 +272,18 @@ class _Planner:
                 elif use.earlier is None:
                     use.earlier = self.mask.rules[by[what]]
         return said, by
+
+
+def _refuse_decay(name: str, settings: Mapping[str, Any], toward: str | None) -> None:
+    """Refuse what rules say of the decay of a tensor on a hyperball."""
+    numbers = {"wd_mult": 1.0, "weight_decay": 0.0}  # those that say nothing
+    said = [f"{key}={settings[key]:g}" for key, none in numbers.items() if settings.get(key, none) != none]
+    said += [f"toward={toward}"] if toward not in (None, "zero") else []
+    if said:
+        raise MaskError(
+            f"{said[0]} of {name} has no meaning with style 'hyperball', which keeps its norm and has no amount.",
+            fix="write wd_mult: 0 to exclude it, lr_mult to turn it less, or a decay style for it",
+        )
 
 
 def _fit_to_muon(rows: list[Row], matrices: Mapping[int, Matrices], *, whole: bool) -> None:

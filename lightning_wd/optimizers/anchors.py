@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_wd.errors import ConfigError, listed, nearest
+from lightning_wd.decay import NO_AMOUNT
+from lightning_wd.errors import ConfigError, listed, nearest, warn
 from lightning_wd.mask.module_tree import without_wrappers
+from lightning_wd.optimizers.hyperball import local
 
-__all__ = ["anchors_of", "no_match", "read_weights", "saved_names"]
+__all__ = ["anchors_of", "no_match", "read_weights", "saved_names", "tell_of_moved"]
 
 
 def anchors_of(group: Mapping[str, Any], label: str) -> dict[Tensor, Tensor]:
@@ -30,6 +32,10 @@ def anchors_of(group: Mapping[str, Any], label: str) -> dict[Tensor, Tensor]:
         raise ConfigError(
             f"toward={toward!r} of {label}: its weights are on the meta device, without values to decay towards.",
             fix="give the weights their values (to_empty, reset_parameters) before the optimizer is built",
+        )
+    if dtype is not None and any(p.is_complex() for p in params):
+        raise ConfigError(
+            f"anchor_dtype={group['anchor_dtype']!r} of {label} holds no complex weights.", fix="leave out anchor_dtype"
         )
     new = {p: torch.empty_like(p, dtype=dtype, requires_grad=False) for p in params}
     if toward == "init":
@@ -50,6 +56,28 @@ def anchors_of(group: Mapping[str, Any], label: str) -> dict[Tensor, Tensor]:
     for name, (p, anchor) in zip(names, new.items(), strict=True):
         anchor.copy_(_like(weights[saved[name]], p, name, toward)) if name in saved else anchor.zero_()
     return new
+
+
+def tell_of_moved(group: Mapping[str, Any], label: str, anchors: Mapping[Tensor, Tensor]) -> None:
+    """Warn of weights that changed after ``init`` was read from them, before their first step.
+
+    They were loaded, or broadcast, after the optimizer was built: then init is not what training starts from.
+    """
+    if group["toward"] != "init" or group["style"] in NO_AMOUNT:
+        return
+    names = group.get("param_names", range(len(group["params"])))
+    named = [(name, p, anchors[p]) for name, p in zip(names, group["params"], strict=True) if p in anchors]
+    moved = []
+    for name, p, anchor in named:
+        dtype = anchor.dtype if group["anchor_dtype"] else p.dtype
+        if not torch.equal(local(p.detach()).to(dtype), local(anchor).to(p.device, dtype)):
+            moved.append(str(name))
+    if moved:
+        warn(
+            f"toward='init' of {label} is the weights when the optimizer was built, and they have changed since.",
+            found=f"{len(moved)} of {len(named)} before their first step: {listed(moved)}",
+            fix="load (and broadcast) the weights before the optimizer is built, or write toward=<their checkpoint>",
+        )
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
@@ -87,25 +115,23 @@ def saved_names(names: Iterable[str], saved: Iterable[str]) -> dict[str, str]:
     """Return the saved name of each parameter that a file has.
 
     What wrappers add to a name does not count, nor does a prefix that one side has more: of the attribute that holds
-    the model.
+    the model. The prefix, or none, that fits the most names holds for all.
 
     >>> saved_names(["model.body.weight", "model.head.weight"], ["body._orig_mod.weight", "old_head.weight"])
     {'model.body.weight': 'body._orig_mod.weight'}
     """
     mine = {without_wrappers(name): name for name in names}
     theirs = {without_wrappers(name): name for name in saved}
-    whole = {name: theirs[clean] for clean, name in mine.items() if clean in theirs}
-    if whole:
-        return whole
+    whole = sum(clean in theirs for clean in mine)
     added = Counter(name.removesuffix(end) for name in mine for end in _ends(name) if end in theirs)
     dropped = Counter(name.removesuffix(end) for name in theirs for end in _ends(name) if end in mine)
-    votes = [
-        ((n, -len(prefix)), prefix, longer is dropped) for longer in (added, dropped) for prefix, n in longer.items()
-    ]
-    best = [vote for vote in votes if vote[0] == max(votes)[0]]
-    if len(best) != 1:  # nothing, or several prefixes fit alike
+    votes = [(whole, "", False)] if whole else []
+    votes += [(n, prefix, longer is dropped) for longer in (added, dropped) for prefix, n in longer.items()]
+    most = max(votes, default=(0,))[0]
+    best = [(prefix, is_theirs) for n, prefix, is_theirs in votes if n == most]
+    prefix, is_theirs = min(best, key=lambda vote: len(vote[0]), default=("", False))
+    if not best or not all(other.startswith(prefix) for other, _ in best):  # nothing, or several that fit alike
         return {}
-    _, prefix, is_theirs = best[0]
     if is_theirs:
         return {name: theirs[prefix + clean] for clean, name in mine.items() if prefix + clean in theirs}
     bare = {clean.removeprefix(prefix): name for clean, name in mine.items() if clean.startswith(prefix)}
@@ -127,7 +153,8 @@ def no_match(problem: str, names: Iterable[str], saved: Iterable[str]) -> Config
         found=listed(saved),
         valid=listed(names),
         nearest=close,
-        fix="give the checkpoint of this model, or write toward=zero or init for these parameters",
+        fix="give the checkpoint of this model, and of no other beside it, or write toward=zero or init for these "
+        "parameters",
     )
 
 

@@ -11,17 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd._private import (
-    disable_dynamo,
-    is_fsdp1_piece,
-    tells_scaler_when_fused,
-)
+from lightning_wd._private import disable_dynamo, tells_scaler_when_fused
 from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
-from lightning_wd.optimizers.anchors import anchors_of
+from lightning_wd.optimizers.anchors import anchors_of, tell_of_moved
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
 from lightning_wd.optimizers.compiled import check_compiler
-from lightning_wd.optimizers.hyperball import radius_of, turns
+from lightning_wd.optimizers.hyperball import check_settings, check_weights, radius_of, turns
 from lightning_wd.optimizers.kernels import pulls
 from lightning_wd.optimizers.low_precision import meet_low_precision
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
@@ -79,8 +75,8 @@ class DecayGroups(Optimizer):
         self._anchors: dict[Tensor, Tensor] = {}  # of weights that have not stepped yet; then they are state
         self._on_resume = "checkpoint"
         self._compile = compile
-        self._groups_met = 0  # whose decay was compared with their dtype
-        self._settings = {"toward": "zero", "anchor_dtype": None, **settings}
+        self._groups_met = 0  # that have stepped
+        self._settings = settings
         if weight_decay is None:
             return 0.0 if settings["style"] == "hyperball" else self.default_weight_decay
         return weight_decay
@@ -136,16 +132,7 @@ class DecayGroups(Optimizer):
         if pulls(group):
             self._anchors |= anchors_of(group, label)
         elif group["style"] == "hyperball":
-            names = group.get("param_names", range(len(group["params"])))
-            for name, p in zip(names, group["params"], strict=True):
-                if is_fsdp1_piece(p):
-                    raise ConfigError(
-                        f"FSDP1 has cut parameter {name!r} of {label} into pieces: a hyperball keeps whole norms.",
-                        found=f"shape {tuple(p.shape)}",
-                        fix="use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)",
-                    )
-                if turns(group, p) and not p.is_meta:
-                    radius_of(p, f"parameter {name!r} of {label}")
+            check_weights(group, label)
 
     def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
         """Check settings, and keep them in ``settings`` as plain values; ``of`` says whose they are."""
@@ -218,7 +205,7 @@ class DecayGroups(Optimizer):
             )
         check_toward(f"toward of {label}", settings["toward"], style)
         if style == "hyperball":
-            self._check_hyperball(settings, label)
+            check_settings(settings, label)
         check_decoupled(group.get("decoupled_weight_decay"), style, f" of {label}")
         if not self._compile:
             return
@@ -229,24 +216,15 @@ class DecayGroups(Optimizer):
         params = [p[-1] if isinstance(p, tuple) else p for p in group["params"]]  # torch refuses what is no tensor
         check_compiler({p.device.type for p in params if isinstance(p, Tensor)})
 
-    def _check_hyperball(self, settings: dict[str, Any], label: str) -> None:
-        """Refuse what has no meaning where a norm is kept in decay's place."""
-        if settings["weight_decay"]:
-            raise ConfigError(
-                f"style 'hyperball' of {label} has no amount: it keeps each tensor's norm.",
-                found=f"weight_decay={settings['weight_decay']!r}",
-                fix="leave out weight_decay, or write a decay style",
-            )
-        for key in ("kahan", "differentiable"):
-            if settings.get(key):
-                raise ConfigError(f"{key}=True does not go with style 'hyperball' of {label}.", fix=f"leave out {key}")
-
-    def _meet_low_precision(self) -> None:
-        """Look at the groups that have not stepped yet."""
+    def _meet_groups(self) -> None:
+        """Look at the groups that have not stepped yet: at their precision, and at anchors that are no longer init."""
         if self._groups_met < len(self.param_groups) and not torch.compiler.is_compiling():
             new = [*enumerate(self.param_groups)][self._groups_met :]
             self._groups_met = len(self.param_groups)
             meet_low_precision(new, compiled=bool(self._compile))
+            for index, group in new if self._anchors and not _is_capturing() and not self._only_makes_state() else ():
+                unsaved = {p: a for p, a in self._anchors.items() if "anchor" not in self.state.get(p, {})}
+                tell_of_moved(group, group_label(group, index), unsaved)
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer.__getstate__ keeps three attributes only; copies and pickles would lose ours.
@@ -279,9 +257,12 @@ class DecayGroups(Optimizer):
                 :attr:`on_resume` is "config") of another decay style.
         """
         load = super().load_state_dict
+        towards = [group["toward"] for group in self.param_groups]
+        held = {p: state["anchor"] for p, state in self.state.items() if "anchor" in state}
         with as_typed(self.typed):
             if load.__func__ is not Optimizer.load_state_dict:  # type: ignore[attr-defined]
                 load(fit_checkpoint(self, state_dict))  # the class has its own, which may run no hooks: bitsandbytes
+                self._keep_anchors(towards, held)
                 return
             # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
             fitted: dict[str, Any] = {}
@@ -296,17 +277,33 @@ class DecayGroups(Optimizer):
             finally:
                 handle.remove()
             keep_numbers(self, fitted)
+            self._keep_anchors(towards, held)
+
+    def _keep_anchors(self, towards: list[str], held: dict[Tensor, Tensor]) -> None:
+        """Give weights that had not stepped when a state was saved, so that it has no anchor, the one of their group.
+
+        A finder loads such a state to undo its steps: what it ``held`` goes on. So does ``toward`` as it was, in each
+        group; another one is that of the state.
+        """
+        for index, (group, toward) in enumerate(zip(self.param_groups, towards, strict=True)):
+            bare = [p for p in group["params"] if "anchor" not in self.state.get(p, {})]
+            anchors = held
+            if group["toward"] != toward and bare and pulls(group):
+                anchors = anchors_of(group, group_label(group, index))
+            self.stepper_of(group)._anchors |= {p: anchors[p] for p in bare if p in anchors}
 
     def _initialises_state(self) -> bool:
-        """Whether this step only creates state: no state yet, and all learning rates and gradients 0.
+        """Whether this step must not decay at rate 0, as style ``constant`` does, since it only creates state."""
+        return any(group["style"] == "constant" for group in self.param_groups) and self._only_makes_state()
+
+    def _only_makes_state(self) -> bool:
+        """Whether there is no state yet, and all learning rates and gradients are 0.
 
         torch.distributed.checkpoint fills an empty optimizer by such a step, and relies on lr 0 changing nothing.
         """
-        if not any(group["style"] == "constant" for group in self.param_groups):
-            return False
         if any(p in self.state for group in self.param_groups for p in group["params"]):  # others share a state
             return False
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if _is_capturing():
             return False
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         return all(group["lr"] == 0 for group in self.param_groups) and not any(g.any() for g in grads)
@@ -321,7 +318,7 @@ class DecayGroups(Optimizer):
     def _anchor(self, group: dict[str, Any], p: Tensor) -> Tensor:
         """Return what a weight decays towards, in the dtype asked for and where the weight is now.
 
-        One whose decay gets an anchor by a resume alone starts from here.
+        One whose group got its ``toward`` by hand starts from here.
         """
         made = self._anchors.pop(p, None)
         anchor: Tensor | None = self.state.get(p, {}).get("anchor", made)
@@ -373,6 +370,11 @@ def without_style(cls: type) -> inspect.Signature:
     """Return the signature of a class without ``style``, for a subclass that has only one."""
     signature = inspect.signature(cls)
     return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "style"])
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is recorded, which may read nothing from the device."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -131,9 +131,11 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
     settle(f"the settings of {type(optimizer).__name__}", [*filter(None, differences)], optimizer.on_resume)
     state = state_dict["state"]
     for filled, pair in zip(groups, pairs, strict=True):
-        if filled.get("toward") != pair.theirs.get("toward"):  # the configured one holds, so its own anchors do
-            own = {key: state[key] for key in pair.theirs["params"] if key in state}
-            state = {**state, **{key: {k: v for k, v in held.items() if k != "anchor"} for key, held in own.items()}}
+        # Where the configured one holds, so do its own anchors; a hyperball that is left and entered has a new radius.
+        kept_by = {"anchor": "toward", "radius": "style"}
+        gone = [name for name, key in kept_by.items() if filled.get(key) != pair.theirs.get(key)]
+        own = {key: state[key] for key in pair.theirs["params"] if key in state and gone}
+        state = {**state, **{key: {k: v for k, v in held.items() if k not in gone} for key, held in own.items()}}
     return {**state_dict, "param_groups": groups, "state": state}
 
 
@@ -179,7 +181,12 @@ def _style_difference(optimizer: Any, pair: Pair) -> Difference | None:
         amounts = f"{theirs.get('weight_decay')!r} in the checkpoint, {configured!r} with {mine['weight_decay']!r}"
         line = f"{label}: {found} with weight_decay {amounts} in the configuration"
         return Difference(line, fix=old or "write the style that the run had")
-    fix = "to switch on purpose, write on_resume=config, with weight_decay from lightning_wd.convert; the moments stay"
+    amount = "weight_decay from lightning_wd.convert"
+    if configured == "hyperball":  # what it has in place of an amount
+        amount = "lr from lightning_wd.convert(..., to='angle')"
+    elif style == "hyperball":
+        amount = "the lr and weight_decay of that style"
+    fix = f"to switch on purpose, write on_resume=config, with {amount}; the moments stay"
     fix = f"{old}; {fix}" if old else fix
     problem = f"{label} was trained with another decay style."
     raise refusal(

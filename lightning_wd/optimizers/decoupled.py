@@ -153,7 +153,7 @@ class _Decoupled(DecayGroups):
         loss = self._run_closure(closure)
         found_inf = getattr(self, "found_inf", None)
         skipped = found_inf is not None and bool(found_inf.item())  # GradScaler's bad step: the kernel will skip too
-        self._meet_low_precision()
+        self._meet_groups()
         self._initialising = self._initialises_state()
         amounts = [group["weight_decay"] for group in self.param_groups]
         grads, later = [], []

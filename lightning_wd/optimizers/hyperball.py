@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_wd._private import is_fsdp1_piece
 from lightning_wd.errors import ConfigError
 
-__all__ = ["flat_norm", "local", "radius_of", "turn_weights", "turns"]
+__all__ = ["check_settings", "check_weights", "flat_norm", "local", "radius_of", "turn_weights", "turns"]
 
 _CHUNK = 4096  # elements whose squares are summed at once
 
@@ -21,6 +22,33 @@ _CHUNK = 4096  # elements whose squares are summed at once
 def turns(group: Mapping[str, Any], p: Tensor) -> bool:
     """Whether a weight stays on its hyperball."""
     return group["style"] == "hyperball" and p.ndim >= 2
+
+
+def check_settings(settings: Mapping[str, Any], label: str) -> None:
+    """Refuse what has no meaning where a norm is kept in decay's place."""
+    if settings["weight_decay"]:
+        raise ConfigError(
+            f"style 'hyperball' of {label} has no amount: it keeps each tensor's norm.",
+            found=f"weight_decay={settings['weight_decay']!r}",
+            fix="leave out weight_decay, or write a decay style",
+        )
+    for key in ("kahan", "differentiable"):
+        if settings.get(key):
+            raise ConfigError(f"{key}=True does not go with style 'hyperball' of {label}.", fix=f"leave out {key}")
+
+
+def check_weights(group: Mapping[str, Any], label: str) -> None:
+    """Refuse weights that could not stay on their hyperball."""
+    names = group.get("param_names", range(len(group["params"])))
+    for name, p in zip(names, group["params"], strict=True):
+        if is_fsdp1_piece(p):
+            raise ConfigError(
+                f"FSDP1 has cut parameter {name!r} of {label} into pieces: a hyperball keeps whole norms.",
+                found=f"shape {tuple(p.shape)}",
+                fix="use FSDP2 (fully_shard; Lightning's ModelParallelStrategy)",
+            )
+        if turns(group, p) and not p.is_meta:
+            radius_of(p, f"parameter {name!r} of {label}")
 
 
 def radius_of(p: Tensor, name: str) -> float:

@@ -34,7 +34,7 @@ class KernelStep(DecayGroups):
         if "capturable" in self.defaults:
             graph_capture_check(self)
         loss = self._run_closure(closure)
-        self._meet_low_precision()
+        self._meet_groups()
         self._initialising = self._initialises_state()
         # All groups are checked before any is changed.
         for group, columns, special, parts in [self._collect(*item) for item in enumerate(self.param_groups)]:

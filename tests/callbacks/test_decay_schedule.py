@@ -142,6 +142,14 @@ def test_an_absolute_end_that_no_group_reaches_is_refused(tmp_path: Path) -> Non
         fit(Net({**ADAMW, "weight_decay": 0.0}), tmp_path, wd.DecaySchedule("linear", end_weight_decay=0.4))
 
 
+def test_a_schedule_of_no_decay_is_said(tmp_path: Path) -> None:
+    words = (
+        r"DecaySchedule has no effect: the weight decay of every group is 0.*found: decay.* of style hyperball, none\n"
+    )
+    with pytest.warns(UserWarning, match=f"(?s){words}.*what a hyperball has instead is its learning rate"):
+        fit(Net({"name": "adamw", "decay": {"style": "hyperball"}}), tmp_path, wd.DecaySchedule())
+
+
 def test_a_resumed_run_keeps_its_end_and_its_groups(tmp_path: Path) -> None:
     def schedule(**other: Any) -> wd.DecaySchedule:
         return wd.DecaySchedule("cosine", **{"end_weight_decay": 0.4, "groups": ["decay"], **other})

@@ -65,6 +65,8 @@ def test_what_a_checkpoint_lacks_decays_to_zero_and_its_row_says_so(tmp_path: Pa
     with pytest.raises(wd.ConfigError, match=r"no parameter has its name in optimizer\.decay\.toward=") as error:
         wd.configure_optimizers(net(), {"decay": {"toward": path}})
     assert "found: other\n  valid: body.weight, head.weight" in str(error.value)
+    with pytest.raises(wd.ConfigError, match="no parameter has its name in a mask rule's toward="):
+        wd.configure_optimizers(net(), {"mask": {"rules": [{"name": "head.weight", "toward": path}]}})
 
 
 def test_a_plan_of_hyperballs() -> None:
@@ -85,9 +87,17 @@ def test_a_plan_of_hyperballs() -> None:
         wd.configure_optimizers(zero, {"decay": {"style": "hyperball"}})
     spared = {"rules": [{"name": "head.weight", "wd_mult": 0}]}
     wd.configure_optimizers(zero, {"decay": {"style": "hyperball"}, "mask": spared})
-    weaker = {"rules": [{"name": "head.weight", "wd_mult": 0.5}]}
-    with pytest.raises(wd.MaskError, match=r"wd_mult=0\.5 of head\.weight has no meaning with style 'hyperball'"):
-        wd.configure_optimizers(net(), {"decay": {"style": "hyperball"}, "mask": weaker})
+    for key, value in (("wd_mult", 0.5), ("weight_decay", 0.5), ("toward", "init")):
+        rules = {"rules": [{"name": "head.weight", key: value}]}
+        with pytest.raises(wd.MaskError, match=rf"{key}={value} of head\.weight has no meaning with style 'hyperball'"):
+            wd.configure_optimizers(net(), {"decay": {"style": "hyperball"}, "mask": rules})
+
+
+def test_a_toward_of_what_does_not_decay_is_refused() -> None:
+    for decay, rule in (({}, {"name": "*.bias"}), ({"style": "none"}, {"name": "head.weight"})):
+        with pytest.raises(wd.MaskError, match=r"the toward 'init' of mask rule .* has no effect") as error:
+            wd.configure_optimizers(net(), {"decay": decay, "mask": {"rules": [{**rule, "toward": "init"}]}})
+        assert str(error.value).endswith("remove its toward")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +155,22 @@ def test_a_killed_run_resumes_to_the_same_bits(run: str, tmp_path: Path, monkeyp
         name = "wd/decay_muon" if run == "hyperball-muon" else "wd/decay"
         assert metrics[f"{name}/angular_update_predicted"].item() == pytest.approx(0.02, rel=1e-3)
         assert 0.01 < metrics[f"{name}/angular_update"].item() < 0.03
+
+
+def test_a_checkpoint_of_the_frozen_body_alone_is_for_what_is_unfrozen(tmp_path: Path) -> None:
+    """First the new head is trained, then the body, towards its checkpoint."""
+    path = str(tmp_path / "body.pt")
+    weight: Any = Net({}).backbone[0].weight
+    torch.save({"backbone.0.weight": torch.ones_like(weight)}, path)
+    config = {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"toward": path}}
+    finetuning = wd.MaskedFinetuning(freeze=["backbone.*"], unfreeze={1: ["backbone.*"]})
+    (optimizer,) = fit(Net(config), tmp_path, finetuning, max_epochs=2).optimizers
+    late = {g["name"]: g["toward"] for g in optimizer.param_groups}
+    assert (late["decay_toward_zero"], late["decay_epoch_1"]) == ("zero", path)
+    frozen = Net(config)
+    frozen.backbone.requires_grad_(False)
+    with pytest.raises(wd.ConfigError, match=r"no parameter has its name in optimizer\.decay\.toward="):
+        wd.configure_optimizers(frozen, config)  # nobody unfreezes it
 
 
 def test_what_is_unfrozen_decays_towards_what_it_was(tmp_path: Path) -> None:

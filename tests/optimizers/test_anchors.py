@@ -15,6 +15,10 @@ from torch import nn
 import lightning_wd as wd
 from lightning_wd.optimizers import SGDL2, AdamL2
 from lightning_wd.optimizers.anchors import saved_names
+from lightning_wd.optimizers.muon import Muon
+
+# Weights are moved away from the anchors that were read from them.
+pytestmark = pytest.mark.filterwarnings("ignore:toward='init' of")
 
 CLASSES: list[tuple[Any, dict[str, Any]]] = [
     (wd.AdamW, {}),
@@ -90,6 +94,65 @@ def test_toward_zero_is_today() -> None:
 
 
 # --- as state -------------------------------------------------------------------------------------------------------
+
+
+def test_every_constructor_takes_toward_for_its_groups() -> None:
+    for optimizer in (
+        Muon([nn.Parameter(torch.ones(2, 2))], toward="init", anchor_dtype="bfloat16"),
+        wd.MultiOptimizer(
+            [{"params": [parameter(1.0)], "optimizer": "adamw"}],
+            toward="init",
+            hyperparameters={"adamw": {"anchor_dtype": "bfloat16"}},
+        ),
+        wd.AdamW([parameter(1.0)], toward="init", anchor_dtype="bfloat16"),
+    ):
+        group = stepped(optimizer).param_groups[0]
+        assert (group["toward"], group["anchor_dtype"]) == ("init", "bfloat16"), optimizer
+        assert optimizer.state[group["params"][0]]["anchor"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("toward", ["init", "path"])
+@pytest.mark.parametrize("cls", [wd.AdamW, wd.decoupled(torch.optim.RMSprop), wd.MultiOptimizer])
+def test_a_state_saved_before_the_first_step_keeps_the_anchor(cls: Any, toward: str, tmp_path: Path) -> None:
+    """A finder steps, then loads such a state to undo that."""
+    torch.save({"w": torch.tensor([5.0, 5.0])}, tmp_path / "weights.pt")
+    path = str(tmp_path / "weights.pt")
+
+    def built(toward: str, *values: float) -> tuple[Any, nn.Parameter]:
+        p = parameter(*values)
+        group = {"params": [("w", p)], **({"optimizer": "sgdw"} if cls is wd.MultiOptimizer else {})}
+        return cls([group], lr=0.1, weight_decay=1.0, toward=path if toward == "path" else toward), p
+
+    optimizer, p = built(toward, 1.0, -2.0)
+    anchor = [1.0, -2.0] if toward == "init" else [5.0, 5.0]
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert stepped(optimizer, 2, gradient=1.0).state[p]["anchor"].tolist() == anchor
+    optimizer.load_state_dict(saved)
+    assert stepped(optimizer).state[p]["anchor"].tolist() == anchor
+    # In a run that is configured otherwise the state's toward wins, and so does its anchor.
+    other, p = built("init" if toward == "path" else "path", 3.0, 3.0)
+    with pytest.warns(UserWarning, match="toward is"):
+        other.load_state_dict(saved)
+    assert stepped(other).state[p]["anchor"].tolist() == ([3.0, 3.0] if toward == "init" else anchor)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("cls", [wd.AdamW, wd.decoupled(torch.optim.RMSprop)])
+def test_weights_that_change_after_init_was_read_are_said_once(cls: Any) -> None:
+    first, second = parameter(1.0), parameter(2.0)
+    optimizer = cls([("a", first), ("b", second)], weight_decay=0.1, toward="init", anchor_dtype="bfloat16")
+    with torch.no_grad():
+        second.fill_(7.0)
+    words = r"toward='init' of group 0 is the weights when the optimizer was built, and they have changed since\.\n"
+    with pytest.warns(UserWarning, match=words + "  found: 1 of 2 before their first step: b\n"):
+        stepped(optimizer)
+    stepped(optimizer)
+    stepped(cls([("a", parameter(0.1))], weight_decay=0.1, toward="init", anchor_dtype="bfloat16"))  # 0.1 is rounded
+    resumed = cls([("a", first)], weight_decay=0.1, toward="init")
+    with torch.no_grad():
+        first.fill_(7.0)
+    resumed.param_groups[0]["lr"] = 0.0  # torch.distributed.checkpoint makes the state that it then loads
+    stepped(resumed)
 
 
 @pytest.mark.parametrize("when", [0, 2])
@@ -170,6 +233,33 @@ def test_another_toward_than_the_runs_is_said(tmp_path: Path) -> None:
     torch.testing.assert_close(of_file.param_groups[0]["params"][0].item(), 1.2)
 
 
+def test_a_hyperball_is_left_and_entered_by_choice() -> None:
+    """One that is entered again starts from the norm it has then."""
+
+    def built(style: str, size: float) -> tuple[Any, nn.Parameter]:
+        p = nn.Parameter(torch.full((2, 2), size))
+        return wd.AdamW([("w", p)], style=style, weight_decay=0.1 if style == "decoupled" else None), p
+
+    saved = stepped(built("hyperball", 1.0)[0], gradient=1.0).state_dict()
+    plain, p = built("decoupled", 1.0)
+    with pytest.raises(
+        wd.CheckpointMismatchError, match="on_resume=config, with the lr and weight_decay of that style"
+    ):
+        plain.load_state_dict(saved)
+    plain.on_resume = "config"
+    with pytest.warns(UserWarning, match="style 'hyperball'"):
+        plain.load_state_dict(saved)
+    assert "radius" not in plain.state[p]
+    ball, p = built("hyperball", 3.0)
+    words = r"on_resume=config, with lr from lightning_wd\.convert\(\.\.\., to='angle'\)"
+    with pytest.raises(wd.CheckpointMismatchError, match=words):
+        ball.load_state_dict(plain.state_dict())
+    ball.on_resume = "config"
+    with pytest.warns(UserWarning, match="style 'decoupled'"):
+        ball.load_state_dict(plain.state_dict())
+    assert stepped(ball, gradient=1.0).state[p]["radius"] == 6.0
+
+
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize(
     "config",
@@ -239,6 +329,12 @@ def test_names_match_through_wrappers_and_prefixes() -> None:
         assert saved_names(mine, saved) == {"model.body.weight": saved[0]}
     assert saved_names(["0.weight", "1.weight"], ["weight"]) == {}  # either could be meant
     assert saved_names(mine, ["other.bias"]) == {}
+    # The model's, or its average? No prefix is taken by chance.
+    assert saved_names(["body.weight"], ["model.body.weight", "ema.body.weight"]) == {}
+    # An old head of the same name does not hide the body that stands under another prefix.
+    mine = ["body.0.weight", "body.1.weight", "head.weight"]
+    saved = ["0.weight", "1.weight", "head.weight"]
+    assert saved_names(mine, saved) == {"body.0.weight": "0.weight", "body.1.weight": "1.weight"}
 
 
 class Code:
@@ -265,7 +361,10 @@ def test_a_checkpoint_that_does_not_fit(held: Any, words: list[str], tmp_path: P
     assert "never" not in capfd.readouterr().out
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(wd.ConfigError, match="is a folder") as error:
+        wd.AdamW([parameter(1.0)], toward=str(tmp_path))
+    assert f"lightning.pytorch.utilities.consolidate_checkpoint {tmp_path}" in str(error.value)
     with pytest.raises(wd.ConfigError, match="toward 'int' is neither zero, init nor a file") as error:
         wd.AdamW([parameter(1.0)], toward="int")
     assert "nearest: 'init'" in str(error.value)
@@ -277,5 +376,7 @@ def test_what_is_refused() -> None:
         wd.AdamW([nn.Parameter(torch.ones(2, device="meta"))], toward="init")
     with pytest.raises(wd.ConfigError, match="anchor_dtype 'int8' is unknown"):
         wd.AdamW([parameter(1.0)], toward="init", anchor_dtype="int8")
+    with pytest.raises(wd.ConfigError, match="anchor_dtype='bfloat16' of group 0 holds no complex weights"):
+        wd.AdamW([parameter(1.0, dtype=torch.complex64)], toward="init", anchor_dtype="bfloat16")
     with pytest.raises(wd.ConfigError, match="toward of group 0 'init' has no meaning with style 'hyperball'"):
         wd.AdamW([nn.Parameter(torch.ones(2, 2))], style="hyperball", toward="init")
