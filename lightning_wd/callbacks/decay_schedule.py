@@ -16,8 +16,8 @@ from lightning_wd.callbacks.chosen_groups import as_globs, check_globs, chosen
 from lightning_wd.callbacks.restarts import cycle_steps, resolved_steps
 from lightning_wd.configure.budget import Budget, resumed
 from lightning_wd.configure.first_step import read_again
-from lightning_wd.configure.neighbours import watch_all
-from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number
+from lightning_wd.configure.neighbours import may_unfreeze, watch_all
+from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number, warn
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_names, peak_lr, write
 from lightning_wd.schedules import FALLS
@@ -231,11 +231,11 @@ class DecaySchedule(Callback):
         for index, optimizer in enumerate(trainer.optimizers):
             read_again(optimizer)
             self._write(trainer, index)
-        self._check_groups(trainer.optimizers)
+        self._check_groups(trainer)
 
-    def _check_groups(self, optimizers: list[Optimizer]) -> None:
-        """Refuse globs and ends that schedule nothing."""
-        schedule, names = self._in_force, [name for each in group_names(optimizers) for name in each]
+    def _check_groups(self, trainer: Any) -> None:
+        """Refuse globs and ends that schedule nothing; warn where no group decays."""
+        schedule, names = self._in_force, [name for each in group_names(trainer.optimizers) for name in each]
         decaying = [name for name, base in zip(names, itertools.chain(*self._bases), strict=True) if base]
         check_globs(schedule.groups, names, decaying)
         if schedule.end_weight_decay is not None and not decaying:
@@ -243,6 +243,13 @@ class DecaySchedule(Callback):
                 f"no group reaches end_weight_decay={schedule.end_weight_decay:g}: all are at zero, and stay there.",
                 found=", ".join(names),
                 fix=f"write optimizer.weight_decay={schedule.end_weight_decay:g}, start=0 and end=1 to begin at zero",
+            )
+        if not decaying and not may_unfreeze(trainer.callbacks):
+            warn(
+                "DecaySchedule schedules nothing: every group has weight decay 0, and stays there.",
+                found=", ".join(names),
+                fix="take a decay style with an amount (not hyperball or none) and a mask that decays something, or "
+                "remove the callback",
             )
 
     def _read(self, *, in_step: bool = False) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_wd._lightning import either
 from lightning_wd.configure.hyperparameters import check_hyperparameter
+from lightning_wd.configure.neighbours import may_unfreeze
 from lightning_wd.configure.optimizer_config import OptimizerConfig, styles_of
 from lightning_wd.errors import ConfigError, MaskError, listed, nearest
 from lightning_wd.mask import DecayPlan
@@ -27,8 +27,7 @@ def check_rules(plan: DecayPlan, config: OptimizerConfig, callbacks: Iterable[An
             rule whose ``optimizer`` steps nothing.
         ConfigError: a hyperparameter out of range, or a config whose own optimizer steps nothing.
     """
-    finetuning = either("lightning.pytorch.callbacks.BaseFinetuning")
-    unfreezes = any(isinstance(c, finetuning) or getattr(c, "unfreezes", False) for c in callbacks)
+    unfreezes = may_unfreeze(callbacks)
     stepped = [row for row in plan if unfreezes or not row.frozen]
     for i, rule in enumerate(config.mask.rules):
         named = f"mask rule {i + 1} ({rule})"

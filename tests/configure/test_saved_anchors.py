@@ -67,6 +67,31 @@ def test_what_a_checkpoint_lacks_decays_to_zero_and_its_row_says_so(tmp_path: Pa
     assert "found: other\n  valid: body.weight, head.weight" in str(error.value)
 
 
+def test_a_frozen_body_and_a_new_head(tmp_path: Path) -> None:
+    """A checkpoint that lacks the head fits where the body, which it has, is unfrozen later."""
+    path = str(tmp_path / "body.ckpt")
+    torch.save({"body.weight": torch.ones(4, 3)}, path)
+    module = net()
+    module["body"].requires_grad_(False)
+    built = wd.configure_optimizers(module, {"weight_decay": 0.1, "decay": {"toward": path}})["optimizer"]
+    assert groups(built)["decay_toward_zero"] == ("decoupled", "zero", 0.1, ["head.weight"])
+    torch.save({"other.weight": torch.ones(4, 3)}, path)
+    with pytest.raises(wd.ConfigError, match="no parameter has its name") as error:
+        wd.configure_optimizers(module, {"weight_decay": 0.1, "decay": {"toward": path}})
+    assert "valid: head.weight\n" in str(error.value)
+
+
+def test_a_checkpoint_that_lacks_most_weights_warns(tmp_path: Path) -> None:
+    path = str(tmp_path / "renamed.ckpt")
+    torch.save({"bodies.weight": torch.ones(4, 3), "head.weight": torch.ones(2, 4)}, path)
+    config: dict[str, Any] = {"weight_decay": 0.1, "decay": {"toward": path}}
+    with pytest.warns(UserWarning, match="lacks most of the weights: what it lacks decays towards zero") as said:
+        wd.configure_optimizers(net(), config)
+    assert "found: 12 of 20 are not in it: body.weight\n  nearest: 'bodies.weight'\n" in str(said[0].message)
+    meant = {**config, "mask": {"rules": [{"name": "body.weight", "toward": "zero"}]}}
+    wd.configure_optimizers(net(), meant)  # a warning would be an error here
+
+
 def test_a_plan_of_hyperballs() -> None:
     """What would not decay, or is no matrix, is of style none; the groups keep their names."""
     mask = {"base": "all"}
