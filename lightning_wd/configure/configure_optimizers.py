@@ -134,8 +134,9 @@ def _configure(
         return groups
 
     planned = plan_checked(module, config.mask, decay.style, toward=decay.toward, optimizer=config["name"])
-    plan = with_saved_anchors(planned)
-    check_rules(plan, config, getattr(attached_trainer(module), "callbacks", ()))
+    callbacks = getattr(attached_trainer(module), "callbacks", ())
+    plan = with_saved_anchors(planned, callbacks)
+    check_rules(plan, config, callbacks)
     lr = lr_here()
     groups = groups_at(lr, amount(lr))
     multipliers = [group["lr"] / tuned if tuned else 1.0 for group in groups]  # of what the user has set

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+from lightning_wd.configure.neighbours import may_unfreeze
 from lightning_wd.decay import TOWARD
 from lightning_wd.errors import listed, nearest, warn
 from lightning_wd.mask import DecayPlan
@@ -11,10 +15,10 @@ from lightning_wd.optimizers.anchors import no_match, read_weights, saved_names
 __all__ = ["with_saved_anchors"]
 
 
-def with_saved_anchors(plan: DecayPlan) -> DecayPlan:
+def with_saved_anchors(plan: DecayPlan, callbacks: Iterable[Any] = ()) -> DecayPlan:
     """Return the plan where what a checkpoint lacks decays towards zero, and its row says so.
 
-    Frozen parameters count as found too: they may be unfrozen later. A warning says where the checkpoint lacks most.
+    Frozen parameters count too where one of the ``callbacks`` may unfreeze them. A checkpoint that lacks most warns.
 
     Raises:
         ConfigError: a checkpoint that cannot be read, or that has none of the weights that are to decay towards it.
@@ -24,7 +28,7 @@ def with_saved_anchors(plan: DecayPlan) -> DecayPlan:
         weights = read_weights(path)
         saved = saved_names([name for row in plan for name in row.names], weights)
         pulled = [row for row in plan if row.toward == path]
-        possible = pulled + [row for row in plan if row.frozen]
+        possible = pulled + [row for row in plan if row.frozen and may_unfreeze(callbacks)]
         lacking = [row for row in possible if row.name not in saved]
         if len(lacking) == len(possible):
             problem = f"no parameter has its name in optimizer.decay.toward={path}."

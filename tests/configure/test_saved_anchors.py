@@ -69,15 +69,17 @@ def test_what_a_checkpoint_lacks_decays_to_zero_and_its_row_says_so(tmp_path: Pa
 
 def test_a_frozen_body_and_a_new_head(tmp_path: Path) -> None:
     """A checkpoint that lacks the head fits where the body, which it has, is unfrozen later."""
-    path = str(tmp_path / "body.ckpt")
-    torch.save({"body.weight": torch.ones(4, 3)}, path)
-    module = net()
-    module["body"].requires_grad_(False)
-    built = wd.configure_optimizers(module, {"weight_decay": 0.1, "decay": {"toward": path}})["optimizer"]
-    assert groups(built)["decay_toward_zero"] == ("decoupled", "zero", 0.1, ["head.weight"])
-    torch.save({"other.weight": torch.ones(4, 3)}, path)
-    with pytest.raises(wd.ConfigError, match="no parameter has its name") as error:
-        wd.configure_optimizers(module, {"weight_decay": 0.1, "decay": {"toward": path}})
+    path, body = str(tmp_path / "body.ckpt"), ["backbone.0.weight", "backbone.4.weight"]
+    torch.save({"backbone.0.weight": torch.ones(8, 6), "backbone.4.weight": torch.ones(8, 8)}, path)
+    config = {"name": "adamw", "weight_decay": 5.0, "decay": {"toward": path}}
+    finetuning = wd.MaskedFinetuning(["backbone.*"], {1: ["backbone.*"]})
+    built = groups(fit(Net(config), tmp_path, finetuning, max_epochs=2).optimizers[0])
+    assert built["decay_toward_zero"] == ("decoupled", "zero", 5.0, ["head.weight"])
+    assert built["decay_epoch_1"] == ("decoupled", path, 5.0, body)
+    module = Net(config)
+    module.backbone.requires_grad_(False)
+    with pytest.raises(wd.ConfigError, match="no parameter has its name") as error:  # nothing unfreezes it
+        wd.configure_optimizers(module, config)
     assert "valid: head.weight\n" in str(error.value)
 
 
