@@ -336,7 +336,8 @@ def _import_target(target: str, what: str = "model") -> Any:
     path, _, name = target.partition(":")
     if not path or not name or path.startswith("."):
         raise ConfigError(
-            f"{what} {target!r} is not MODULE:NAME.", fix="write my_pkg.module:Model, as in an entry point"
+            f"{what} {target!r} is not MODULE:NAME.",
+            fix=f"write {'my_pkg.module:Model' if what == 'model' else 'my_pkg.data:batch'}, as in an entry point",
         )
     _see_working_directory()
     try:

@@ -185,7 +185,7 @@ def test_what_decays_only_as_a_learning_rate(arguments: str, capsys: pytest.Capt
             "Dataless has no train_dataloader to take a batch from.\n  fix: write --batch my_",
         ),
         ("audited:Lossless --batch", "training_step of Lossless returned no loss.\n  found: NoneType\n"),
-        ("audited:Lit --batch audited", "--batch 'audited' is not MODULE:NAME.\n"),
+        ("audited:Lit --batch audited", "--batch 'audited' is not MODULE:NAME.\n  fix: write my_pkg.data:batch, as"),
         ("audited:Lit --batch audited:row", "'audited' has no 'row'.\n  nearest: 'rows'\n"),
     ],
 )

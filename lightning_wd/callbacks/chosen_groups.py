@@ -17,7 +17,7 @@ def as_globs(groups: Any) -> list[str]:
         raise ConfigError(
             f"groups must be a list of globs on group names but got {groups!r}.",
             found=type(groups).__name__,
-            fix=f"write groups=[{groups if groups and isinstance(groups, str) else 'decay'}]",
+            fix=f"write groups={[groups if groups and isinstance(groups, str) else 'decay']}",
         )
     return list(groups)
 
@@ -41,7 +41,7 @@ def check_globs(globs: Sequence[str] | None, names: Sequence[str], decaying: Seq
                 f"DecaySchedule groups {glob!r} matches no parameter group.",
                 found=", ".join(names),
                 nearest=close,
-                fix=f"write groups=[{close or names[0]}]",
+                fix=f"write groups={[close or names[0]]}",
             )
         if not set(matched) & set(decaying):
             raise ConfigError(

@@ -16,7 +16,7 @@ from lightning_wd.callbacks.chosen_groups import as_globs, check_globs, chosen
 from lightning_wd.callbacks.restarts import cycle_steps, resolved_steps
 from lightning_wd.configure.budget import Budget, resumed
 from lightning_wd.configure.first_step import read_again
-from lightning_wd.configure.neighbours import watch_all
+from lightning_wd.configure.neighbours import may_unfreeze, watch_all
 from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number, warn
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_names, peak_lr, write
@@ -231,11 +231,11 @@ class DecaySchedule(Callback):
         for index, optimizer in enumerate(trainer.optimizers):
             read_again(optimizer)
             self._write(trainer, index)
-        self._check_groups(trainer.optimizers)
+        self._check_groups(trainer)
 
-    def _check_groups(self, optimizers: list[Optimizer]) -> None:
+    def _check_groups(self, trainer: Any) -> None:
         """Refuse globs and ends that schedule nothing, and warn where no group decays."""
-        schedule, names = self._in_force, [name for each in group_names(optimizers) for name in each]
+        schedule, names = self._in_force, [name for each in group_names(trainer.optimizers) for name in each]
         decaying = [name for name, base in zip(names, itertools.chain(*self._bases), strict=True) if base]
         check_globs(schedule.groups, names, decaying)
         if schedule.end_weight_decay is not None and not decaying:
@@ -244,8 +244,8 @@ class DecaySchedule(Callback):
                 found=", ".join(names),
                 fix=f"write optimizer.weight_decay={schedule.end_weight_decay:g}, start=0 and end=1 to begin at zero",
             )
-        if not decaying:
-            styles = dict.fromkeys(str(group.get("style")) for opt in optimizers for group in opt.param_groups)
+        if not decaying and not may_unfreeze(trainer.callbacks):
+            styles = dict.fromkeys(str(group.get("style")) for opt in trainer.optimizers for group in opt.param_groups)
             warn(
                 "DecaySchedule has no effect: the weight decay of every group is 0, and stays there.",
                 found=", ".join(names) + f" of style {', '.join(styles)}" * (styles.keys() != {"None"}),

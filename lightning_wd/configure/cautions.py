@@ -65,4 +65,7 @@ def _lines(style: str, lam: float, lr: float, units: dict[str, float], chosen: b
     elif math.isinf(runs) and coupled:
         yield f"the timescale is {units['timescale_steps']:.3g} steps{coupled}"
     elif chosen and _LONG_RUNS < runs < math.inf:
-        yield f"the timescale is {runs:.3g} times the run: decay hardly acts (it removes {1 / runs:.2g} of a weight)"
+        yield (
+            f"the timescale is {runs:.3g} times the run: decay hardly acts (it removes {1 / runs:.2g} of a weight): "
+            "raise weight_decay, or write optimizer/decay=none if it is meant"
+        )

@@ -15,9 +15,9 @@ from lightning_wd.configure.checked_mapping import CheckedMapping
 from lightning_wd.configure.checkpoint_content import keep_checkpoints_plain
 from lightning_wd.configure.first_step import FirstStep
 from lightning_wd.configure.late_groups import LateGroups
-from lightning_wd.configure.neighbours import check_neighbours, watch
+from lightning_wd.configure.neighbours import check_neighbours, may_unfreeze, watch
 from lightning_wd.configure.optimizer_config import OptimizerConfig
-from lightning_wd.configure.rule_settings import check_rules, unfreeze_later
+from lightning_wd.configure.rule_settings import check_rules
 from lightning_wd.configure.saved_anchors import with_saved_anchors
 from lightning_wd.configure.schedule_request import ScheduleRequest
 from lightning_wd.decay import Decay
@@ -134,7 +134,7 @@ def _configure(
         return groups
 
     planned = plan_checked(module, config.mask, decay.style, toward=decay.toward, optimizer=config["name"])
-    unfrozen_later = unfreeze_later(getattr(attached_trainer(module), "callbacks", ()))
+    unfrozen_later = may_unfreeze(getattr(attached_trainer(module), "callbacks", ()))
     plan = with_saved_anchors(planned, unfrozen_later=unfrozen_later)
     check_rules(plan, config, unfrozen_later=unfrozen_later)
     lr = lr_here()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,13 +10,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_wd._lightning import either
 from lightning_wd._private import attached_trainer
 from lightning_wd.decay import step_fraction
 from lightning_wd.errors import ConfigError, explain, listed
 from lightning_wd.mask.module_tree import walk
 from lightning_wd.optimizers.param_groups import as_float, group_label
 
-__all__ = ["check_neighbours", "watch", "watch_all"]
+__all__ = ["check_neighbours", "may_unfreeze", "watch", "watch_all"]
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
 _BY_PEAK = ("independent", "corrected")  # styles whose d_t depends on lr_t / lr0
@@ -53,6 +55,12 @@ def check_neighbours(module: nn.Module, scheduled: bool) -> None:
             fix="remove it where it only calls optimizer.step(closure=optimizer_closure), and leave learning rates to "
             "lr_scheduler",
         )
+
+
+def may_unfreeze(callbacks: Iterable[Any]) -> bool:
+    """Whether one of the callbacks may add frozen parameters to the optimizer: Lightning's finetuning, or ours."""
+    finetuning = either("lightning.pytorch.callbacks.BaseFinetuning")
+    return any(isinstance(c, finetuning) or getattr(c, "unfreezes", False) for c in callbacks)
 
 
 def _overrides(module: nn.Module, method: str) -> bool:

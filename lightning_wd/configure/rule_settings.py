@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
-from lightning_wd._lightning import either
 from lightning_wd.configure.hyperparameters import check_hyperparameter
 from lightning_wd.configure.optimizer_config import OptimizerConfig, styles_of
 from lightning_wd.errors import ConfigError, MaskError, as_typed, listed, nearest, spelled
@@ -17,13 +15,7 @@ from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.constructor import keywords_of
 
-__all__ = ["check_rules", "unfreeze_later"]
-
-
-def unfreeze_later(callbacks: Iterable[Any]) -> bool:
-    """Whether one of a trainer's callbacks may unfreeze parameters."""
-    finetuning = either("lightning.pytorch.callbacks.BaseFinetuning")
-    return any(isinstance(c, finetuning) or getattr(c, "unfreezes", False) for c in callbacks)
+__all__ = ["check_rules"]
 
 
 def check_rules(plan: DecayPlan, config: OptimizerConfig, *, unfrozen_later: bool) -> None:

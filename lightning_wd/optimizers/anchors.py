@@ -99,8 +99,8 @@ def read_weights(path: str) -> dict[str, Tensor]:
             valid="a Lightning checkpoint or a state dict that torch.load takes with weights_only=True",
             fix="save the weights alone: torch.save(model.state_dict(), path)",
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # another format may end in any error of the unpickler, such as KeyError: 105
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
         raise ConfigError(problem, found=reason, fix="give the path of a checkpoint that is whole") from error
     weights = held.get("state_dict", held) if isinstance(held, dict) else None
     tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor)} if isinstance(weights, dict) else {}

@@ -120,7 +120,7 @@ def test_each_of_several_optimizers_is_chosen_by_its_number(tmp_path: Path) -> N
         (
             {"groups": ["decay", "decay_x01"]},
             r"groups 'decay_x01' matches no parameter group\.\n  found: decay, no_decay, decay_x0\.1\n"
-            r"  nearest: 'decay_x0\.1'\n  fix: write groups=\[decay_x0\.1\]",
+            r"  nearest: 'decay_x0\.1'\n  fix: write groups=\['decay_x0\.1'\]",
         ),
         (
             {"groups": ["no_*"], "end_weight_decay": 0.4},
@@ -142,12 +142,27 @@ def test_an_absolute_end_that_no_group_reaches_is_refused(tmp_path: Path) -> Non
         fit(Net({**ADAMW, "weight_decay": 0.0}), tmp_path, wd.DecaySchedule("linear", end_weight_decay=0.4))
 
 
-def test_a_schedule_of_no_decay_is_said(tmp_path: Path) -> None:
-    words = (
-        r"DecaySchedule has no effect: the weight decay of every group is 0.*found: decay.* of style hyperball, none\n"
-    )
-    with pytest.warns(UserWarning, match=f"(?s){words}.*what a hyperball has instead is its learning rate"):
-        fit(Net({"name": "adamw", "decay": {"style": "hyperball"}}), tmp_path, wd.DecaySchedule())
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"decay": {"style": "hyperball"}},
+            r" of style hyperball, none\n.*; what a hyperball has instead is its learning rate",
+        ),
+        ({"weight_decay": 0.1, "mask": "none"}, r" of style decoupled\n.*or write optimizer.weight_decay$"),
+    ],
+)
+def test_a_schedule_of_no_decay_is_said(config: dict[str, Any], said: str, tmp_path: Path) -> None:
+    words = r"DecaySchedule has no effect: the weight decay of every group is 0, and stays there.*found: .*" + said
+    with pytest.warns(UserWarning, match=f"(?s){words}"):
+        fit(Net({"name": "adamw", **config}), tmp_path, wd.DecaySchedule(), max_epochs=1)
+
+
+def test_a_group_that_decays_may_join_later(tmp_path: Path) -> None:
+    record, finetuning = DecaysUsed(), wd.MaskedFinetuning(["*.weight"], {1: ["*"]})
+    fit(Net(ADAMW), tmp_path, finetuning, wd.DecaySchedule("linear", end=0.0), record, max_epochs=2)
+    assert [max(seen) for seen in record.seen[:5]] == [0.0] * 5
+    assert max(record.seen[5]) == pytest.approx(0.04 * 0.5)
 
 
 def test_a_resumed_run_keeps_its_end_and_its_groups(tmp_path: Path) -> None:
@@ -446,7 +461,7 @@ def test_a_schedule_that_joins_a_run_starts_at_its_step(tmp_path: Path) -> None:
         ({"shape": "follow_lr", "end_weight_decay": 0.2}, "end_weight_decay has no effect with shape 'follow_lr'"),
         ({"shape": "step", "end_weight_decay": 0.0}, "start and end must be > 0"),
         ({"end_weight_decay": -0.2}, "end_weight_decay must be a number >= 0 but got -0.2"),
-        ({"groups": "decay"}, r"groups must be a list of globs on group names but got 'decay'.*groups=\[decay\]"),
+        ({"groups": "decay"}, r"groups must be a list of globs on group names but got 'decay'.*groups=\['decay'\]"),
         ({"groups": []}, r"groups must be a list of globs on group names but got \[\]"),
         ({"total_steps": 0}, "total_steps must be a whole number >= 1 but got 0"),
     ],

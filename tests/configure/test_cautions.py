@@ -29,7 +29,10 @@ def said(config: dict[str, Any], folder: Path, *callbacks: Any, epochs: int = 25
         ({"decay": {"style": "none"}, "weight_decay": 0.0}, []),
         (
             {"lr": 1e-3, "weight_decay": 0.1},
-            ["group 'decay': the timescale is 50 times the run: decay hardly acts (it removes 0.02 of a weight)"],
+            [
+                "group 'decay': the timescale is 50 times the run: decay hardly acts (it removes 0.02 of a weight): "
+                "raise weight_decay, or write optimizer/decay=none if it is meant"
+            ],
         ),
         (
             {"lr": 1e-2, "weight_decay": 30.0},

@@ -69,6 +69,33 @@ def test_what_a_checkpoint_lacks_decays_to_zero_and_its_row_says_so(tmp_path: Pa
         wd.configure_optimizers(net(), {"mask": {"rules": [{"name": "head.weight", "toward": path}]}})
 
 
+def test_a_frozen_body_and_a_new_head(tmp_path: Path) -> None:
+    """A checkpoint that lacks the head fits where the body, which it has, is unfrozen later."""
+    path, body = str(tmp_path / "body.ckpt"), ["backbone.0.weight", "backbone.4.weight"]
+    torch.save({"backbone.0.weight": torch.ones(8, 6), "backbone.4.weight": torch.ones(8, 8)}, path)
+    config = {"name": "adamw", "weight_decay": 5.0, "decay": {"toward": path}}
+    finetuning = wd.MaskedFinetuning(["backbone.*"], {1: ["backbone.*"]})
+    built = groups(fit(Net(config), tmp_path, finetuning, max_epochs=2).optimizers[0])
+    assert built["decay_toward_zero"] == ("decoupled", "zero", 5.0, ["head.weight"])
+    assert built["decay_epoch_1"] == ("decoupled", path, 5.0, body)
+    module = Net(config)
+    module.backbone.requires_grad_(False)
+    with pytest.raises(wd.ConfigError, match="no parameter has its name") as error:  # nothing unfreezes it
+        wd.configure_optimizers(module, config)
+    assert "valid: head.weight\n" in str(error.value)
+
+
+def test_a_checkpoint_that_lacks_most_weights_warns(tmp_path: Path) -> None:
+    path = str(tmp_path / "renamed.ckpt")
+    torch.save({"bodies.weight": torch.ones(4, 3), "head.weight": torch.ones(2, 4)}, path)
+    config: dict[str, Any] = {"weight_decay": 0.1, "decay": {"toward": path}}
+    with pytest.warns(UserWarning, match="lacks most of the weights: what it lacks decays towards zero") as said:
+        wd.configure_optimizers(net(), config)
+    assert "found: 12 of 20 are not in it: body.weight\n  nearest: 'bodies.weight'\n" in str(said[0].message)
+    meant = {**config, "mask": {"rules": [{"name": "body.weight", "toward": "zero"}]}}
+    wd.configure_optimizers(net(), meant)  # a warning would be an error here
+
+
 def test_a_plan_of_hyperballs() -> None:
     """What would not decay, or is no matrix, is of style none; the groups keep their names."""
     mask = {"base": "all"}
@@ -155,22 +182,6 @@ def test_a_killed_run_resumes_to_the_same_bits(run: str, tmp_path: Path, monkeyp
         name = "wd/decay_muon" if run == "hyperball-muon" else "wd/decay"
         assert metrics[f"{name}/angular_update_predicted"].item() == pytest.approx(0.02, rel=1e-3)
         assert 0.01 < metrics[f"{name}/angular_update"].item() < 0.03
-
-
-def test_a_checkpoint_of_the_frozen_body_alone_is_for_what_is_unfrozen(tmp_path: Path) -> None:
-    """First the new head is trained, then the body, towards its checkpoint."""
-    path = str(tmp_path / "body.pt")
-    weight: Any = Net({}).backbone[0].weight
-    torch.save({"backbone.0.weight": torch.ones_like(weight)}, path)
-    config = {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"toward": path}}
-    finetuning = wd.MaskedFinetuning(freeze=["backbone.*"], unfreeze={1: ["backbone.*"]})
-    (optimizer,) = fit(Net(config), tmp_path, finetuning, max_epochs=2).optimizers
-    late = {g["name"]: g["toward"] for g in optimizer.param_groups}
-    assert (late["decay_toward_zero"], late["decay_epoch_1"]) == ("zero", path)
-    frozen = Net(config)
-    frozen.backbone.requires_grad_(False)
-    with pytest.raises(wd.ConfigError, match=r"no parameter has its name in optimizer\.decay\.toward="):
-        wd.configure_optimizers(frozen, config)  # nobody unfreezes it
 
 
 def test_what_is_unfrozen_decays_towards_what_it_was(tmp_path: Path) -> None:

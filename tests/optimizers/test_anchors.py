@@ -350,6 +350,7 @@ class Code:
         ({"w": Code()}, ["cannot be read as weights", "found: more than plain data", "fix: save the weights alone"]),
         ({"epoch": 3}, ["cannot be read as weights", "found: a dict of epoch", "under 'state_dict'"]),
         (b"no zip", ["cannot be read as weights"]),
+        (b"hi", ["cannot be read as weights", "found: KeyError: 105\n", "fix: give the path of a checkpoint"]),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(held: Any, words: list[str], tmp_path: Path, capfd: Any) -> None:
