@@ -12,11 +12,24 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
+from data.digits import Digits
 from data.fashion_small import FashionSmall
 from helpers.real_data import REAL, needs_real_data
 from helpers.recipe import ROOT
 from models.conv_net import ConvNet
-from studies import budgets, finished_runs, lost_decay, muon_against_adamw, schedules, styles
+from models.mlp import MLP
+from studies import (
+    budgets,
+    finished_runs,
+    forgetting,
+    hyperball,
+    lost_decay,
+    muon_against_adamw,
+    schedules,
+    styles,
+)
+from studies.run import STUDIES
 
 import lightning_wd as wd
 
@@ -92,6 +105,54 @@ def test_muon_and_adamw_are_compared_at_the_rate_that_is_best_for_each(tmp_path:
         assert second(tmp_path) == [*first[:-2], "seed=1,2,3", f"optimizer.lr={lr}"]
 
 
+def test_fine_tuning_takes_the_amount_that_is_best_on_both_halves(tmp_path: Path) -> None:
+    """Nets whose bias alone answers: 3 and 8 are each right for a fifth of their half, 3 alone for half of that."""
+    data = Digits()
+    data.setup("fit")
+    counts = data.val.tensors[1].bincount(minlength=10)
+    shares = [100.0 * float(counts[label] / counts[half].sum()) for label, half in ((3, slice(5)), (8, slice(5, 10)))]
+    for amount, answers in {0.25: (3,), 0.5: (3, 8), 1.0: (8,)}.items():
+        model = MLP(hidden=[4])
+        state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+        for rank, label in enumerate(range(10)):
+            state["net.4.bias"][label] = 99.0 if label in answers else -rank
+        folder = tmp_path / "zero/amounts" / f"wd{amount}"
+        (folder / "checkpoints").mkdir(parents=True)
+        torch.save({"state_dict": state}, folder / "checkpoints/last.ckpt")
+        config = {
+            "data": {"_target_": "data.digits.Digits", "classes": forgetting.NEW},
+            "model": {"_target_": "models.mlp.MLP", "hidden": [4]},
+            "optimizer": {"weight_decay": amount},
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "metrics.csv").write_text("epoch,step,test/acc,test/loss\n1,10,0.5,1.0\n")
+    made = forgetting.sweeps(tmp_path, tmp_path, False)["zero/seeds"]
+    assert callable(made)
+    assert made(tmp_path)[-2:] == [
+        "optimizer.weight_decay=0.5",
+        f"init_from='{tmp_path}/first/seed${{seed}}/checkpoints/last.ckpt'",
+    ]
+    (run,) = [run for run in finished_runs.read_runs(tmp_path) if run.config["optimizer"]["weight_decay"] == 0.5]
+    old, new, old_of_ten, new_of_ten = forgetting.accuracies(run, "val")
+    assert (old, new) == pytest.approx(tuple(shares))
+    assert (old_of_ten, new_of_ten) == pytest.approx((shares[0], 0.0))  # of equal logits the first counts
+
+
+def test_the_best_rates_of_the_widths_are_those_of_the_runs(tmp_path: Path) -> None:
+    rows = finished_runs.read_csv(ROOT / "docs/studies/hyperball/runs.csv")
+    for row in rows:
+        width, style, lr = int(row["width"]), row["style"], row["lr"]
+        folder = tmp_path / f"{width}/{style}" / f"lr{lr}_seed{row['seed']}"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"{{optimizer: {{lr: {lr}}}, seed: {int(row['seed'])}}}\n")
+        (folder / "metrics.csv").write_text(f"epoch,step,test/loss\n1,10,{row['loss_nats']}\n")
+    hyperball.report(tmp_path, tmp_path / "out")
+    for name in ("runs.csv", "table.csv"):
+        expected = finished_runs.read_csv(ROOT / "docs/studies/hyperball" / name)
+        for found, known in zip(finished_runs.read_csv(tmp_path / "out" / name), expected, strict=True):
+            assert found == pytest.approx(known, rel=1e-5)
+
+
 def test_intervals_are_students() -> None:
     mean, half = finished_runs.mean_and_half_width([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.303 / math.sqrt(3)))
@@ -133,9 +194,9 @@ def test_the_styles_are_those_of_the_readme() -> None:
     assert [command for command in commands if not any(line.endswith(command) for line in table)] == []
 
 
-@pytest.mark.parametrize("name", ["budgets", "lost_decay", "masks", "restarts", "schedules", "styles"])
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_picture_is_drawn_from_the_committed_numbers(name: str, tmp_path: Path) -> None:
-    for study in (name, "heatmaps"):  # schedules reads the results of heatmaps
+    for study in {name, "heatmaps"}:  # schedules reads the results of heatmaps
         (tmp_path / study).mkdir()
         for table in (ROOT / "docs/studies" / study).glob("*.csv"):
             shutil.copy(table, tmp_path / study)
