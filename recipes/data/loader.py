@@ -39,7 +39,7 @@ class Tensors(Dataset[tuple[Tensor, ...]]):
         if classes is None:
             return self
         labels = self.tensors[-1]
-        there = labels.unique().tolist()
+        there = torch.unique(labels).tolist()
         if not isinstance(classes, (list, tuple)) or not classes or not set(classes) <= set(there):
             raise ConfigError(
                 f"data.classes={classes} is not a list of labels.",

@@ -106,16 +106,14 @@ def test_muon_and_adamw_are_compared_at_the_rate_that_is_best_for_each(tmp_path:
 
 
 def test_fine_tuning_takes_the_amount_that_is_best_on_both_halves(tmp_path: Path) -> None:
-    """Nets whose bias alone answers: 3 and 8 are each right for a fifth of their half, 3 alone for half of that."""
+    """Nets that give one answer in each half, by their bias: the label that is rarest there, or the most frequent."""
     data = Digits()
     data.setup("fit")
-    counts = data.val.tensors[1].bincount(minlength=10)
-    shares = [100.0 * float(counts[label] / counts[half].sum()) for label, half in ((3, slice(5)), (8, slice(5, 10)))]
-    for amount, answers in {0.25: (3,), 0.5: (3, 8), 1.0: (8,)}.items():
-        model = MLP(hidden=[4])
-        state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
-        for rank, label in enumerate(range(10)):
-            state["net.4.bias"][label] = 99.0 if label in answers else -rank
+    old, new = data.val.tensors[1].bincount(minlength=10).float().view(2, 5)
+    rare, frequent = (int(old.argmin()), int(new.argmin()) + 5), (int(old.argmax()), int(new.argmax()) + 5)
+    for amount, answers in {0.25: (frequent[0], rare[1]), 0.5: frequent, 1.0: (rare[0], frequent[1])}.items():
+        state = {name: torch.zeros_like(value) for name, value in MLP(hidden=[4]).state_dict().items()}
+        state["net.4.bias"][list(answers)] = 1.0
         folder = tmp_path / "zero/amounts" / f"wd{amount}"
         (folder / "checkpoints").mkdir(parents=True)
         torch.save({"state_dict": state}, folder / "checkpoints/last.ckpt")
@@ -133,9 +131,8 @@ def test_fine_tuning_takes_the_amount_that_is_best_on_both_halves(tmp_path: Path
         f"init_from='{tmp_path}/first/seed${{seed}}/checkpoints/last.ckpt'",
     ]
     (run,) = [run for run in finished_runs.read_runs(tmp_path) if run.config["optimizer"]["weight_decay"] == 0.5]
-    old, new, old_of_ten, new_of_ten = forgetting.accuracies(run, "val")
-    assert (old, new) == pytest.approx(tuple(shares))
-    assert (old_of_ten, new_of_ten) == pytest.approx((shares[0], 0.0))  # of equal logits the first counts
+    among_five = [100.0 * float(half.max() / half.sum()) for half in (old, new)]
+    assert forgetting.accuracies(run, "val") == pytest.approx([*among_five, among_five[0], 0.0])  # of equals the first
 
 
 def test_the_best_rates_of_the_widths_are_those_of_the_runs(tmp_path: Path) -> None:
@@ -194,7 +191,7 @@ def test_the_styles_are_those_of_the_readme() -> None:
     assert [command for command in commands if not any(line.endswith(command) for line in table)] == []
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "heatmaps"])
 def test_a_picture_is_drawn_from_the_committed_numbers(name: str, tmp_path: Path) -> None:
     for study in {name, "heatmaps"}:  # schedules reads the results of heatmaps
         (tmp_path / study).mkdir()
