@@ -80,21 +80,30 @@ def accuracies(run: Run, part: str) -> list[float]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Write the accuracies of each run, in validation for seed 0 and in the test for the others, and their means."""
+    """Write the accuracies of each run, in validation for seed 0 and in the test for the others, and their means.
+
+    ``lost`` is the old classes' accuracy before fine-tuning minus that after it, of the same seed; ``kept`` is how much
+    more of it is left than with no decay, of the same seed.
+    """
     rows, table = [], []
+    tested: dict[str, dict[int, list[float]]] = {}
     for name in ("first", *VARIANTS):
-        for sweep in ("amounts", "seeds"):
-            found = [run for run in read_runs(runs / name) if (run.config["seed"] == 0) == (sweep == "amounts")]
-            for run in found:
-                optimizer, part = run.config["optimizer"], "val" if sweep == "amounts" else "test"
-                lr, amount, seed = float(optimizer["lr"]), float(optimizer["weight_decay"]), run.config["seed"]
-                rows.append((name, part, lr, amount, seed, *accuracies(run, part)))
-        tested = [row for row in rows if row[:2] == (name, "test")]
-        intervals = [mean_and_half_width([row[5 + i] for row in tested]) for i in range(len(MEASURES))]
-        table.append((name, *tested[0][2:4], *(number for interval in intervals for number in interval)))
+        tested[name] = {}
+        for run in read_runs(runs / name):
+            optimizer, seed = run.config["optimizer"], run.config["seed"]
+            part = "test" if seed else "val"
+            lr, amount = float(optimizer["lr"]), float(optimizer["weight_decay"])
+            rows.append((name, part, lr, amount, seed, *(found := accuracies(run, part))))
+            if seed:
+                tested[name][seed], chosen = found, (lr, amount)
+        if name in VARIANTS:
+            columns = [list(column) for column in zip(*tested[name].values(), strict=True)]
+            for before, sign in (("first", -1), ("none", 1)):
+                columns.append([sign * (found[0] - tested[before][seed][0]) for seed, found in tested[name].items()])
+            table.append((name, *chosen, *(number for column in columns for number in mean_and_half_width(column))))
     write_csv(out / "runs.csv", ["variant", "split", "lr", "weight_decay", "seed", *MEASURES], rows)
-    columns = [f"{measure}{end}" for measure in MEASURES for end in ("", "_half_width")]
-    write_csv(out / "table.csv", ["variant", "lr", "weight_decay", *columns], table)
+    head = [f"{measure}{end}" for measure in (*MEASURES, "lost", "kept") for end in ("", "_half_width")]
+    write_csv(out / "table.csv", ["variant", "lr", "weight_decay", *head], table)
 
 
 @in_style()
@@ -112,7 +121,7 @@ def draw(out: Path) -> None:
                 axes.plot(*zip(*points, strict=True), color=color, **look)
         before = [row[f"old{end}"] for row in rows if (row["variant"], row["split"]) == ("first", "test")]
         axes.axvline(fmean(before), color="0.4", linestyle=":")
-        axes.set(title=f"a class counts {view}", xlabel="accuracy on the old classes (%)")
+        axes.set(title=f"right {view}", xlabel="accuracy on the old classes (%)")
     grid[0].set_ylabel("accuracy on the new classes (%)")
     text = (
         "Lines: seed 0 over the amounts, in validation; crosses: three other seeds at the chosen amount, in the test. "
