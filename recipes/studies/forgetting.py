@@ -108,11 +108,13 @@ def report(runs: Path, out: Path) -> None:
 
 @in_style()
 def draw(out: Path) -> None:
-    """Draw the accuracy on the new classes over that on the old ones, in each view of the head."""
+    """Draw the accuracy on the new classes over that on the old ones, judged among five classes and among ten."""
     rows = read_csv(out / "runs.csv")
     title = "After fine-tuning on classes 5 to 9 of Fashion-MNIST: what is left of 0 to 4, and what is learned"
     figure, grid = panels(2, title, height=3.4)
-    for axes, end, view in zip(grid, ("", "_of_ten"), ("among the five of its half", "among all ten"), strict=True):
+    for axes, end, view in zip(
+        grid, ("", "_of_ten"), ("judged among the five of its half", "judged among all ten"), strict=True
+    ):
         for color, name in zip(COLORS, VARIANTS, strict=False):
             for part, look in (("val", {"marker": ".", "linestyle": "-"}), ("test", {"marker": "x", "linestyle": ""})):
                 found = [row for row in rows if (row["variant"], row["split"]) == (name, part)]
@@ -121,7 +123,7 @@ def draw(out: Path) -> None:
                 axes.plot(*zip(*points, strict=True), color=color, **look)
         before = [row[f"old{end}"] for row in rows if (row["variant"], row["split"]) == ("first", "test")]
         axes.axvline(fmean(before), color="0.4", linestyle=":")
-        axes.set(title=f"right {view}", xlabel="accuracy on the old classes (%)")
+        axes.set(title=view, xlabel="accuracy on the old classes (%)")
     grid[0].set_ylabel("accuracy on the new classes (%)")
     text = (
         "Lines: seed 0 over the amounts, in validation; crosses: three other seeds at the chosen amount, in the test. "
