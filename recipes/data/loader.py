@@ -40,7 +40,7 @@ class Tensors(Dataset[tuple[Tensor, ...]]):
             return self
         labels = self.tensors[-1]
         there = torch.unique(labels).tolist()
-        if not isinstance(classes, (list, tuple)) or not classes or not set(classes) <= set(there):
+        if not isinstance(classes, (list, tuple)) or not classes or any(each not in there for each in classes):
             raise ConfigError(
                 f"data.classes={classes} is not a list of labels.",
                 valid=f"labels of {there}",

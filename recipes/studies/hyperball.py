@@ -55,8 +55,8 @@ def report(runs: Path, out: Path) -> None:
             best = []
             for seed, found in sorted(losses.items()):
                 rows += [(style, width, lr, seed, loss) for lr, loss in sorted(found.items())]
-                log_rates = np.log2(sorted(found))
-                best.append(float(2.0 ** row_optima(np.array([[found[lr] for lr in sorted(found)]]), log_rates)[0][0]))
+                rates = sorted(found)
+                best.append(float(2.0 ** row_optima(np.array([[found[lr] for lr in rates]]), np.log2(rates))[0][0]))
             lowest = fmean(min(found.values()) for found in losses.values())
             table.append((style, width, float(np.exp(np.log(best).mean())), min(best), max(best), lowest))
     write_csv(out / "runs.csv", "style width lr seed loss_nats".split(), rows)
@@ -80,8 +80,7 @@ def draw(out: Path) -> None:
                 axes.plot([lr] * len(found), found, "x", color=color, alpha=0.7)
             axes.axvline(best[style, width], color=color, linestyle=":")
         axes.set_xscale("log", base=2)
-        axes.set(title={"decoupled": "AdamW, decoupled", "hyperball": "AdamW, hyperball"}[style])
-        axes.set_xlabel({"decoupled": "learning rate", "hyperball": "learning rate, relative"}[style])
+        axes.set(title=f"AdamW, {style}", xlabel="relative learning rate" if style == "hyperball" else "learning rate")
     grid[0].set_ylabel("loss (nats per character)")
     text = "Lines: mean over the seeds (crosses). Dotted: the best learning rate, by the parabola through the cells."
     below(figure, text, grid[0].get_legend_handles_labels()[0])

@@ -147,7 +147,7 @@ def test_the_best_rates_of_the_widths_are_those_of_the_runs(tmp_path: Path) -> N
     for name in ("runs.csv", "table.csv"):
         expected = finished_runs.read_csv(ROOT / "docs/studies/hyperball" / name)
         for found, known in zip(finished_runs.read_csv(tmp_path / "out" / name), expected, strict=True):
-            assert found == pytest.approx(known, rel=1e-5)
+            assert found == pytest.approx(known, rel=1e-4)  # from losses of six digits
 
 
 def test_intervals_are_students() -> None:
