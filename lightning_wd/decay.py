@@ -261,7 +261,7 @@ class Decay:
             raise ConfigError(
                 f"style 'hyperball' has no amount: it keeps each tensor's norm, whatever {where[name]} is.",
                 found=f"{where[name]}={value!r}",
-                fix=f"remove {where[name]} (optimizer/decay=hyperball sets none), or write a decay style",
+                fix=f"write {where[name]}={0 if name == 'weight_decay' else 'null'}, or a decay style",
             )
         if not given and self.style not in NO_AMOUNT:
             raise ConfigError(

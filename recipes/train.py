@@ -23,6 +23,7 @@ from decay_effect import DecayEffect
 from from_config import build, make, make_logger
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from init_weights import load_weights
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
 from misspelt import say_nearest
@@ -76,6 +77,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     data = build(cfg, "data")
     check_fit(cfg.model, data)
     model = build(cfg, "model", optimizer=optimizer, lr_scheduler=lr_scheduler)
+    if cfg.init_from is not None and ckpt_path is None:  # a checkpoint to resume from has its own weights
+        load_weights(model, cfg.init_from)
     wandb_id = resumed_id(ckpt_path, folder, sweep=HydraConfig.get().mode == RunMode.MULTIRUN)
     loggers = [make_logger(key, node, wandb_id) for key, node in (cfg.logger or {}).items()]
     effect, last = DecayEffect(), LastCheckpoint(folder / "checkpoints")

@@ -80,13 +80,17 @@ def tell_of_moved(group: Mapping[str, Any], label: str, anchors: Mapping[Tensor,
         )
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
+def read_weights(path: str, key: str = "toward") -> dict[str, Tensor]:
     """Return the weights in a file: of a Lightning checkpoint (``state_dict``), or of a plain state dict.
+
+    Args:
+        path: the file.
+        key: what the user set to it, for messages.
 
     Raises:
         ConfigError: the file is missing, damaged, holds code, or holds no weights.
     """
-    problem = f"toward={path!r} cannot be read as weights."
+    problem = f"{key}={path!r} cannot be read as weights."
     try:
         try:
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

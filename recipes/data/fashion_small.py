@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ class FashionSmall(FashionMNIST):
         num_workers: loader processes; 0 is fastest: a batch is one index operation in memory.
         train_size: training images, >= 1.
         val_size: training images set aside for validation, in a random split.
+        classes: the labels whose images are kept in each part; None for all.
         seed: of the split, >= 0; the order depends on the run's own seed.
     """
 
@@ -39,9 +41,10 @@ class FashionSmall(FashionMNIST):
         num_workers: int = 0,
         train_size: int = 1000,
         val_size: int = 5000,
+        classes: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(root, batch_size, num_workers, val_size, augment=False, seed=seed)
+        super().__init__(root, batch_size, num_workers, val_size, augment=False, classes=classes, seed=seed)
         self.save_hyperparameters(logger=False)
 
     def read(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:

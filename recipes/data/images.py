@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ class Images(L.LightningDataModule):
         num_workers: loader processes; 0 is fastest: a batch is one index operation in memory.
         val_size: training images set aside for validation, in a random split.
         augment: whether training images are flipped and shifted.
+        classes: the labels whose images are kept in each part; None for all.
         seed: of the split, >= 0; order and augmentation depend on the run's own seed.
 
     Raises:
@@ -47,6 +49,7 @@ class Images(L.LightningDataModule):
         num_workers: int = 0,
         val_size: int = 5000,
         augment: bool = True,
+        classes: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class Images(L.LightningDataModule):
         ensure(self.hparams["root"], self.sources)
 
     def setup(self, stage: str) -> None:
-        root = Path(self.hparams["root"]).expanduser()
+        root, classes = Path(self.hparams["root"]).expanduser(), self.hparams["classes"]
         if stage in ("fit", "validate"):
             images, labels = self.read(root, train=True)
             val_size = self.hparams["val_size"]
@@ -72,9 +75,9 @@ class Images(L.LightningDataModule):
                 )
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix(self.hparams["seed"])))
             val, train = order[:val_size], order[val_size:]
-            self.train, self.val = Tensors(images[train], labels[train]), Tensors(images[val], labels[val])
+            self.train, self.val = (Tensors(images[i], labels[i]).of_classes(classes) for i in (train, val))
         if stage == "test":
-            self.test = Tensors(*self.read(root, train=False))
+            self.test = Tensors(*self.read(root, train=False)).of_classes(classes)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return train_loader(self, self.train, len(self.train))

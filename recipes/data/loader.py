@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -26,6 +26,28 @@ class Tensors(Dataset[tuple[Tensor, ...]]):
 
     def __init__(self, *tensors: Tensor) -> None:
         self.tensors = tensors
+
+    def of_classes(self, classes: Sequence[int] | None) -> Tensors:
+        """Return the rows whose last entry, their label, is one of the classes; all rows for None.
+
+        Raises:
+            ConfigError: not a list of labels that there are.
+
+        >>> Tensors(torch.arange(4), torch.tensor([7, 8, 9, 7])).of_classes([7, 9]).tensors
+        (tensor([0, 2, 3]), tensor([7, 9, 7]))
+        """
+        if classes is None:
+            return self
+        labels = self.tensors[-1]
+        there = torch.unique(labels).tolist()
+        if not isinstance(classes, (list, tuple)) or not classes or any(each not in there for each in classes):
+            raise ConfigError(
+                f"data.classes={classes} is not a list of labels.",
+                valid=f"labels of {there}",
+                fix=f"write data.classes={there[: len(there) // 2]}, or data.classes=null for all",
+            )
+        rows = torch.isin(labels, torch.tensor(classes, dtype=labels.dtype, device=labels.device))
+        return Tensors(*(tensor[rows] for tensor in self.tensors))
 
     @property
     def device(self) -> torch.device:

@@ -27,7 +27,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 
 # schedules reads the results of heatmaps
-STUDIES = ("styles", "heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks", "muon_against_adamw")
+STUDIES = (
+    *("styles", "heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks", "muon_against_adamw"),
+    *("forgetting", "hyperball"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

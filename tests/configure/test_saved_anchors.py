@@ -137,7 +137,17 @@ def test_a_toward_of_what_does_not_decay_is_refused() -> None:
             {},
             "optimizer.decay.cautious has no meaning with style 'hyperball'",
         ),
-        ({"style": "hyperball"}, {"weight_decay": 0.1}, "style 'hyperball' has no amount: it keeps each tensor's norm"),
+        (
+            {"style": "hyperball"},
+            {"weight_decay": 0.1},
+            "style 'hyperball' has no amount: it keeps each tensor's norm, whatever optimizer.weight_decay is.\n"
+            "  found: optimizer.weight_decay=0.1\n  fix: write optimizer.weight_decay=0, or a decay style",
+        ),
+        (
+            {"style": "hyperball", "normalized": 0.1},
+            {},
+            "  fix: write optimizer.decay.normalized=null, or a decay style",
+        ),
         ({"toward": "init"}, {"anchor_dtype": "int8"}, "optimizer.anchor_dtype 'int8' is unknown"),
     ],
 )

@@ -24,6 +24,7 @@ from data.cifar10 import CIFAR10
 from data.digits import Digits
 from data.download import DataError, Source, ensure, read_members
 from data.fashion_mnist import FashionMNIST, read_idx
+from data.fashion_small import FashionSmall
 from data.images import Images, flip_and_shift, normalise
 from data.loader import EpochSampler, ShareSampler
 from data.shakespeare import Shakespeare, Windows
@@ -357,6 +358,39 @@ def test_label_noise_spoils_training_labels_only_and_the_same_ones_each_time() -
         assert torch.equal(labels, getattr(again, part).tensors[1])
         wrong = int((right != labels).sum())
         assert wrong == 0 if part != "train" else 0.24 < wrong / len(labels) < 0.3  # a tenth of 0.3 is right by chance
+
+
+def test_chosen_classes_are_kept_in_the_same_split() -> None:
+    every, chosen = Digits(), Digits(classes=[3, 7])
+    for data in (every, chosen):
+        data.setup("fit")
+    for part in ("train", "val", "test"):
+        images, labels = getattr(every, part).tensors
+        kept = (labels == 3) | (labels == 7)
+        for found, expected in zip(getattr(chosen, part).tensors, (images[kept], labels[kept]), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("classes", [[], [3, 10], 3, ["3"]])
+def test_classes_that_are_not_labels_are_refused(classes: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        Digits(classes=classes).setup("fit")
+    assert str(error.value) == (
+        f"data.classes={classes} is not a list of labels.\n"
+        "  valid: labels of [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n"
+        "  fix: write data.classes=[0, 1, 2, 3, 4], or data.classes=null for all"
+    )
+
+
+@needs_real_data
+def test_a_small_fashion_mnist_of_chosen_classes_is_as_large() -> None:
+    every, chosen = FashionSmall(str(REAL / "fashion_mnist")), FashionSmall(str(REAL / "fashion_mnist"), classes=[5, 9])
+    for data in (every, chosen):
+        data.setup("fit")
+        data.setup("test")
+    assert (len(chosen.train), len(chosen.test)) == (1000, 2000)
+    labels = every.val.tensors[1]
+    assert torch.equal(chosen.val.tensors[1], labels[(labels == 5) | (labels == 9)])
 
 
 def test_fewer_rows_than_processes_are_refused() -> None:

@@ -45,7 +45,7 @@ def test_nothing_is_said_of_what_is_right(arguments: list[str]) -> None:
 def test_a_key_with_nothing_near_lists_its_neighbours() -> None:
     assert misspelt(["data.zzz=1"]) == (
         "data.zzz is not in the config.\n"
-        "  valid: batch_size, label_noise, num_workers, seed\n"
+        "  valid: batch_size, classes, label_noise, num_workers, seed\n"
         "  fix: see python recipes/train.py --help"
     )
     assert "nearest" not in str(misspelt(["optimizer=sgdw", "optimizer.betas=[0.9,0.99]"]))  # betas are AdamW's

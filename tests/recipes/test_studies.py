@@ -12,11 +12,24 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
+from data.digits import Digits
 from data.fashion_small import FashionSmall
 from helpers.real_data import REAL, needs_real_data
 from helpers.recipe import ROOT
 from models.conv_net import ConvNet
-from studies import budgets, finished_runs, lost_decay, muon_against_adamw, schedules, styles
+from models.mlp import MLP
+from studies import (
+    budgets,
+    finished_runs,
+    forgetting,
+    hyperball,
+    lost_decay,
+    muon_against_adamw,
+    schedules,
+    styles,
+)
+from studies.run import STUDIES
 
 import lightning_wd as wd
 
@@ -92,6 +105,51 @@ def test_muon_and_adamw_are_compared_at_the_rate_that_is_best_for_each(tmp_path:
         assert second(tmp_path) == [*first[:-2], "seed=1,2,3", f"optimizer.lr={lr}"]
 
 
+def test_fine_tuning_takes_the_amount_that_is_best_on_both_halves(tmp_path: Path) -> None:
+    """Nets that give one answer in each half, by their bias: the label that is rarest there, or the most frequent."""
+    data = Digits()
+    data.setup("fit")
+    old, new = data.val.tensors[1].bincount(minlength=10).float().view(2, 5)
+    rare, frequent = (int(old.argmin()), int(new.argmin()) + 5), (int(old.argmax()), int(new.argmax()) + 5)
+    for amount, answers in {0.25: (frequent[0], rare[1]), 0.5: frequent, 1.0: (rare[0], frequent[1])}.items():
+        state = {name: torch.zeros_like(value) for name, value in MLP(hidden=[4]).state_dict().items()}
+        state["net.4.bias"][list(answers)] = 1.0
+        folder = tmp_path / "zero/amounts" / f"wd{amount}"
+        (folder / "checkpoints").mkdir(parents=True)
+        torch.save({"state_dict": state}, folder / "checkpoints/last.ckpt")
+        config = {
+            "data": {"_target_": "data.digits.Digits", "classes": forgetting.NEW},
+            "model": {"_target_": "models.mlp.MLP", "hidden": [4]},
+            "optimizer": {"weight_decay": amount},
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "metrics.csv").write_text("epoch,step,test/acc,test/loss\n1,10,0.5,1.0\n")
+    made = forgetting.sweeps(tmp_path, tmp_path, False)["zero/seeds"]
+    assert callable(made)
+    assert made(tmp_path)[-2:] == [
+        "optimizer.weight_decay=0.5",
+        f"init_from='{tmp_path}/first/seed${{seed}}/checkpoints/last.ckpt'",
+    ]
+    (run,) = [run for run in finished_runs.read_runs(tmp_path) if run.config["optimizer"]["weight_decay"] == 0.5]
+    among_five = [100.0 * float(half.max() / half.sum()) for half in (old, new)]
+    assert forgetting.accuracies(run, "val") == pytest.approx([*among_five, among_five[0], 0.0])  # of equals the first
+
+
+def test_the_best_rates_of_the_widths_are_those_of_the_runs(tmp_path: Path) -> None:
+    rows = finished_runs.read_csv(ROOT / "docs/studies/hyperball/runs.csv")
+    for row in rows:
+        width, style, lr = int(row["width"]), row["style"], row["lr"]
+        folder = tmp_path / f"{width}/{style}" / f"lr{lr}_seed{row['seed']}"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"{{optimizer: {{lr: {lr}}}, seed: {int(row['seed'])}}}\n")
+        (folder / "metrics.csv").write_text(f"epoch,step,test/loss\n1,10,{row['loss_nats']}\n")
+    hyperball.report(tmp_path, tmp_path / "out")
+    for name in ("runs.csv", "table.csv"):
+        expected = finished_runs.read_csv(ROOT / "docs/studies/hyperball" / name)
+        for found, known in zip(finished_runs.read_csv(tmp_path / "out" / name), expected, strict=True):
+            assert found == pytest.approx(known, rel=1e-4)  # from losses of six digits
+
+
 def test_intervals_are_students() -> None:
     mean, half = finished_runs.mean_and_half_width([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.303 / math.sqrt(3)))
@@ -133,9 +191,9 @@ def test_the_styles_are_those_of_the_readme() -> None:
     assert [command for command in commands if not any(line.endswith(command) for line in table)] == []
 
 
-@pytest.mark.parametrize("name", ["budgets", "lost_decay", "masks", "restarts", "schedules", "styles"])
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "heatmaps"])
 def test_a_picture_is_drawn_from_the_committed_numbers(name: str, tmp_path: Path) -> None:
-    for study in (name, "heatmaps"):  # schedules reads the results of heatmaps
+    for study in {name, "heatmaps"}:  # schedules reads the results of heatmaps
         (tmp_path / study).mkdir()
         for table in (ROOT / "docs/studies" / study).glob("*.csv"):
             shutil.copy(table, tmp_path / study)
