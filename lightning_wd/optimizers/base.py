@@ -257,40 +257,46 @@ class DecayGroups(Optimizer):
                 :attr:`on_resume` is "config") of another decay style.
         """
         load = super().load_state_dict
-        towards = [group["toward"] for group in self.param_groups]
-        held = {p: state["anchor"] for p, state in self.state.items() if "anchor" in state}
+        fitted: dict[str, Any] = {}
+        anchors: dict[Tensor, Tensor] = {}
+
+        def fit(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
+            fitted.update(fit_checkpoint(self, adapted))
+            anchors.update(self._anchors_without_state(fitted))
+            return fitted
+
         with as_typed(self.typed):
             if load.__func__ is not Optimizer.load_state_dict:  # type: ignore[attr-defined]
-                load(fit_checkpoint(self, state_dict))  # the class has its own, which may run no hooks: bitsandbytes
-                self._keep_anchors(towards, held)
+                load(fit(self, state_dict))  # the class has its own, which may run no hooks: bitsandbytes
+                self._anchors |= anchors
                 return
             # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
-            fitted: dict[str, Any] = {}
-
-            def fit(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
-                fitted.update(fit_checkpoint(self, adapted))
-                return fitted
-
             handle = self.register_load_state_dict_pre_hook(fit)
             try:
                 load(state_dict)
             finally:
                 handle.remove()
             keep_numbers(self, fitted)
-            self._keep_anchors(towards, held)
+            for group in self.param_groups:
+                own = {p: anchors[p] for p in group["params"] if p in anchors}
+                self.stepper_of(group)._anchors |= own
 
-    def _keep_anchors(self, towards: list[str], held: dict[Tensor, Tensor]) -> None:
-        """Give weights that had not stepped when a state was saved, so that it has no anchor, the one of their group.
+    def _anchors_without_state(self, fitted: dict[str, Any]) -> dict[Tensor, Tensor]:
+        """Return the anchors of weights that had not stepped when a state was saved, so that it has none of them.
 
-        A finder loads such a state to undo its steps: what it ``held`` goes on. So does ``toward`` as it was, in each
-        group; another one is that of the state.
+        A finder loads such a state to undo its steps: the anchors that the weights have go on, where ``toward`` is as
+        it was. Another one is that of the state.
         """
-        for index, (group, toward) in enumerate(zip(self.param_groups, towards, strict=True)):
-            bare = [p for p in group["params"] if "anchor" not in self.state.get(p, {})]
-            anchors = held
-            if group["toward"] != toward and bare and pulls(group):
-                anchors = anchors_of(group, group_label(group, index))
-            self.stepper_of(group)._anchors |= {p: anchors[p] for p in bare if p in anchors}
+        anchors: dict[Tensor, Tensor] = {}
+        for index, (group, saved) in enumerate(zip(self.param_groups, fitted["param_groups"], strict=True)):
+            states = (fitted["state"].get(key, {}) for key in saved["params"])
+            bare = [p for p, state in zip(group["params"], states, strict=True) if "anchor" not in state]
+            held = {p: self.state[p]["anchor"] for p in bare if "anchor" in self.state.get(p, {})}
+            if saved["toward"] != group["toward"] and bare and pulls(saved):
+                theirs = {key: saved[key] for key in ("toward", "anchor_dtype")}
+                held = anchors_of({**group, **theirs}, group_label(group, index))
+            anchors |= {p: held[p] for p in bare if p in held}
+        return anchors
 
     def _initialises_state(self) -> bool:
         """Whether this step must not decay at rate 0, as style ``constant`` does, since it only creates state."""

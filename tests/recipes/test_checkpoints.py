@@ -23,7 +23,13 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_wd.runs.folder import RunCSVLogger
 
-OVERRIDES = ("callbacks=none", "trainer.max_epochs=12", "trainer.accumulate_grad_batches=2", "model.dropout=0.1")
+OVERRIDES = (
+    "callbacks=none",
+    "data.batch_size=64",
+    "trainer.max_epochs=12",
+    "trainer.accumulate_grad_batches=2",
+    "model.dropout=0.1",
+)
 
 
 def interrupted(folder: Path, number: int, *overrides: str) -> subprocess.CompletedProcess[str]:

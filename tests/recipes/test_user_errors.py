@@ -41,6 +41,7 @@ def test_a_mistake_ends_in_one_screen(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("HOME", str(tmp_path))  # no key of W&B there
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)  # an offline WandbLogger leaves one behind
     done = train_here(*overrides, "trainer.enable_progress_bar=false", cwd=tmp_path, ok=False)
     assert done.returncode == 1
     assert fix in done.stderr
