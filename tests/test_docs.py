@@ -114,6 +114,10 @@ def test_yaml_blocks_can_be_read() -> None:
 
 def test_links_are_not_broken() -> None:
     assert {page: broken for page in PAGES if (broken := broken_links(DOCS / page))} == {}
+    linked = {(page, target) for page, text in PAGES.items() for target in re.findall(r"\]\((\.\.[^)#]*)", text)}
+    assert [
+        link for link in linked if not (DOCS / link[0]).parent.joinpath(link[1]).resolve().is_relative_to(DOCS)
+    ] == []
 
 
 def test_names_in_the_text_exist() -> None:
