@@ -34,10 +34,12 @@ RULE = "optimizer.mask.rules=[{nmae: net.8.weight, wd_mult: 0.1}]"
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_mistake_ends_in_one_screen(
-    overrides: list[str], fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     if "logger=wandb" in overrides:
-        pytest.importorskip("wandb", reason="wandb is not installed")
+        wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+        request.addfinalizer(wandb.teardown)  # what it read of the environment would hold for later tests
+        wandb.teardown()
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("HOME", str(tmp_path))  # no key of W&B there
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
