@@ -176,13 +176,15 @@ def base_values(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, fl
     if plan is None:
         known = [(1.0, 1.0, group) for group in optimizer.param_groups if group["params"]]
     else:
-        groups, halves = {id(p): group for group in optimizer.param_groups for p in group["params"]}, _halves(optimizer)
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        config = getattr(optimizer, "decay_config", None)
+        apart = [] if config is None else [name for name, own in config.halves.items() if own]
         known = [
             (row.lr_mult, row.wd_mult * (row.style == plan.style), groups[id(row.param)])
             for row in plan
             if id(row.param) in groups
             and not {"lr", "weight_decay"} & row.settings.keys()
-            and not halves.get(str(row.optimizer))
+            and row.optimizer not in apart
         ]
     lr = next((peak_lr(group) / factor for factor, _, group in known if factor), lr)
     amounts = [(configured_weight_decay(group), factor) for _, factor, group in known]
@@ -190,7 +192,7 @@ def base_values(optimizer: Optimizer, plan: DecayPlan | None) -> tuple[float, fl
     return as_float(lr), as_float(weight_decay)
 
 
-def _halves(optimizer: Optimizer, rate: float = 0.0) -> dict[str, dict[str, float]]:
+def _halves(optimizer: Optimizer, rate: float) -> dict[str, dict[str, float]]:
     """Return the own ``lr`` and ``weight_decay`` of optimizers within; ``rate`` is the run's peak."""
     config, carried = getattr(optimizer, "decay_config", None), getattr(optimizer, "carried", None)
     if carried is not None:

@@ -268,15 +268,14 @@ class DecayGroups(Optimizer):
         with as_typed(self.typed):
             if load.__func__ is not Optimizer.load_state_dict:  # type: ignore[attr-defined]
                 load(fit(self, state_dict))  # the class has its own, which may run no hooks: bitsandbytes
-                self._anchors |= anchors
-                return
-            # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
-            handle = self.register_load_state_dict_pre_hook(fit)
-            try:
-                load(state_dict)
-            finally:
-                handle.remove()
-            keep_numbers(self, fitted)
+            else:
+                # As a hook it runs after the user's own, which may rename parameters, and before anything is written.
+                handle = self.register_load_state_dict_pre_hook(fit)
+                try:
+                    load(state_dict)
+                finally:
+                    handle.remove()
+                keep_numbers(self, fitted)
             for group in self.param_groups:
                 own = {p: anchors[p] for p in group["params"] if p in anchors}
                 self.stepper_of(group)._anchors |= own
