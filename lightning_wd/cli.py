@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning_wd
-from lightning_wd.decay import UNITS
+from lightning_wd.conversions import UNITS
 from lightning_wd.errors import ConfigError, MaskError, as_typed, choice, nearest
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ _STYLE_OF = {"decoupled": "decoupled", "independent": "independent", "sgd_l2": "
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from lightning_wd.decay import convert
+    from lightning_wd.conversions import convert
 
     lines = []
     if any(getattr(options, name) is not None for name in _CARRY):

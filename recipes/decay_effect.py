@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_wd.configure.budget import run_steps
-from lightning_wd.decay import all_units
+from lightning_wd.conversions import all_units
 from lightning_wd.optimizers.param_groups import as_float, group_style, peak_lr
 
 __all__ = ["DecayEffect"]

@@ -1,6 +1,6 @@
 r"""What weight decay does to a parameter group in one step, as measured and as theory predicts.
 
-Symbols as in :mod:`lightning_wd.decay`: ``d`` is the fraction of the old weights that the step removed.
+Symbols as in :mod:`lightning_wd.styles`: ``d`` is the fraction of the old weights that the step removed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_wd._private import is_fsdp1_piece
-from lightning_wd.decay import adamw_angle
+from lightning_wd.conversions import adamw_angle
 from lightning_wd.optimizers.hyperball import flat_norm
 from lightning_wd.optimizers.param_groups import as_float, group_style, stepper_of
 from lightning_wd.scale_invariance import INVARIANT, dense, radial_products, radial_share

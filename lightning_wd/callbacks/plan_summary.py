@@ -18,7 +18,7 @@ from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.cautions import cautions
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import watch_all
-from lightning_wd.decay import all_units
+from lightning_wd.conversions import all_units
 from lightning_wd.errors import checked_keywords, listed
 from lightning_wd.mask.tables import SHOWN_UNITS, amounts_table, plan_table, totals_table
 from lightning_wd.optimizers.param_groups import configured_weight_decay, group_name, group_style, peak_lr

@@ -7,13 +7,14 @@ from typing import Any
 
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
 from lightning_wd.configure.hyperparameters import check_hyperparameter, hyperparameter_types
-from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
+from lightning_wd.decay import AMOUNTS, Decay
 from lightning_wd.errors import ConfigError, as_typed, choice, keys, listed, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import identify
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
+from lightning_wd.styles import ALIASES, RENAMED, STYLES
 
 __all__ = ["OptimizerConfig", "family_of", "plain_mask", "plain_rule", "styles_of"]
 

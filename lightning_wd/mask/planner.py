@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_wd.decay import NO_AMOUNT, check_style
 from lightning_wd.errors import MaskError, checked_keywords, listed, warn
 from lightning_wd.mask.dead_rules import RuleUse, check_uses
 from lightning_wd.mask.evidence import EXEMPT, classify
@@ -20,6 +19,7 @@ from lightning_wd.mask.layers import layer_scales, output_parameters
 from lightning_wd.mask.module_tree import Found, Tree, authors_class, walk, whole_shape
 from lightning_wd.mask.plan import DecayPlan, Row
 from lightning_wd.mask.rules import PROPERTIES, Mask, as_mask
+from lightning_wd.styles import NO_AMOUNT, check_style
 
 __all__ = ["plan_checked", "plan_decay"]
 
@@ -56,7 +56,7 @@ def plan_decay(
     Args:
         module: the module whose parameters are planned.
         mask: a Mask, a preset's name, or a mapping ``{base: standard, rules: [...]}``; None is ``standard``.
-        style: the decay style of the optimizer, one of :data:`lightning_wd.decay.STYLES`; None leaves it open.
+        style: the decay style of the optimizer, one of :data:`lightning_wd.styles.STYLES`; None leaves it open.
         include_frozen: plan frozen parameters as if they were trainable, to unfreeze them later.
 
     Raises:

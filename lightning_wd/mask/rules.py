@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_wd.decay import RENAMED, check_style, check_toward
 from lightning_wd.errors import MaskError, as_typed, checked_keywords, choice, keys, number, spelled
 from lightning_wd.mask.evidence import EXEMPT
 from lightning_wd.mask.matching import compile_name, is_a
 from lightning_wd.mask.module_tree import whole_shape
+from lightning_wd.styles import RENAMED, check_style, check_toward
 
 __all__ = ["PROPERTIES", "Mask", "Rule", "as_mask"]
 
@@ -63,7 +63,7 @@ class Rule:
         weight_decay: in place of the configured one, >= 0, in the unit of the parameters' style; excludes ``wd_mult``.
         lr: peak learning rate in place of the configured one, >= 0; excludes ``lr_mult``, and ``layer_decay`` does not
             multiply it.
-        style: decay style of these parameters, one of :data:`lightning_wd.decay.STYLES`.
+        style: decay style of these parameters, one of :data:`lightning_wd.styles.STYLES`.
         toward: what these parameters decay towards: ``zero``, ``init`` or the path of a checkpoint.
         optimizer: what steps these parameters, a name of this package or the dotted path of a class; they keep the
             configured ``lr`` and ``weight_decay`` unless a rule sets them.

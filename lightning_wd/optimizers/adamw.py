@@ -21,7 +21,6 @@ from lightning_wd._private import (
     fused_adamw_,
     get_scalar_dtype,
 )
-from lightning_wd.decay import kernel_coefficient
 from lightning_wd.optimizers.base import OnlyL2, without_style
 from lightning_wd.optimizers.compiled import kinds_of
 from lightning_wd.optimizers.formula import ADAM, Flags
@@ -36,6 +35,7 @@ from lightning_wd.optimizers.kernels import (
     pulls,
     step_with_decay,
 )
+from lightning_wd.styles import kernel_coefficient
 
 __all__ = ["AdamL2", "AdamStep", "AdamW", "in_kernel"]
 
@@ -251,7 +251,7 @@ class AdamW(AdamStep, torch.optim.AdamW):
 
     With ``toward``, ``w - w*`` stands in place of ``w`` in the decay and in the penalty. In style ``hyperball`` a
     tensor W of two or more dimensions keeps its norm R: ``W = R * N(W - lr_t * R * N(u))``, ``N(x) = x / ||x||``.
-    :mod:`lightning_wd.decay` defines ``d_t`` in each style.
+    :mod:`lightning_wd.styles` defines ``d_t`` in each style.
 
     Where every group has style ``l2``, the constructor returns an :class:`AdamL2`: a torch.optim.Adam, not an AdamW.
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd._private import disable_dynamo, tells_scaler_when_fused
-from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
 from lightning_wd.optimizers.anchors import anchors_of, tell_of_moved
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
@@ -21,6 +20,7 @@ from lightning_wd.optimizers.hyperball import check_settings, check_weights, rad
 from lightning_wd.optimizers.kernels import pulls
 from lightning_wd.optimizers.low_precision import meet_low_precision
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
+from lightning_wd.styles import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 
 __all__ = ["DecayGroups", "OnlyL2", "check_decoupled", "without_style"]
 
@@ -39,7 +39,7 @@ class DecayGroups(Optimizer):
     Each group holds these keys beside those of the torch class:
 
     - ``weight_decay``: ``lam`` in the unit of ``style``; a schedule may write it.
-    - ``style``: a name of :data:`lightning_wd.decay.STYLES`.
+    - ``style``: a name of :data:`lightning_wd.styles.STYLES`.
     - ``base_lr``: ``lr0``, the group's peak learning rate; a Python float.
     - ``cautious_wd``: decay only where ``u * w >= 0``.
     - ``toward``: ``zero``, ``init`` or the path of a checkpoint.

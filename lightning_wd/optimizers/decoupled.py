@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.decay import STYLES, kernel_coefficient
 from lightning_wd.errors import ConfigError, checked_keywords, number, warn
 from lightning_wd.optimizers.adamw import AdamW
 from lightning_wd.optimizers.base import DecayGroups, check_decoupled
 from lightning_wd.optimizers.identify import Identification, identify, unhooked
 from lightning_wd.optimizers.kernels import add_penalty, distances, is_zero, masked, pulls, shrink
 from lightning_wd.optimizers.sgdw import SGDW
+from lightning_wd.styles import STYLES, kernel_coefficient
 
 __all__ = ["decoupled", "is_schedule_free"]
 

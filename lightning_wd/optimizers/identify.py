@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.decay import check_style, peak_equal
+from lightning_wd.conversions import peak_equal
 from lightning_wd.errors import ConfigError, keys, listed, number
 from lightning_wd.optimizers.constructor import keywords_of, missing_keywords, parameters_of, takes_any
+from lightning_wd.styles import check_style
 
 __all__ = ["Identification", "identify", "unhooked"]
 

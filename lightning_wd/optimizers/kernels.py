@@ -24,11 +24,11 @@ from lightning_wd._private import (
     foreach_supported_types,
     fused_sgd_,
 )
-from lightning_wd.decay import NO_AMOUNT
 from lightning_wd.errors import ConfigError
 from lightning_wd.optimizers.compiled import is_native, kind_of, kinds_of
 from lightning_wd.optimizers.hyperball import local, turn_weights, turns
 from lightning_wd.optimizers.param_groups import group_label
+from lightning_wd.styles import NO_AMOUNT
 
 __all__ = [
     "Part",

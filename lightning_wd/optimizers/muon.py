@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_wd._private import is_fsdp1_piece
-from lightning_wd.decay import STYLES
 from lightning_wd.errors import ConfigError, choice, listed, number
 from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, pulls, step_with_decay
 from lightning_wd.optimizers.param_groups import as_float
+from lightning_wd.styles import STYLES
 
 __all__ = ["COEFFICIENTS", "Muon", "orthogonalised"]
 
@@ -60,7 +60,7 @@ class Muon(KernelStep):
         o = NS(u)  # U S V' becomes nearly U V'
         w = w - lr_t * c * o - d_t * w  # cautious_wd: the last term only where o * w >= 0
 
-    :mod:`lightning_wd.decay` defines ``d_t`` in each style. A tensor of more dimensions is flattened to (first, all
+    :mod:`lightning_wd.styles` defines ``d_t`` in each style. A tensor of more dimensions is flattened to (first, all
     others): to the matrix by which a convolution multiplies each patch, (out, in * kh * kw). A transposed convolution's
     (in, out * kh * kw) is the transpose of its matrix, and orthogonalising commutes with transposing. Under FSDP2 each
     process gathers u, orthogonalises it whole and keeps its shard; m stays sharded.

@@ -201,7 +201,7 @@ class SGDW(SGDStep, torch.optim.SGD):
         w = w - lr_t * u - d_t * w  # cautious_wd: the last term only where u * w >= 0
 
     ``toward`` and style ``hyperball`` are as in :class:`~lightning_wd.optimizers.adamw.AdamW`.
-    :mod:`lightning_wd.decay` defines ``d_t`` in each style.
+    :mod:`lightning_wd.styles` defines ``d_t`` in each style.
 
     The learning rate stays outside the momentum buffer, as in torch. The paper's Algorithm 1 has it inside
     (``m <- mu*m + lr_t*g;  w <- w - m - d_t*w``); the two agree only at a constant learning rate. Nesterov's variant is
