@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_wd._lightning import either
 from lightning_wd.errors import ConfigError, checked_keywords
-from lightning_wd.mask.module_tree import walk
+from lightning_wd.mask.module_tree import is_sharded, walk
 
 __all__ = ["INVARIANT", "dense", "radial_products", "radial_share", "scale_invariant", "training_loss"]
 
@@ -73,7 +73,7 @@ def scale_invariant(module: nn.Module, loss: Tensor) -> dict[str, float]:
             fix="pass what training_step returns, before backward; outside of torch.no_grad()",
         )
     tensors = [first for first, *_ in walk(module).by_tensor() if first.param.requires_grad]
-    sharded = [found.name for found in tensors if hasattr(found.param, "device_mesh")]
+    sharded = [found.name for found in tensors if is_sharded(found.param)]
     if sharded:
         raise ConfigError(
             "scale_invariant does not see the gradients of a sharded module.",

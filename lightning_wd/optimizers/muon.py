@@ -16,6 +16,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_wd._private import is_fsdp1_piece
 from lightning_wd.errors import ConfigError, choice, listed, number
+from lightning_wd.mask.module_tree import is_sharded
 from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, pulls, step_with_decay
 from lightning_wd.optimizers.param_groups import as_float
@@ -199,16 +200,16 @@ _Muon = Muon  # where pickle looks for a class is its __qualname__
 
 def orthogonalised(update: Tensor, group: dict[str, Any]) -> tuple[Tensor, float]:
     """Return the update with each of its matrices orthogonalised, in bfloat16, and c for matrices of their shape."""
-    whole = update.full_tensor() if hasattr(update, "full_tensor") else update
+    sharded: Any = update if is_sharded(update) else None
+    whole: Tensor = update if sharded is None else sharded.full_tensor()
     matrices = _matrices(whole, group["split"])
     rows, columns = matrices.shape[-2:]
     coefficients = COEFFICIENTS[group["ns_coefficients"]]
     result = _newton_schulz(matrices, [coefficients[min(i, len(coefficients) - 1)] for i in range(group["ns_steps"])])
     result = result.reshape(whole.shape)
-    if whole is not update:  # a DTensor, of FSDP2
+    if sharded is not None:
         from torch.distributed.tensor import DTensor, Replicate
 
-        sharded: Any = update
         everywhere = [Replicate()] * sharded.device_mesh.ndim
         result = DTensor.from_local(result, sharded.device_mesh, everywhere).redistribute(placements=sharded.placements)
     return result, _ADJUST[group["adjust_lr_fn"]](rows, columns)

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from lightning_wd._private import device_dtype_check_for_fused
+from lightning_wd.mask.module_tree import is_sharded
 from lightning_wd.optimizers.base import OnlyL2, without_style
 from lightning_wd.optimizers.formula import SGD, Flags
 from lightning_wd.optimizers.kernel_step import KernelStep
@@ -136,7 +137,7 @@ def _skipped(p: Tensor) -> bool:
 
 def _unfused(p: Tensor) -> bool:
     """Whether such weights need another kernel: FSDP2's shards have no fused SGD; torch refuses fused=True."""
-    return _skipped(p) or type(p).__name__ == "DTensor"
+    return _skipped(p) or is_sharded(p)
 
 
 def _split_first_steps(parts: list[Part], buffers: list[Tensor | None]) -> list[Part]:
