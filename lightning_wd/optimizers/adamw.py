@@ -21,7 +21,6 @@ from lightning_wd._private import (
     fused_adamw_,
     get_scalar_dtype,
 )
-from lightning_wd.optimizers.base import OnlyL2, without_style
 from lightning_wd.optimizers.compiled import kinds_of
 from lightning_wd.optimizers.formula import ADAM, Flags
 from lightning_wd.optimizers.kernel_step import KernelStep
@@ -35,6 +34,7 @@ from lightning_wd.optimizers.kernels import (
     pulls,
     step_with_decay,
 )
+from lightning_wd.optimizers.only_l2 import OnlyL2, without_style
 from lightning_wd.styles import kernel_coefficient
 
 __all__ = ["AdamL2", "AdamStep", "AdamW", "in_kernel"]

@@ -22,7 +22,7 @@ from lightning_wd.optimizers.low_precision import meet_low_precision
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
 from lightning_wd.styles import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 
-__all__ = ["DecayGroups", "OnlyL2", "check_decoupled", "without_style"]
+__all__ = ["DecayGroups", "check_decoupled"]
 
 _RENAMED = {**RENAMED, "cautious": "cautious_wd"}  # old keywords and group keys -> their names
 _NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
@@ -353,15 +353,6 @@ class DecayGroups(Optimizer):
             return closure()
 
 
-class OnlyL2(DecayGroups):
-    """Mixin of a class whose groups are all of style ``l2``."""
-
-    styles: ClassVar[tuple[str, ...]] = ("l2",)
-
-    def __init__(self, params: Any, *args: Any, **settings: Any) -> None:
-        super().__init__(params, *args, **{"style": "l2", **settings})  # each group refuses another style
-
-
 def check_decoupled(flag: Any, style: str, of: str = "") -> None:
     """Refuse a ``decoupled_weight_decay`` that contradicts the style; None says nothing."""
     if flag is not None and flag != (style != "l2"):
@@ -369,12 +360,6 @@ def check_decoupled(flag: Any, style: str, of: str = "") -> None:
             f"decoupled_weight_decay={flag!r}{of} contradicts style {style!r}.",
             fix="leave it out: the style says it (style='l2' is not decoupled)",
         )
-
-
-def without_style(cls: type) -> inspect.Signature:
-    """Return the signature of a class without ``style``, for a subclass that has only one."""
-    signature = inspect.signature(cls)
-    return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "style"])
 
 
 def _is_capturing() -> bool:

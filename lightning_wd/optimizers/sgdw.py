@@ -15,10 +15,10 @@ from torch.optim.sgd import sgd
 
 from lightning_wd._private import device_dtype_check_for_fused
 from lightning_wd.mask.module_tree import is_sharded
-from lightning_wd.optimizers.base import OnlyL2, without_style
 from lightning_wd.optimizers.formula import SGD, Flags
 from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, add_penalty, distances, is_zero, pulls, step_with_decay
+from lightning_wd.optimizers.only_l2 import OnlyL2, without_style
 
 __all__ = ["SGDL2", "SGDW", "SGDStep"]
 
