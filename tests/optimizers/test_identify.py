@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import lightning_wd as wd
 from lightning_wd.cli import main
-from lightning_wd.optimizers import Identification
+from lightning_wd.optimizers import Identification, identify_twins
 from lightning_wd.optimizers.identify import _find_out
 
 
@@ -368,6 +369,14 @@ def test_cautious_decay_is_unknown_and_says_why() -> None:
     found = wd.identify(wd.AdamW, cautious_wd=True)
     assert found.style == "unknown"
     assert found.evidence[1].endswith("those where decay and update agree in sign: cautious decay.")
+
+
+def test_a_class_of_slow_steps_is_stepped_on_a_smaller_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pytorch_optimizer's Kron, half a second a step where opt_einsum is missing: the answer does not change."""
+    monkeypatch.setattr(identify_twins, "_SECONDS", 0.0)
+    slow = _find_out(Half, {}, None)
+    line = "Its steps on a matrix of 64 x 64 take too long; this is what those on one of 16 x 16 say."
+    assert slow == replace(wd.identify(Half), spread=slow.spread, evidence=(*wd.identify(Half).evidence, line))
 
 
 def test_spread() -> None:
