@@ -230,8 +230,8 @@ def _big(step: Step) -> Tensor:
 
 def _removed(step: Step, of: str = "old") -> Tensor:
     """Return the fraction of each weight that decay removes: of the old, the plain or the decayed one."""
-    big = _big(step)
-    return ((step.plain - step.decayed)[big] / getattr(step, of)[big]).double()
+    big, whole = _big(step), {"old": step.old, "plain": step.plain, "decayed": step.decayed}[of]
+    return ((step.plain - step.decayed)[big] / whole[big]).double()
 
 
 def _percentiles(values: Tensor) -> _Ratios:

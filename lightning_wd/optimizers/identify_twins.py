@@ -245,7 +245,7 @@ class Trial:
         return run.read()
 
     def _move(self, run: _Run, gradient: Tensor) -> None:
-        """Step; refuse large weights where steps after the first, which may compile, take this thread too long."""
+        """Step; give the larger matrix up where steps after the first, which may compile, take too long."""
         run.move(gradient)
         now = time.thread_time()
         if self._first_moved is None:
