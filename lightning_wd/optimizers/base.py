@@ -16,7 +16,7 @@ from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_towa
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
 from lightning_wd.optimizers.anchors import anchors_of, tell_of_moved
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
-from lightning_wd.optimizers.compiled import check_compiler
+from lightning_wd.optimizers.compiled import check_compiler, kinds_of
 from lightning_wd.optimizers.hyperball import check_settings, check_weights, radius_of, turns
 from lightning_wd.optimizers.kernels import pulls
 from lightning_wd.optimizers.low_precision import meet_low_precision
@@ -332,19 +332,26 @@ class DecayGroups(Optimizer):
             return anchor
         return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(p.detach() if anchor is None else anchor)
 
-    def _keep_own_state(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Make what a step needs beside the kernel's own state, and keep it where the weights are."""
-        for p in params if pulls(group) else ():
-            state = self.state[p]
-            anchor = state.get("anchor")
-            if self._anchors or anchor is None or anchor.dtype != p.dtype or anchor.device != p.device:
-                state["anchor"] = self._anchor(group, p)
-        for p in params if group["style"] == "hyperball" else ():
-            if turns(group, p) and "radius" not in self.state[p]:
-                self.state[p]["radius"] = radius_of(p, "a weight")
-        for p in params if group.get("kahan") else ():
-            if "kahan" not in self.state[p]:
-                self.state[p]["kahan"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    def _keep_own_state(
+        self, group: dict[str, Any], params: list[Tensor], kinds: Mapping[Any, Tensor]
+    ) -> list[dict[str, Any]]:
+        """Make what a step needs beside the kernel's own state, where the weights are; return all states."""
+        states = [self.state[p] for p in params]
+        if pulls(group):
+            dtype = torch.bfloat16 if group["anchor_dtype"] else None
+            wanted = {(p.device, dtype or p.dtype) for p in kinds.values()}
+            anchors = [state["anchor"] for state in states if "anchor" in state]
+            found = {(anchor.device, anchor.dtype) for anchor in kinds_of(anchors).values()}
+            if len(anchors) < len(params) or len(wanted) > 1 or found != wanted:
+                for p, state in zip(params, states, strict=True):
+                    state["anchor"] = self._anchor(group, p)
+        for p, state in zip(params, states, strict=True) if group["style"] == "hyperball" else ():
+            if "radius" not in state and turns(group, p):
+                state["radius"] = radius_of(p, "a weight")
+        for p, state in zip(params, states, strict=True) if group.get("kahan") else ():
+            if "kahan" not in state:
+                state["kahan"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return states
 
     def _run_closure(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
