@@ -142,9 +142,9 @@ struct bfloat16 {
   }
 };
 
-// `count` tensors of `sizes` bytes; columns[c][i] is the address of tensor i's part of column c, rows[r * count + i] its
-// number of row r. A thread does one slice of each tensor, always the same, so that a step's bits do not depend on which
-// thread is done first.
+// `count` tensors of `sizes` bytes; columns[c][i] is the address of tensor i's part of column c, and
+// rows[r * count + i] its number of row r. A thread does one slice of each tensor, always the same, so that a step's
+// bits do not depend on which thread is done first.
 extern "C" void step(int threads, int64_t count, const int64_t* sizes, void* const* const* columns,
                      const double* rows, const double* numbers) {
 """
