@@ -195,6 +195,7 @@ class _Decoupled(DecayGroups):
                 p.grad = grad
             for p, kept in anchors.items():
                 self.state[p].update(kept)
+                self._anchors.pop(p, None)
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             for params, old, away, fraction, mode in later:
                 moved = [w - p for w, p in zip(old, params, strict=True)]  # lr_t * u, whatever the optimizer
