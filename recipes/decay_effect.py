@@ -19,7 +19,8 @@ __all__ = ["DecayEffect"]
 class DecayEffect(L.Callback):
     """Note the norm of the weights that the mask lets decay, at a run's start and end; a resume keeps the start.
 
-    ``str(effect)`` is the line, 80 columns at most. The timescale is of the group that decays most, at its peak learning rate.
+    ``str(effect)`` is the line, 80 columns at most. The timescale is of the group that decays most, at its peak
+    learning rate.
     """
 
     def __init__(self) -> None:
