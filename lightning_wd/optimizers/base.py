@@ -61,6 +61,14 @@ class DecayGroups(Optimizer):
     # Takes over groups that are added later, where the mask is known; set by configure_optimizers.
     admit: Callable[[Any, dict[str, Any]], None] | None = None
 
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "__init__" in vars(cls) and "__signature__" not in vars(cls):  # Python 3.10 would take that of __new__
+            own = inspect.signature(cls.__init__)
+            cls.__signature__ = own.replace(parameters=[*own.parameters.values()][1:])
+
     def __new__(cls, params: Any = None, *args: Any, style: str = "decoupled", **settings: Any) -> Any:
         known = inspect.signature(cls).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
