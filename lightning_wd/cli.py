@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         typed |= {
             "reference.global_batch": "--from-batch",
             "reference.steps": "--from-steps",
+            "reference.lr_rule": "--lr-rule",
             "global_batch": "--batch",
         }
         made.set_defaults(run=run, typed=typed)
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, help="rows of an optimizer step here")
     add("--steps", type=int, help="optimizer steps of the run here")
     add("--family", metavar="FAMILY", help="adam: lr follows the square root of the batch; sgd: lr follows the batch")
+    add("--lr-rule", metavar="RULE", help="sqrt, linear or none, in place of the family's")
 
     add = command(
         _identify,
@@ -364,7 +366,7 @@ _NEEDS = {
 }
 
 
-_CARRY = ("from_batch", "from_steps", "batch", "steps", "family")
+_CARRY = ("from_batch", "from_steps", "batch", "steps", "family")  # all needed, lr_rule beside them
 _STYLE_OF = {"decoupled": "decoupled", "independent": "independent", "sgd_l2": "l2"}  # others are taken as they stand
 
 
@@ -372,7 +374,7 @@ def _convert(options: argparse.Namespace) -> int:
     from lightning_wd.decay import convert
 
     lines = []
-    if any(getattr(options, name) is not None for name in _CARRY):
+    if any(getattr(options, name) is not None for name in (*_CARRY, "lr_rule")):
         _carry_over(options)
         lines.append(f"{'lr':<16} {options.lr:.6g}")
     known = {name: getattr(options, name) for name in ("lr", *_NEEDS)}
@@ -409,7 +411,7 @@ def _carry_over(options: argparse.Namespace) -> None:
     carried = carry_over(
         options.lr,
         options.value,
-        reference={"global_batch": options.from_batch, "steps": options.from_steps},
+        reference={"global_batch": options.from_batch, "steps": options.from_steps, "lr_rule": options.lr_rule},
         global_batch=options.batch,
         steps=options.steps,
         family=options.family,
