@@ -374,7 +374,7 @@ def test_a_class_of_slow_steps_is_stepped_on_a_smaller_matrix(monkeypatch: pytes
     """As pytorch_optimizer's Kron, half a second a step where opt_einsum is missing: the answer does not change."""
     monkeypatch.setattr(identify_twins, "_SECONDS", 0.0)
     slow, known = _find_out(Half, {}, None), wd.identify(Half)
-    line = "Its steps on a matrix of 64 x 64 take too long; this is what those on one of 16 x 16 say."
+    line = "A trial with a matrix of 64 x 64 takes more than 0 s of processor time; this is one with 16 x 16."
     assert (fitted(slow), slow.evidence) == (fitted(known), (*known.evidence, line))
 
 
