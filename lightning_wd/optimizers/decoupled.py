@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from lightning_wd.errors import ConfigError, checked_keywords, number, warn
 from lightning_wd.optimizers.adamw import AdamW
 from lightning_wd.optimizers.base import DecayGroups, check_decoupled
-from lightning_wd.optimizers.identify import Identification, identify, unhooked
+from lightning_wd.optimizers.identify import identify
+from lightning_wd.optimizers.identify_result import Identification
+from lightning_wd.optimizers.identify_twins import unhooked
 from lightning_wd.optimizers.kernels import add_penalty, distances, is_zero, masked, pulls, shrink
 from lightning_wd.optimizers.param_groups import stepper_of
 from lightning_wd.optimizers.sgdw import SGDW
@@ -193,6 +195,7 @@ class _Decoupled(DecayGroups):
                 p.grad = grad
             for p, kept in anchors.items():
                 self.state[p].update(kept)
+                self._anchors.pop(p, None)
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             for params, old, away, fraction, mode in later:
                 moved = [w - p for w, p in zip(old, params, strict=True)]  # lr_t * u, whatever the optimizer

@@ -15,7 +15,7 @@ from lightning_wd.errors import ConfigError, keys, listed
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.by_name import DOTTED_PATH, OPTIMIZERS, hyperparameters_of, optimizer_class
 from lightning_wd.optimizers.decoupled import schedule_free
-from lightning_wd.optimizers.identify import unhooked
+from lightning_wd.optimizers.identify_twins import unhooked
 
 __all__ = ["MultiOptimizer"]
 

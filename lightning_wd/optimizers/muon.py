@@ -17,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_wd._private import is_fsdp1_piece
 from lightning_wd.errors import ConfigError, choice, listed, number
 from lightning_wd.mask.module_tree import is_sharded
+from lightning_wd.optimizers.compiled import kinds_of
 from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, pulls, step_with_decay
 from lightning_wd.optimizers.param_groups import as_float
@@ -171,7 +172,7 @@ class Muon(KernelStep):
                 raise RuntimeError("Muon does not support sparse gradients")
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        self._keep_own_state(group, params)
+        self._keep_own_state(group, params, kinds_of(params))
         columns = [params, [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]]
         return group, columns, False, [Part([i], False, False) for i in range(len(params))]
 
