@@ -91,7 +91,7 @@ def plain(value: Any) -> Any:
         return plain_mask(value) if isinstance(value, Mask) else plain_rule(value)
     if isinstance(value, dict):
         new = {key: plain(item) for key, item in value.items()}
-        same = type(value).__name__ != "AttributeDict" and all(new[key] is item for key, item in value.items())
+        same = not _is_attribute_dict(value) and all(new[key] is item for key, item in value.items())
         return value if same else new
     if type(value) in (list, tuple):
         items = [plain(item) for item in value]
