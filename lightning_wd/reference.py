@@ -103,7 +103,8 @@ def check_tested(style: str, family: str | None, name: str) -> None:
     if style == "none" or (style in DECAY_EQUATIONS and (style != "l2" or family == "sgd")):
         return
     raise ConfigError(
-        f"{name} has no tested rule for style '{style}'" + (" of an adaptive optimizer." if style == "l2" else "."),
+        f"{name} has no tested rule for style '{style}'"
+        + (f" of {'an adaptive' if family else 'this'} optimizer." if style == "l2" else "."),
         valid=", ".join(each for each in DECAY_EQUATIONS if each != "l2") + " and none; l2 with SGD",
         fix=f"write optimizer=adamw optimizer/decay=decoupled, or remove {name} and tune lr and weight_decay here",
     )

@@ -36,19 +36,20 @@ def scale_invariant(module: nn.Module, loss: Tensor) -> dict[str, float]:
     does not use the tensor: nothing is known there.
 
     Dropout and the noise of a batch do no harm: one loss is one function of the weights. The limits: the ``eps`` of a
-    norm layer shows where its input is small, as 1e-3 at inputs of 0.01; the noise of bf16 and fp16 hides the zero, so
-    ask without autocast; a bias that is not zero takes part before a LayerNorm, but not before a BatchNorm; what holds
-    of a norm layer's weight while its bias is zero ends as it trains. A share below 1e-5 by chance has about one in a
-    hundred tensors of 1e6 elements: ask with another batch. Transformers have few such tensors, since their norm layers
-    come after a sum. Under DDP the loss is that of this process.
+    norm layer shows where its input is small, as 5e-5 in a small net of torch's own initialisation, 1e-3 at inputs of
+    0.01; the noise of bf16 and fp16 hides the zero, so ask without autocast; a bias that is not zero takes part before
+    a LayerNorm, but not before a BatchNorm; what holds of a norm layer's weight while its bias is zero ends as it
+    trains. A share below 1e-5 by chance has about one in a hundred tensors of 1e6 elements: ask with another batch.
+    Transformers have few such tensors, since their norm layers come after a sum. Under DDP the loss is that of this
+    process.
 
     Args:
         module: holds the tensors; names are those of :func:`lightning_wd.plan_decay`.
         loss: a 0-dim tensor computed from them, its graph alive. It stays alive, and ``.grad`` is not touched.
 
     Raises:
-        ConfigError: ``loss`` is not a 0-dim tensor with a graph, does not depend on the module, or the module is
-            sharded.
+        ConfigError: ``loss`` is not a finite 0-dim tensor with a graph, does not depend on the module, or the module
+            is sharded.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -73,6 +74,12 @@ def scale_invariant(module: nn.Module, loss: Tensor) -> dict[str, float]:
             fix="pass what training_step returns, before backward; outside of torch.no_grad()",
         )
     tensors = [first for first, *_ in walk(module).by_tensor() if first.param.requires_grad]
+    if not torch.isfinite(loss):
+        raise ConfigError(
+            "scale_invariant needs a finite loss.",
+            found=f"a loss of {loss.item():g}",
+            fix="ask with a batch and weights whose loss is finite",
+        )
     sharded = [found.name for found in tensors if is_sharded(found.param)]
     if sharded:
         raise ConfigError(

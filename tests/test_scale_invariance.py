@@ -161,6 +161,10 @@ def freed() -> Any:
         (lambda: (nn.Linear(2, 2), 0.5), ["found: float", "fix: pass what training_step returns, before backward"]),
         (lambda: (nn.Linear(2, 1), torch.ones(())), ["found: Tensor of shape () without a graph"]),
         (lambda: (net := nn.Linear(2, 1), net(torch.ones(3, 2))), ["found: Tensor of shape (3, 1)\n"]),
+        (
+            lambda: (net := nn.Linear(2, 1), net(torch.full((1, 2), math.nan)).sum()),
+            ["scale_invariant needs a finite loss.", "found: a loss of nan", "fix: ask with a batch and weights whose"],
+        ),
         (freed, ["cannot differentiate the loss: Trying to backward through the graph a second time", "which frees"]),
         (
             lambda: (nn.Linear(2, 1), nn.Linear(2, 1)(torch.ones(1, 2)).sum()),

@@ -74,8 +74,8 @@ class DecaySchedule(Callback):
 
     Raises:
         ConfigError: an unknown shape, or a value out of range; when training starts: the number of steps is unknown,
-            ``restarts`` is used without a normalized amount or without ``cosine_restarts``, or a glob matches no group,
-            or only groups at zero.
+            ``restarts`` is used without a normalized amount or without ``cosine_restarts``, a glob matches no group,
+            or only groups at zero, or ``end_weight_decay`` was tuned at another run (``optimizer.reference``).
         CheckpointMismatchError: a checkpoint's schedule differs, and ``on_resume`` is ``error``.
 
     Example:
@@ -238,6 +238,10 @@ class DecaySchedule(Callback):
         schedule, names = self._in_force, [name for each in group_names(trainer.optimizers) for name in each]
         decaying = [name for name, base in zip(names, itertools.chain(*self._bases), strict=True) if base]
         check_globs(schedule.groups, names, decaying)
+        for optimizer in trainer.optimizers if schedule.end_weight_decay is not None else ():
+            if (carried := getattr(optimizer, "carried", None)) is not None:
+                with as_typed(optimizer.typed):
+                    carried.check_end(schedule.end_weight_decay)
         if schedule.end_weight_decay is not None and not decaying:
             raise ConfigError(
                 f"no group reaches end_weight_decay={schedule.end_weight_decay:g}: all are at zero, and stay there.",

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         typed |= {
             "reference.global_batch": "--from-batch",
             "reference.steps": "--from-steps",
+            "reference.lr_rule": "--lr-rule",
             "global_batch": "--batch",
         }
         made.set_defaults(run=run, typed=typed)
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, help="rows of an optimizer step here")
     add("--steps", type=int, help="optimizer steps of the run here")
     add("--family", metavar="FAMILY", help="adam: lr follows the square root of the batch; sgd: lr follows the batch")
+    add("--lr-rule", metavar="RULE", help="sqrt, linear or none, in place of the family's")
 
     add = command(
         "identify",

@@ -15,13 +15,13 @@ _NEEDS = {
     "total_steps": ("normalized", "timescale_runs"),
     "steps_per_epoch": ("timescale_epochs",),
 }
-_CARRY = ("from_batch", "from_steps", "batch", "steps", "family")
+_CARRY = ("from_batch", "from_steps", "batch", "steps", "family")  # all needed, lr_rule beside them
 _STYLE_OF = {"decoupled": "decoupled", "independent": "independent", "sgd_l2": "l2"}  # others are taken as they stand
 
 
 def run(options: argparse.Namespace) -> int:
     lines = []
-    if any(getattr(options, name) is not None for name in _CARRY):
+    if any(getattr(options, name) is not None for name in (*_CARRY, "lr_rule")):
         _carry_over(options)
         lines.append(f"{'lr':<16} {options.lr:.6g}")
     known = {name: getattr(options, name) for name in ("lr", *_NEEDS)}
@@ -58,7 +58,7 @@ def _carry_over(options: argparse.Namespace) -> None:
     carried = carry_over(
         options.lr,
         options.value,
-        reference={"global_batch": options.from_batch, "steps": options.from_steps},
+        reference={"global_batch": options.from_batch, "steps": options.from_steps, "lr_rule": options.lr_rule},
         global_batch=options.batch,
         steps=options.steps,
         family=options.family,

@@ -20,9 +20,9 @@ class Budget:
     """The optimizer steps of a run and of an epoch, and the global batch: the caller's, else the trainer's.
 
     The trainer is asked when they are first needed. World size, gradient accumulation, ``limit_train_batches`` and
-    ``max_steps`` count, through ``trainer.estimated_stepping_batches``. The run is what this ``fit`` trains, and what a
-    checkpoint that it resumes from has trained; not an earlier ``fit`` on the same trainer. Errors say
-    ``where_to_pass`` them instead, with ``{}`` for the arguments.
+    ``max_steps`` count. The run is what this ``fit`` trains, and what a checkpoint that it resumes from has trained;
+    not an earlier ``fit`` on the same trainer. Errors say ``where_to_pass`` them instead, with ``{}`` for the
+    arguments.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class Budget:
     def global_batch(self, needed_by: str) -> int:
         """Return how many rows an optimizer step sees: processes x accumulation x the loader's batch size.
 
+        It is never more than the rows of an epoch, at whose end Lightning steps.
+
         Raises:
             ConfigError: it is not known; the message asks for ``global_batch``.
         """
@@ -121,7 +123,7 @@ class Budget:
             return f"the training data are a {type(loader).__name__}, which has no batch_size nor a batch_sampler's"
         # data-parallel processes: each has rows of its own, where tensor-parallel ones share theirs
         processes = getattr(trainer.strategy, "distributed_sampler_kwargs", {}).get("num_replicas", 1)
-        self._batch = processes * trainer.accumulate_grad_batches * size
+        self._batch = processes * size * int(min(_accumulation(trainer), trainer.num_training_batches))
         return ""
 
     def between(self, frequency: int) -> float:
@@ -135,7 +137,7 @@ class Budget:
         steps = _per_epoch(trainer)
         if steps is None:
             return float(frequency)
-        batches, every = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        batches, every = int(trainer.num_training_batches), _accumulation(trainer)
         stepping = {*range(every, batches + 1, every), batches}
         count = sum(batch % frequency == 0 for batch in stepping)
         if not count:
@@ -178,6 +180,12 @@ def _why_unknown(module: Any) -> str:
     return ""
 
 
+def _accumulation(trainer: Any) -> int:
+    """Return the batches of an optimizer step; Lightning's scheduler of them writes its number as an epoch starts."""
+    scheduled = (callback.scheduling[0] for callback in trainer.callbacks if hasattr(callback, "scheduling"))
+    return int(next(scheduled, trainer.accumulate_grad_batches))
+
+
 def resumed(trainer: Any) -> bool:
     """Whether this fit goes on from a checkpoint; one of a finder's own only takes its search back."""
     return trainer.ckpt_path is not None and not is_finders(trainer.ckpt_path)
@@ -193,9 +201,6 @@ def _total(trainer: Any, before: int, *, in_step: bool = False, restored: bool =
 
     Until a checkpoint's progress is ``restored`` the run counts as if it began now.
     """
-    if not restored:
-        steps = _count(trainer, lambda: trainer.estimated_stepping_batches)
-        return max(1, int(steps)) if 0 <= steps < math.inf else None  # 0: nothing trains; -1: unknown
     per_epoch = _per_epoch(trainer)
     epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     for callback in trainer.callbacks:
@@ -205,13 +210,15 @@ def _total(trainer: Any, before: int, *, in_step: bool = False, restored: bool =
     batches = progress.current.completed  # of this epoch
     if not in_step:  # a checkpoint that was saved after a batch counts it as processed
         batches = 0 if progress.is_last_batch else progress.current.processed
+    epoch, step = trainer.current_epoch, trainer.global_step
+    if not restored:
+        epoch, step, batches, before = 0, 0, 0, 0
     left = math.inf
     if per_epoch is not None and epochs < math.inf:
-        left = (epochs - trainer.current_epoch) * per_epoch - batches // trainer.accumulate_grad_batches
+        left = (epochs - epoch) * per_epoch - batches // _accumulation(trainer)
     if trainer.max_steps != -1:
-        left = min(left, trainer.max_steps - trainer.global_step)
-    done = trainer.global_step - before
-    return max(1, int(done + max(0, left))) if left < math.inf else None
+        left = min(left, trainer.max_steps - step)
+    return max(1, int(step - before + max(0, left))) if left < math.inf else None
 
 
 def _per_epoch(trainer: Any) -> int | None:
@@ -221,13 +228,17 @@ def _per_epoch(trainer: Any) -> int | None:
         return float(trainer.num_training_batches)
 
     count = _count(trainer, batches)
-    return max(1, math.ceil(count / trainer.accumulate_grad_batches)) if math.isfinite(count) else None
+    return max(1, math.ceil(count / _accumulation(trainer))) if math.isfinite(count) else None
 
 
 def _batch_size(loader: Any) -> int | None:
     """Return the rows of a loader's batch; None for several loaders, and where the loader does not say."""
     sizes = (getattr(each, "batch_size", None) for each in (loader, getattr(loader, "batch_sampler", None)))
-    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    size = next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    try:
+        return None if size is None else min(size, len(loader.sampler))  # of this process
+    except (AttributeError, NotImplementedError, TypeError):  # it has no sampler, or a stream of data
+        return size
 
 
 def _count(trainer: Any, ask: Callable[[], Any]) -> Any:

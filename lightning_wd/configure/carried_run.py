@@ -90,6 +90,18 @@ class CarriedRun:
                 check_tested(style, family, _NEEDED_BY)
             row.settings = self._own_here(style, self._own.setdefault(row.name, row.settings), lr)
 
+    def check_end(self, weight_decay: float) -> None:
+        """Refuse an absolute amount that a schedule of decay ends at, unless it would be the same number here."""
+        style, lr, tuned = self._decay.style, self.lr(), self._decay.weight_decay
+        here = self._carried(style, weight_decay, self._lr, lr)
+        if here != weight_decay:
+            multiple = f"{weight_decay / tuned:g}" if tuned else "<end over start>"
+            raise ConfigError(
+                f"DecaySchedule ends at a weight_decay of {weight_decay:g}, which {_NEEDED_BY} does not carry over.",
+                found=f"{weight_decay:g} there is {here:.4g} here",
+                fix=f"write end_weight_decay=null and end={multiple}: a multiple of an amount that is carried over",
+            )
+
     def describe(self, optimizer: Any) -> dict[str, Any]:
         """Return what was carried over in an optimizer's run, as plain data: from, to, by which rule, and remarks."""
         reference, style = self._reference, self._decay.style

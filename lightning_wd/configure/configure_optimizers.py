@@ -13,7 +13,7 @@ from lightning_wd.configure.budget import Budget
 from lightning_wd.configure.carried_run import CarriedRun
 from lightning_wd.configure.checked_mapping import CheckedMapping
 from lightning_wd.configure.checkpoint_content import keep_checkpoints_plain
-from lightning_wd.configure.first_step import FirstStep
+from lightning_wd.configure.first_step import FirstStep, found_in_earlier_fit
 from lightning_wd.configure.late_groups import LateGroups
 from lightning_wd.configure.neighbours import check_neighbours, may_unfreeze, watch
 from lightning_wd.configure.optimizer_config import OptimizerConfig
@@ -110,23 +110,29 @@ def _configure(
         _warn_of_one_budget_for_all_cycles(module)
     peak = None if request is None else request.peak()
     tuned = config["lr"] if peak is None else _scalar_peak(peak)
-    carried = None if config.reference is None else CarriedRun(config, config.reference, tuned, budget)
+    carried = None
+    if config.reference is not None:
+        before = found_in_earlier_fit(module, tuned)
+        found = tuned if before is not None else found
+        carried = CarriedRun(config, config.reference, tuned if before is None else before, budget)
+
+    def lr_of_rule() -> float:
+        return tuned if carried is None else carried.lr()
 
     def lr_here() -> float:
-        if found is not None:
-            return found
-        return tuned if carried is None else carried.lr()
+        return lr_of_rule() if found is None else found
 
     def amount(lr: float) -> float:
         coefficient = decay.coefficient(lr, *_steps_needed(decay, budget))
         return coefficient if carried is None else carried.weight_decay(coefficient, lr)
 
-    def groups_at(lr: float, coefficient: float) -> list[dict[str, Any]]:
+    def groups_at(lr: float, coefficient: float, *, raised: bool = False) -> list[dict[str, Any]]:
         halves = config.halves
         if carried is not None:
             carried.carry_rules(plan, lr)
             halves = carried.halves(lr)
-        return plan.groups_of_checked(lr, lr, coefficient, halves)
+        beside = None if raised else (lr_of_rule(), amount(lr_of_rule()))
+        return plan.groups_of_checked(lr, lr, coefficient, halves, beside=beside)
 
     def at_peaks(groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
         if isinstance(peak, Sequence):
@@ -158,7 +164,14 @@ def _configure(
         switch_modes(trainer, built)
         follow = None if request is None else partial(request.follow, schedule, multipliers, budget)
         built.first_step = FirstStep(
-            module, built, lr_here, amount, lambda lr, lam: at_peaks(groups_at(lr, lam), lr), budget, schedule, follow
+            module,
+            built,
+            lr_here,
+            amount,
+            lambda lr, lam, **how: at_peaks(groups_at(lr, lam, **how), lr),
+            budget,
+            schedule,
+            follow,
         )
     watch(built, module)
     built.admit = LateGroups(module, [] if schedule is None else [schedule])

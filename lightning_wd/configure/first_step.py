@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
 
@@ -19,11 +20,13 @@ from lightning_wd.errors import as_typed, warn
 from lightning_wd.optimizers.checkpoint import carry_on
 from lightning_wd.optimizers.param_groups import as_float, write
 
-__all__ = ["FirstStep", "read_again"]
+__all__ = ["FirstStep", "found_in_earlier_fit", "read_again"]
 
 _RAISED = 1.0 + 1e-6  # above a peak by more than rounding
 _RATE_KEYS = ("initial_lr", "max_lr", "min_lr")  # where schedulers keep a group's rates
 _RATE_LISTS = ("base_lrs", "max_lrs", "_last_lr")
+# Module -> the finder of its last fit, which writes the rate into it, and the rate that was configured before that.
+_SEARCHED: WeakKeyDictionary[Any, tuple[Any, float]] = WeakKeyDictionary()
 
 
 def read_again(optimizer: Optimizer, *, in_step: bool = False) -> None:
@@ -31,6 +34,16 @@ def read_again(optimizer: Optimizer, *, in_step: bool = False) -> None:
     reading = getattr(optimizer, "first_step", None)
     if reading is not None:
         reading.read_again(in_step=in_step)
+
+
+def found_in_earlier_fit(module: Any, lr: float) -> float | None:
+    """Return the rate that was configured before a finder of an earlier fit wrote ``lr`` into the module, else None."""
+    finder, before = _SEARCHED.get(module, (None, lr))
+    written = _suggestion(finder) == lr
+    finders = [each for each in getattr(attached_trainer(module), "callbacks", ()) if hasattr(each, "optimal_lr")]
+    if finders:
+        _SEARCHED[module] = finders[0], before if written else lr
+    return before if written else None
 
 
 class FirstStep:
@@ -49,7 +62,8 @@ class FirstStep:
         optimizer: what was built.
         peak: returns ``lr0``, which may depend on the batch (``optimizer.reference``).
         amount: ``lr0`` -> the coefficient of decay at that peak, with the steps of ``budget``.
-        groups: ``lr0``, coefficient -> the groups, as they would be built now.
+        groups: ``lr0``, coefficient -> the groups, as they would be built now; ``raised`` says that rates which rules
+            set are raised with ``lr0``, as a finder's rate does not.
         budget: forgets what it has read.
         schedule: the scheduler, if there is one.
         reschedule: lets the schedule follow ``budget``; told whether the run was resumed.
@@ -61,7 +75,7 @@ class FirstStep:
         optimizer: Any,
         peak: Callable[[], float],
         amount: Callable[[float], float],
-        groups: Callable[[float, float], Sequence[dict[str, Any]]],
+        groups: Callable[..., Sequence[dict[str, Any]]],
         budget: Budget,
         schedule: Any,
         reschedule: Callable[..., None] | None,
@@ -166,7 +180,7 @@ class FirstStep:
             for index, base in enumerate(peaks):
                 if now[index] > base * max(1.0, etas[index]) * _RAISED:
                     peak = lr * now[index] / base if base else now[index]
-                    weight_decay = self._groups(peak, self._amount(peak))[index]["weight_decay"]
+                    weight_decay = self._groups(peak, self._amount(peak), raised=True)[index]["weight_decay"]
                     self._set(index, now[index], weight_decay, etas[index])
 
     def _set(self, index: int, peak: float, weight_decay: float, eta: float) -> None:
@@ -195,6 +209,11 @@ def _found_rate(trainer: Any, now: list[float]) -> float | None:
 
 def _suggestions(trainer: Any) -> list[float]:
     """Return the rates that finders among the callbacks have found."""
-    results = [getattr(callback, "optimal_lr", None) for callback in trainer.callbacks]
-    found = [result.suggestion() for result in results if result is not None]
-    return [float(rate) for rate in found if rate is not None]
+    return [rate for rate in map(_suggestion, trainer.callbacks) if rate is not None]
+
+
+def _suggestion(callback: Any) -> float | None:
+    """Return the rate that a finder has found; None where it has not, and of any other callback."""
+    result = getattr(callback, "optimal_lr", None)
+    rate = None if result is None else result.suggestion()
+    return None if rate is None else float(rate)

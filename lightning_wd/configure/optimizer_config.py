@@ -33,7 +33,8 @@ _ALIASES = {**ALIASES, "decoupled": "write optimizer/decay=decoupled, or optimiz
 _AMOUNT = "write optimizer.weight_decay: the amount, in the unit of the style"
 _NO_BATCH = (
     "no batch is there when the optimizer is built. `lightning-wd audit pkg:Model --batch` lists the tensors that "
-    "decay only as a learning rate: give them the style by rules, mask.rules=[{name: <tensor>, style: corrected}]"
+    "decay only as a learning rate. Write optimizer/decay=decoupled, and a rule for each of them: "
+    "optimizer.mask.rules=[{name: <tensor>, style: corrected}]"
 )
 _DECAY_NAMES = {
     "renamed": {"cautious_wd": "cautious"},

@@ -170,11 +170,19 @@ class DecayPlan:
         return self.groups_of_checked(lr, peak, number("weight_decay", weight_decay), **defaults)
 
     def groups_of_checked(
-        self, lr: Any, peak: float, amount: float, own: Mapping[str, Mapping[str, Any]] = {}, **defaults: Any
+        self,
+        lr: Any,
+        peak: float,
+        amount: float,
+        own: Mapping[str, Mapping[str, Any]] = {},
+        *,
+        beside: tuple[float, float] | None = None,
+        **defaults: Any,
     ) -> list[dict[str, Any]]:
         """Return the groups for numbers that were checked; ``peak`` is ``lr`` as a float.
 
-        ``own`` has the ``lr`` and ``weight_decay`` of an optimizer that has others.
+        ``own`` has the ``lr`` and ``weight_decay`` of an optimizer that has others. ``beside`` has the peak and the
+        amount that go with rates of their own, where ``lr`` is a finder's, which does not touch these.
         """
         members: dict[str, list[Row]] = {"decay": [], "no_decay": []}
         for row in self.rows:
@@ -185,14 +193,16 @@ class DecayPlan:
             if rows:
                 first = rows[0]
                 its = own.get(str(first.optimizer), {})
-                its_peak = its.get("lr", peak)
+                apart = "lr" in its or "lr" in first.settings
+                its_peak, its_amount = beside if apart and beside else (peak, amount)
+                its_peak = its.get("lr", its_peak)
                 group = {
                     **defaults,
                     "params": [(row.name, row.param) for row in rows],
                     "name": name,
                     "lr": its.get("lr", lr) * first.lr_mult,
                     "base_lr": first.settings.get("lr", its_peak * first.lr_mult),
-                    "weight_decay": self._coefficient(first, its.get("weight_decay", amount), its_peak),
+                    "weight_decay": self._coefficient(first, its.get("weight_decay", its_amount), its_peak),
                     **first.settings,
                     **({} if first.style is None else {"style": first.style}),
                     **({} if self.toward == first.toward == "zero" else {"toward": first.toward}),

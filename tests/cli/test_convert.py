@@ -23,6 +23,12 @@ def test_convert_carries_over(amount: str, printed: str, capsys: pytest.CaptureF
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.parametrize(("rule", "printed"), [("linear", "0.004\n0.1\n"), ("none", "0.001\n0.4\n")])
+def test_convert_takes_a_rule(rule: str, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"convert 0.1 --from decoupled --to decoupled --lr 1e-3 {CARRY} --lr-rule {rule}".split()) == 0
+    assert capsys.readouterr().out == f"lr               {printed}"
+
+
 def test_convert_carries_over_in_every_unit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(f"convert 0.1 --from decoupled --lr 1e-3 {CARRY}".split()) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -96,6 +102,14 @@ def test_one_unit_is_a_plain_number(capsys: pytest.CaptureFixture[str]) -> None:
         (f"1 --from decoupled --lr 1 {CARRY} --from-batch 0", "--from-batch must be a whole number >= 1 but got 0.\n"),
         (f"1 --from decoupled --lr 1 {CARRY} --batch 0", "--batch must be a whole number >= 1 but got 0.\n"),
         (f"1 --from decoupled --lr 1 {CARRY} --family adamw", "--family 'adamw' is unknown.\n  valid: adam, sgd\n"),
+        (
+            f"1 --from decoupled --lr 1 {CARRY} --lr-rule lin",
+            "--lr-rule 'lin' is unknown.\n  valid: sqrt, linear, none\n",
+        ),
+        (
+            "1 --from decoupled --lr 1 --lr-rule none",
+            "nothing can be carried over without --from-batch, --from-steps, ",
+        ),
         (f"1 --from decoupled --lr 1 {CARRY} --total-steps 9", "--steps and --total-steps are one number.\n"),
         (f"1 --from sgd_l2 --lr 1 {CARRY}", "reference has no tested rule for style 'l2' of an adaptive optimizer.\n"),
         ("1 --from independent --to decoupled --lr 0", "--lr is 0, so no 'decoupled' coefficient gives"),

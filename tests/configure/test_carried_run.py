@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.lit import Endless, Lit, fit, trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
 
 import lightning_wd as wd
@@ -37,6 +38,26 @@ def test_the_batch_of_a_step_counts_accumulation(
     family = "sgd" if "sgd" in name else "adam"
     on_paper = wd.carry_over(1e-3, 0.1, reference=TWO_BY_32, global_batch=batch, steps=steps, family=family)
     assert (lr, lam) == on_paper
+
+
+@pytest.mark.parametrize(("accumulate", "batch_size"), [(16, 4), (1, 1000), (3, 1000)])
+@pytest.mark.filterwarnings("ignore:The `batch_idx` argument")
+def test_a_step_sees_no_more_rows_than_an_epoch_has(accumulate: int, batch_size: int, tmp_path: Path) -> None:
+    """Lightning steps at the end of an epoch, of 32 rows: B = 32, T = 2."""
+    module = Sized({**TUNED, "reference": TWO_BY_32}, batch_size=batch_size)
+    assert of_group(fit(module, tmp_path, accumulate_grad_batches=accumulate)) == pytest.approx((4e-3, 0.4))
+
+
+def test_a_scheduler_of_accumulation_that_has_one_number(tmp_path: Path) -> None:
+    """It sets the trainer's when the first epoch starts, after the summary."""
+    module = Lit({**TUNED, "reference": {"global_batch": 4, "steps": 32}}, "warmup_cosine")
+    made = fit(module, tmp_path, callbacks=[GradientAccumulationScheduler({0: 4}), wd.DecayPlanSummary()])
+    assert of_group(made) == pytest.approx((2e-3, 0.4))  # B = 16, T = 2 epochs of 2
+    plan = json.loads((tmp_path / "decay_plan.json").read_text())
+    assert plan["carried_over"]["here"] == pytest.approx(
+        {"global_batch": 16, "steps": 4, "lr": 2e-3, "weight_decay": 0.4}
+    )
+    assert (plan["total_steps"], plan["steps_per_epoch"]) == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +166,11 @@ def test_a_batch_size_finder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("override", [False, True])
 def test_a_rate_that_a_finder_finds_is_this_runs_own(override: bool, tmp_path: Path) -> None:
-    """It is not carried over, and the decay keeps its timescale: lam = lam0 * (lr0*T0)/(lr*T)."""
-    config = {**TUNED, "reference": TWO_BY_32}
+    """It is not carried over, and the decay keeps its timescale: lam = lam0 * (lr0*T0)/(lr*T).
+
+    A rate that a rule sets is carried over, and the decay beside it.
+    """
+    config = {**TUNED, "mask": {"rules": [{"name": "net.0.weight", "lr": 1e-2}]}, "reference": TWO_BY_32}
     finder = LearningRateFinder(1e-4, 1.0, 30, early_stop_threshold=None)
     callbacks: list[Any] = [finder, wd.DecayPlanSummary()]
     if override:
@@ -159,11 +183,55 @@ def test_a_rate_that_a_finder_finds_is_this_runs_own(override: bool, tmp_path: P
     carried = json.loads((tmp_path / "decay_plan.json").read_text())["carried_over"]
     assert carried["here"]["lr"] == found
     assert carried["rules"]["lr"] == "a finder's, not the rule's 0.001414"
+    ruled = next(g for g in made.optimizers[0].param_groups if "net.0.weight" in g["param_names"])
+    factor = math.sqrt(2)  # B/B0 = 2
+    assert (ruled["base_lr"], ruled["weight_decay"]) == pytest.approx((1e-2 * factor, 0.1 * 32 / (factor * 48)))
     if override:  # a second fit takes the rate from the first, as lr_find of a Tuner gives it
         made.callbacks.remove(finder)  # type: ignore[attr-defined]
         made.fit_loop.max_epochs = 12
         made.fit(Lit())
         assert of_group(made) == pytest.approx((found, 0.1 * (1e-3 * 32) / (found * 48)))
+
+
+@pytest.mark.parametrize("by", ["tuner", "callback"])
+def test_a_rate_that_an_earlier_fit_has_found_is_not_carried_over(by: str, tmp_path: Path) -> None:
+    """The finder has written it into the module, in place of the tuned one."""
+
+    class Rated(Lit):
+        lr: Any = 1e-3
+
+        def configure_optimizers(self) -> Any:
+            return configure_optimizers(self, {**TUNED, "lr": self.lr, "reference": TWO_BY_32}, "constant")
+
+    module = Rated()
+    if by == "tuner":
+        search: Any = Tuner(trainer(tmp_path)).lr_find(
+            module, min_lr=1e-4, max_lr=1.0, num_training=30, early_stop_threshold=None
+        )
+    else:
+        finder = LearningRateFinder(1e-4, 1.0, 30, early_stop_threshold=None)
+        fit(module, tmp_path, callbacks=[finder], max_epochs=6)
+        search = finder.optimal_lr
+    found = search.suggestion()
+    assert module.lr == found != 1e-3
+    for _ in range(2):
+        assert of_group(fit(module, tmp_path)) == pytest.approx((found, 0.1 * (1e-3 * 32) / (found * 16)))
+    module.lr = 2e-3  # the user's own
+    assert of_group(fit(module, tmp_path)) == pytest.approx((2e-3 * math.sqrt(2), 0.1 * 2 / math.sqrt(2)))
+
+
+def test_an_amount_that_a_schedule_of_decay_ends_at(tmp_path: Path) -> None:
+    schedule = wd.DecaySchedule("linear", end_weight_decay=0.26)
+    here = Lit({**TUNED, "reference": {"global_batch": 4, "steps": 16}})  # nothing changes
+    made = fit(here, tmp_path, callbacks=[schedule])
+    assert made.optimizers[0].param_groups[0]["weight_decay"] == 0.26
+    with pytest.raises(wd.ConfigError) as caught:
+        fit(Lit({**TUNED, "reference": TWO_BY_32}), tmp_path, callbacks=[schedule])
+    assert str(caught.value) == (
+        "DecaySchedule ends at a weight_decay of 0.26, which optimizer.reference does not carry over.\n"
+        "  found: 0.26 there is 0.3677 here\n"
+        "  fix: write end_weight_decay=null and end=2.6: a multiple of an amount that is carried over"
+    )
 
 
 def test_a_second_fit_is_carried_from_the_tuned_numbers(tmp_path: Path) -> None:
@@ -306,6 +374,14 @@ def test_an_override_takes_a_reference_and_a_batch(tmp_path: Path) -> None:
     ("config", "words"),
     [
         ({"name": "adam_l2"}, "optimizer.reference has no tested rule for style 'l2' of an adaptive optimizer."),
+        (
+            {
+                "name": "torch.optim.SGD",
+                "decay": {"style": "l2"},
+                "reference": {**TWO_BY_32, "lr_rule": "linear"},
+            },
+            "optimizer.reference has no tested rule for style 'l2' of this optimizer.",
+        ),
         ({"name": "muon"}, "optimizer.reference has no tested rule for the learning rate of muon."),
         ({"name": "adafactor"}, "fix: write optimizer.reference.lr_rule=none to keep lr and carry the decay over"),
         ({"reference": {"global_batch": 4}}, "optimizer.reference has no steps."),

@@ -176,7 +176,10 @@ def test_a_left_over_partial_is_refused(misuse: Any) -> None:
         ({"fused": True, "foreach": True}, ["optimizer adamw cannot be built", "optimizer.fused=True"]),
         ({"decay": {"typical": {"adm": 3}}}, ["optimizer.decay.typical has no key 'adm'", "nearest: 'adam'"]),
         ({"decay": {"cautious": "yes"}}, ["optimizer.decay.cautious must be true or false but got 'yes'"]),
-        ({"decay": {"corrected_on": "invariant"}}, ["no key 'corrected_on'", "fix: no batch is there when", "--batch"]),
+        (
+            {"decay": {"corrected_on": "invariant"}},
+            ["fix: no batch is there when", "--batch", "Write optimizer/decay=decoupled, and a rule for each"],
+        ),
         ({"on_resume": "chekpoint"}, ["optimizer.on_resume 'chekpoint' is unknown", "nearest: 'checkpoint'"]),
         ({"_target_": "torch.optim.AdamW"}, ["optimizer._target_ is 'torch.optim.AdamW'", "optimizer.name"]),
     ],
