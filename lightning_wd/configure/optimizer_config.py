@@ -9,14 +9,15 @@ from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, 
 from lightning_wd.configure.hyperparameters import check_hyperparameter, hyperparameter_types
 from lightning_wd.decay import AMOUNTS, Decay
 from lightning_wd.errors import ConfigError, as_typed, choice, keys, listed, nearest, number, spelled
-from lightning_wd.mask import Mask, Rule, as_mask
+from lightning_wd.mask import Mask, as_mask
+from lightning_wd.mask.masks import plain_mask
 from lightning_wd.optimizers import identify
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, entry, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
 from lightning_wd.styles import ALIASES, RENAMED, STYLES
 
-__all__ = ["OptimizerConfig", "family_of", "plain_mask", "plain_rule", "styles_of"]
+__all__ = ["OptimizerConfig", "family_of", "styles_of"]
 
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
 # The optimizers whose learning rate has a tested rule in the batch -> the family that it is the rule of.
@@ -287,22 +288,6 @@ def _without_code(mask: Mask, *, code: bool) -> Any:
         fix="build it in configure_optimizers: "
         "wd.configure_optimizers(self, {**self.hparams.optimizer, 'mask': wd.Mask([...])})",
     )
-
-
-def plain_mask(mask: Mask) -> dict[str, Any]:
-    """Return a mask of rules without predicates as plain data, as ``optimizer.mask`` takes it."""
-    layer_decay = {} if mask.layer_decay is None else {"layer_decay": mask.layer_decay}
-    return {"base": mask.base, "rules": [plain_rule(rule) for rule in mask.rules], **layer_decay}
-
-
-def plain_rule(rule: Rule) -> dict[str, Any]:
-    """Return a rule without a predicate as plain data, its classes as names."""
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in rule.settings.items()}
-    plain = {**rule.conditions, **settings, **({"reason": rule.reason} if rule.reason else {})}
-    if rule.module_types:
-        kinds = rule.module_types
-        plain["module_types"] = [k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in kinds]
-    return plain
 
 
 def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> dict[str, Any]:
