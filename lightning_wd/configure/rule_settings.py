@@ -12,7 +12,7 @@ from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.plan import Row
 from lightning_wd.mask.rules import PROPERTIES
 from lightning_wd.optimizers.base import DecayGroups
-from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
+from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, entry, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.constructor import keywords_of
 
 __all__ = ["check_rules"]
@@ -83,7 +83,7 @@ def _default(named: str, key: str, rows: list[Row]) -> Any:
     if key in known:
         return known[key]
     close = nearest(key, [*PROPERTIES, *known])
-    others = [each for each in OPTIMIZERS if key in hyperparameters_of(family(each).cls)]
+    others = [each for each in OPTIMIZERS if key in hyperparameters_of(entry(each).cls)]
     fixes = [f"write {close}"] if close else []
     fixes += [f"give the rule an optimizer that takes it ({', '.join(others)})"] if others else []
     raise MaskError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.lit import Lit, fit, trainer
+from helpers.lit import Endless, Lit, fit, trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
@@ -293,12 +293,6 @@ def test_what_is_unfrozen_later_is_carried_over_too(tmp_path: Path) -> None:
     late = groups["net.0.weight"]
     assert (late["base_lr"], late["weight_decay"]) == pytest.approx((1e-2 * factor, 0.4 * 2 / factor))
     assert groups["net.0.bias"]["base_lr"] == pytest.approx(1e-3 * factor)
-
-
-class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    def __iter__(self) -> Any:
-        while True:
-            yield torch.zeros(4)
 
 
 class Of(Lit):

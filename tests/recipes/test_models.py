@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import lightning_wd as wd
-from lightning_wd.decay import all_units
+from lightning_wd.conversions import all_units
 from lightning_wd.optimizers.by_name import OPTIMIZERS
 
 
