@@ -112,7 +112,9 @@ def _check_together(config: OptimizerConfig, stepped: list[Row]) -> None:
         keywords = {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}
         keywords |= {"weight_decay": 0.0} if "weight_decay" in keywords_of(cls) else {}
         group: Any = [row.param for row in rows]
-        if issubclass(cls, DecayGroups):
+        if not issubclass(cls, DecayGroups):
+            keywords.pop("anchor_dtype", None)  # decoupled() has it, and is given no anchors here
+        else:
             named = [(row.name, row.param) for row in rows]
             group = [{"params": named, "name": row.group or "frozen", "toward": "zero"}]  # no anchors are made here
         rules = f"{spelled('optimizer')}.mask.rules"

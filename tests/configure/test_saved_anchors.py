@@ -183,8 +183,9 @@ def test_the_dtype_of_the_anchors_of_rules() -> None:
     built = wd.configure_optimizers(net(), {"anchor_dtype": "bfloat16", "mask": {"rules": [rule]}})["optimizer"]
     assert {g["toward"]: g["anchor_dtype"] for g in built.param_groups} == {"init": "bfloat16", "zero": "bfloat16"}
     own = {"rules": [{**rule, "anchor_dtype": "bfloat16"}]}
-    built = wd.configure_optimizers(net(), {"mask": own})["optimizer"]
-    assert {g["anchor_dtype"] for g in built.param_groups if g["toward"] == "init"} == {"bfloat16"}
+    for name in ("adamw", "nadamw"):
+        built = wd.configure_optimizers(net(), {"name": name, "mask": own})["optimizer"]
+        assert {g["anchor_dtype"] for g in built.param_groups if g["toward"] == "init"} == {"bfloat16"}
     words = r"anchor_dtype=bfloat16 of mask rule 1 \(name 'head.\*'\) has no effect: .*\n  fix: write toward: init or"
     with pytest.raises(wd.MaskError, match=words):
         wd.configure_optimizers(net(), {"mask": {"rules": [{"name": "head.*", "anchor_dtype": "bfloat16"}]}})
