@@ -193,7 +193,7 @@ def _build(
             return MultiOptimizer(groups, lr, coefficient, **own, hyperparameters=its)
         for group in groups:
             del group["optimizer"]
-        own = {} if l2 else own
+        own = {"toward": own["toward"]} if l2 else own
         return cls(groups, lr=lr, weight_decay=coefficient, **own, **keywords)  # defaults, for groups added later
     except (ConfigError, MaskError):
         raise

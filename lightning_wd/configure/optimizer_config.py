@@ -12,6 +12,7 @@ from lightning_wd.errors import ConfigError, as_typed, choice, keys, listed, nea
 from lightning_wd.mask import Mask, as_mask
 from lightning_wd.mask.masks import plain_mask
 from lightning_wd.optimizers import identify
+from lightning_wd.optimizers.anchors import no_anchor
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, entry, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
@@ -173,6 +174,9 @@ class OptimizerConfig(CheckedMapping):
             **{**found.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
         _check_style_of(name, amounts.style, self.hyperparameters)
+        towards = {amounts.toward, *(rule.toward or "zero" for rule in self.mask.rules)}
+        if self.get("anchor_dtype") and towards == {"zero"}:
+            raise no_anchor(f"optimizer.anchor_dtype={self['anchor_dtype']}", "optimizer.decay.toward=init")
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
