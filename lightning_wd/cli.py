@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print plain data instead of tables")
     batch = (
         "also show which tensors decay only as a learning rate, by the loss of training_step on one batch: the first "
-        "of the model's train_dataloader, or what the function MODULE:NAME returns; put it last"
+        "of the model's train_dataloader, or what MODULE:NAME returns, a batch or a LightningDataModule; put it last"
     )
     add("--batch", nargs="?", const="", metavar="MODULE:NAME", help=batch)
     findings = (
@@ -222,11 +222,11 @@ def _reader_may_leave() -> Iterator[None]:
 
 
 def _scale_invariance(model: nn.Module, source: str) -> dict[str, float]:
-    """Return what ``scale_invariant`` finds by the loss of a training step on one batch."""
-    from lightning_wd.scale_invariance import scale_invariant, training_loss
+    """Return what ``scale_invariant`` finds by the loss of a training step; ``source`` names its data."""
+    from lightning_wd.scale_invariance import training_shares
 
-    batch = _import_target(source, "--batch") if source else None
-    return scale_invariant(model, training_loss(model, batch() if callable(batch) else batch))
+    data = _import_target(source, "--batch") if source else None
+    return training_shares(model, data() if callable(data) else data)
 
 
 def _print_plan(plan: DecayPlan, data: dict[str, Any], policy: str | None, differences: Sequence[Difference]) -> None:

@@ -110,6 +110,24 @@ class Dataless(Lit):
         return super().training_step(batch, 0)["loss"]
 
 
+class Involved(Dataless):
+    def training_step(self, batch, batch_idx):
+        assert self.trainer.training
+        return super().training_step(batch["x"])
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch["b"]
+
+    def train_dataloader(self):
+        rows = torch.utils.data.DataLoader([{"x": row} for row in self.rows], 16)
+        return {"a": torch.utils.data.DataLoader(self.rows, 2), "b": rows}
+
+
+class Rows(L.LightningDataModule):
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.randn(64, 4), 16)
+
+
 class Manual(Lit):
     automatic_optimization = False
 
@@ -155,7 +173,15 @@ def run(*arguments: str) -> int:
     return main(["audit", *arguments])
 
 
-@pytest.mark.parametrize("arguments", ["audited:Lit --batch", "audited:Dataless --batch audited:rows"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "audited:Lit --batch",
+        "audited:Involved --batch",  # several loaders, a hook on the batch, the trainer
+        "audited:Dataless --batch audited:rows",
+        "audited:Dataless --batch audited:Rows",
+    ],
+)
 def test_what_decays_only_as_a_learning_rate(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments.split()) == 0
     out = capsys.readouterr().out
@@ -184,7 +210,7 @@ def test_what_decays_only_as_a_learning_rate(arguments: str, capsys: pytest.Capt
             "audited:Dataless --batch",
             "Dataless has no train_dataloader to take a batch from.\n  fix: write --batch my_",
         ),
-        ("audited:Lossless --batch", "training_step of Lossless returned no loss.\n  found: NoneType\n"),
+        ("audited:Lossless --batch", "training_step of Lossless returned no loss.\n  fix: return the loss, or a d"),
         ("audited:Lit --batch audited", "--batch 'audited' is not MODULE:NAME.\n  fix: write my_pkg.data:batch, as"),
         ("audited:Lit --batch audited:row", "'audited' has no 'row'.\n  nearest: 'rows'\n"),
     ],
