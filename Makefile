@@ -61,7 +61,7 @@ studies-smoke: .venv/installed ## every study of docs/studies at toy size, under
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install uv
-	.venv-oldest/bin/uv pip compile --resolution lowest-direct --python .venv-oldest/bin/python pyproject.toml -o .venv-oldest/oldest.txt
+	.venv-oldest/bin/uv pip compile --upgrade --resolution lowest-direct --extra test --python .venv-oldest/bin/python pyproject.toml -o .venv-oldest/oldest.txt
 	.venv-oldest/bin/python -m pip install -c .venv-oldest/oldest.txt -e ".[test]"
 	touch $@
 

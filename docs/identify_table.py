@@ -2,7 +2,7 @@
 
     python docs/identify_table.py
 
-It takes the packages of ``PACKAGES`` that are installed, each class in a process that ends after 20 seconds.
+It takes the packages of ``PACKAGES`` that are installed, each class in a process that ends after a minute.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ALSO: list[dict[str, Any]] = [
     {"decouple": True},
     {"decouple": False},
 ]
-SECONDS = 20
+SECONDS = 60  # a busy machine takes many times the seconds of an idle one
 
 
 def classes(package: str) -> dict[str, type]:
@@ -72,15 +72,13 @@ def keyword_sets(cls: Any, needed: dict[str, Any]) -> list[dict[str, Any]]:
     return [needed, *({**needed, **also} for also in differ)]
 
 
-def rows_of(package: str, name: str, keywords: dict[str, Any]) -> tuple[str, ...]:
-    cls = classes(package)[name]
-    typed = f"{name}({', '.join(f'{key}={value}' for key, value in keywords.items())})" if keywords else name
+def answer(package: str, name: str, keywords: dict[str, Any]) -> tuple[str, str, str]:
     try:
-        found = wd.identify(cls, **keywords)
+        found = wd.identify(classes(package)[name], **keywords)
     except wd.ConfigError as error:
-        return f"`{typed}`", "not made", "", str(error).splitlines()[0]
+        return "not made", "", str(error).splitlines()[0]
     multiple = "" if found.multiple in (None, 0.0) else f"{found.multiple:g}"
-    return f"`{typed}`", f"`{found.style}`", multiple, note(found)
+    return f"`{found.style}`", multiple, note(found)
 
 
 def note(found: Any) -> str:
@@ -104,7 +102,7 @@ def main() -> None:
     context = multiprocessing.get_context("fork")
     for package in PACKAGES:
         try:
-            found = classes(package)
+            public = classes(package)
         except ImportError as error:
             print(f"{package}: {error}", file=sys.stderr)
             continue
@@ -112,13 +110,15 @@ def main() -> None:
         distribution = packages_distributions().get(root, [root])[0]
         versions.append(f"{distribution} {version(distribution)}")
         rows = []
-        for name, cls in found.items():
+        for name, cls in public.items():
             for keywords in keyword_sets(cls, NEEDED.get(f"{package}.{name}", {})):
+                given = ", ".join(f"{key}={value}" for key, value in keywords.items())
                 with context.Pool(1) as pool:
                     try:
-                        rows.append(pool.apply_async(rows_of, (package, name, keywords)).get(SECONDS))
+                        found = pool.apply_async(answer, (package, name, keywords)).get(SECONDS)
                     except multiprocessing.TimeoutError:
-                        rows.append((f"`{name}`", "`unknown`", "", f"More than {SECONDS} seconds."))
+                        found = "`unknown`", "", f"More than {SECONDS} seconds."
+                rows.append((f"`{name}({given})`" if given else f"`{name}`", *found))
                 print(package, *rows[-1], file=sys.stderr)
         lines = [f"| {' | '.join(row)} |" for row in rows]
         sections.append(

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lightning_wd.configure import LRSchedulerConfig as LRSchedulerConfig
     from lightning_wd.configure import OptimizerConfig as OptimizerConfig
     from lightning_wd.configure.configure_optimizers import configure_optimizers as configure_optimizers
+    from lightning_wd.conversions import convert as convert
     from lightning_wd.decay import Decay as Decay
-    from lightning_wd.decay import convert as convert
     from lightning_wd.errors import CheckpointMismatchError as CheckpointMismatchError
     from lightning_wd.errors import ConfigError as ConfigError
     from lightning_wd.errors import MaskError as MaskError
@@ -40,7 +40,8 @@ __version__ = "0.1.0"
 _ROOMS = {
     "callbacks": "DecayMonitor DecayPlanSummary DecaySchedule MaskedFinetuning OptimizerOverride",
     "configure": "LRSchedulerConfig OptimizerConfig configure_optimizers",
-    "decay": "Decay convert",
+    "conversions": "convert",
+    "decay": "Decay",
     "errors": "CheckpointMismatchError ConfigError MaskError",
     "mask": "DecayPlan Mask Rule plan_decay",
     "optimizers": "AdamW MultiOptimizer SGDW decoupled identify",

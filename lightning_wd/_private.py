@@ -233,15 +233,8 @@ def instantiated_key(target: type) -> str | None:
 
     Hydra tells a target no key: only the frame of that call knows.
     """
-    instantiate = sys.modules.get("hydra._internal.instantiate._instantiate2")
-    call: Any = getattr(instantiate, "_call_target", None)
-    if instantiate is not None and call is None:
-        _warn_missing("hydra._internal.instantiate._instantiate2._call_target", "errors do not name a nested group")
-    frame = sys._getframe() if call is not None else None
-    while frame is not None and frame.f_code is not call.__code__:
-        frame = frame.f_back
-    made = {} if frame is None else frame.f_locals
-    return made.get("full_key") or None if made.get("_target_") is target else None
+    made = _locals_of("hydra._internal.instantiate._instantiate2", "_call_target", "errors do not name a nested group")
+    return made.get("full_key") or None if made and made.get("_target_") is target else None
 
 
 def current_job() -> Mapping[str, Any] | None:
@@ -249,11 +242,17 @@ def current_job() -> Mapping[str, Any] | None:
 
     Hydra does not tell a job which function it runs, with which config, or when the job ends: only that call knows.
     """
-    core = sys.modules.get("hydra.core.utils")
-    run_job: Any = getattr(core, "run_job", None)
-    if core is not None and run_job is None:
-        _warn_missing("hydra.core.utils.run_job", "ranks compare no configs, and a sweep runs whole on each rank")
-    frame = sys._getframe() if run_job is not None else None
-    while frame is not None and frame.f_code is not run_job.__code__:
+    off = "ranks compare no configs, and a sweep runs whole on each rank"
+    return _locals_of("hydra.core.utils", "run_job", off)
+
+
+def _locals_of(module: str, function: str, off: str) -> Mapping[str, Any] | None:
+    """Return the local variables of the innermost call of a function that we run in; None outside of any."""
+    loaded = sys.modules.get(module)
+    called: Any = getattr(loaded, function, None)
+    if loaded is not None and called is None:
+        _warn_missing(f"{module}.{function}", off)
+    frame = sys._getframe() if called is not None else None
+    while frame is not None and frame.f_code is not called.__code__:
         frame = frame.f_back
     return None if frame is None else frame.f_locals

@@ -246,8 +246,8 @@ def choice(
     raise error(f"{name} {value!r} is unknown.", valid=every, nearest=close, fix=fix)
 
 
-def flag(name: str, value: object, *, optional: bool = False, error: type[ExplainedError] = ConfigError) -> Any:
-    """Return ``value`` if it is True or False (or None, where ``optional``), or raise an error.
+def flag(name: str, value: object, *, optional: bool = False) -> Any:
+    """Return ``value`` if it is True or False (or None, where ``optional``), or raise a ConfigError.
 
     >>> flag("optimizer.fused", "yes")
     Traceback (most recent call last):
@@ -258,7 +258,7 @@ def flag(name: str, value: object, *, optional: bool = False, error: type[Explai
     if isinstance(value, bool) or (optional and value is None):
         return value
     valid = "true, false or null" if optional else "true or false"
-    raise error(f"{name} must be {valid} but got {value!r}.", fix=f"write {name}=true")
+    raise ConfigError(f"{name} must be {valid} but got {value!r}.", fix=f"write {name}=true")
 
 
 def keys(

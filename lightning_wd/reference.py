@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lightning_wd.decay import check_style
 from lightning_wd.errors import ConfigError, checked_keywords, choice, keys, number
+from lightning_wd.styles import check_style
 
 __all__ = ["FAMILIES", "LR_RULES", "CarriedOver", "Reference", "carried_weight_decay", "carry_over"]
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from lightning_wd._lightning import either
 from lightning_wd.errors import ConfigError, checked_keywords
-from lightning_wd.mask.module_tree import walk
+from lightning_wd.mask.module_tree import is_sharded, walk
 
 __all__ = ["INVARIANT", "dense", "radial_products", "radial_share", "scale_invariant", "training_shares"]
 
@@ -81,7 +81,7 @@ def scale_invariant(module: nn.Module, loss: Tensor) -> dict[str, float]:
             found=f"a loss of {loss.item():g}",
             fix="ask with a batch and weights whose loss is finite",
         )
-    sharded = [found.name for found in tensors if hasattr(found.param, "device_mesh")]
+    sharded = [found.name for found in tensors if is_sharded(found.param)]
     if sharded:
         raise ConfigError(
             "scale_invariant does not see the gradients of a sharded module.",
@@ -123,10 +123,10 @@ def training_shares(module: Any, data: Any = None) -> dict[str, float]:
     Raises:
         ConfigError: it is no LightningModule, steps its optimizers itself, has no data, or returns no loss.
     """
-    name, shares = type(module).__name__, {}
+    name = type(module).__name__
     twins = zip(either("lightning.pytorch.LightningModule"), either("lightning.pytorch.Trainer"), strict=True)
     base, trainer = next(((base, trainer) for base, trainer in twins if isinstance(module, base)), (None, None))
-    if base is None or not module.automatic_optimization:
+    if base is None or trainer is None or not module.automatic_optimization:
         why = "is no LightningModule" if base is None else "steps its optimizers itself"
         raise ConfigError(
             f"no training loss of {name} can be computed: it {why}.",
@@ -142,7 +142,9 @@ def training_shares(module: Any, data: Any = None) -> dict[str, float]:
     if isinstance(data, either("lightning.pytorch.LightningDataModule")):
         source = {"datamodule": data}
     elif data is not None:  # the loader leaves it as it is
-        source = {"train_dataloaders": DataLoader([data], batch_size=None, collate_fn=lambda batch: batch)}
+        rows: Any = [data]
+        source = {"train_dataloaders": DataLoader(rows, batch_size=None, collate_fn=lambda batch: batch)}
+    shares: dict[str, float] = {}
 
     def ask(loss: Tensor) -> None:
         shares.update(scale_invariant(module, loss))

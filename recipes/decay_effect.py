@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_wd.configure.budget import run_steps
-from lightning_wd.decay import all_units
+from lightning_wd.conversions import all_units
 from lightning_wd.optimizers.param_groups import as_float, group_style, peak_lr
 
 __all__ = ["DecayEffect"]
@@ -19,7 +19,8 @@ __all__ = ["DecayEffect"]
 class DecayEffect(L.Callback):
     """Note the norm of the weights that the mask lets decay, at a run's start and end; a resume keeps the start.
 
-    ``str(effect)`` is the line. The timescale is of the group that decays most, at its peak learning rate.
+    ``str(effect)`` is the line, 80 columns at most. The timescale is of the group that decays most, at its peak
+    learning rate.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class DecayEffect(L.Callback):
         self._end = _norm(trainer.optimizers)
 
     def __str__(self) -> str:
-        return f"decay: norm of the decaying weights {self._start:.3g} -> {self._end:.3g}, {self._amount}"
+        return f"decay: weight norm {self._start:.3g} -> {self._end:.3g}, {self._amount}"
 
 
 def _norm(optimizers: list[Optimizer]) -> float:
@@ -65,6 +66,6 @@ def _amount(optimizers: list[Optimizer], total: int | None) -> str:
         return "held by hyperball" if "hyperball" in styles else "no decay"
     timed = [(units["timescale_steps"], units.get("timescale_runs")) for units in found if "l2" not in units]
     if not timed:
-        return f"L2 {found[0]['l2']:.3g} in the gradient, which has no timescale"
+        return f"L2 {found[0]['l2']:.3g} in the gradient, without a timescale"
     steps, runs = min(timed)
     return f"timescale {steps:,.0f} steps" + ("" if runs is None else f", {runs:.2g} of the run")

@@ -15,8 +15,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from lightning_wd.decay import RENAMED
 from lightning_wd.errors import explain, listed, nearest
+from lightning_wd.styles import RENAMED
 
 __all__ = ["misspelt", "say_nearest"]
 

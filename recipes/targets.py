@@ -65,13 +65,12 @@ TARGETS = frozenset(
 )
 
 
-def check_targets(config: Any, own: Collection[str] = OWN_TARGETS) -> None:
-    """Raise a ConfigError unless every ``_target_`` in a config, at any depth, is on the list.
+def check_targets(config: Any) -> None:
+    """Raise a ConfigError unless every ``_target_`` in a config, at any depth, is in ``TARGETS`` or ``OWN_TARGETS``.
 
     Args:
         config: what ``hydra.utils.instantiate`` takes: any mixture of DictConfigs, ListConfigs, plain containers and
             dataclasses.
-        own: exact dotted names that are allowed beside those of ``TARGETS``.
 
     Raises:
         ConfigError: names the key, the target and the nearest valid one.
@@ -89,7 +88,7 @@ def check_targets(config: Any, own: Collection[str] = OWN_TARGETS) -> None:
         # as Hydra reads it: a config inside a plain container, or a dataclass, may name a target too
         made = config if OmegaConf.is_config(config) else OmegaConf.create(config, flags={"allow_objects": True})
         config = OmegaConf.to_container(made, resolve=True, structured_config_mode=SCMode.DICT)
-    _check(config, TARGETS | set(own), "")
+    _check(config, TARGETS | {*OWN_TARGETS}, "")
 
 
 def _check(node: Any, allowed: Collection[str], path: str) -> None:

@@ -82,7 +82,6 @@ def test_each_check_raises_the_error_of_its_door(error: type[ExplainedError]) ->
     for check in (
         lambda: number("x", -1, error=error),
         lambda: choice("x", "b", ["a"], error=error),
-        lambda: flag("x", 1, error=error),
         lambda: keys("x", ["b"], ["a"], error=error),
     ):
         with pytest.raises(error):

@@ -22,6 +22,8 @@ ORDER = (
     "errors",
     "_lightning",
     "_private",
+    "styles",
+    "conversions",
     "decay",
     "reference",
     "schedules",
@@ -35,11 +37,11 @@ BEFORE = {room: frozenset(ORDER[:position]) for position, room in enumerate(ORDE
 MAY_IMPORT: dict[str, frozenset[str]] = {
     **BEFORE,
     "callbacks": BEFORE["callbacks"] | {"runs"},
-    "runs": frozenset({"errors", "_lightning", "_private", "_hydra", "decay"}),
+    "runs": frozenset({"errors", "_lightning", "_private", "_hydra", "styles", "decay"}),
     "distributed": frozenset({"errors", "_lightning", "_private", "_hydra", "runs"}),
     "_hydra": frozenset(),  # imported when Hydra composes: whatever it needs, it imports inside a function
     "conf": frozenset({"_hydra"}),
-    "cli": frozenset({"errors", "decay"}),  # without torch, so that `--help` is quick; the rest inside functions
+    "cli": frozenset({"errors", "conversions"}),  # without torch, so that `--help` is quick; the rest inside functions
 }
 LAZILY_ANYTHING = {"_hydra", "cli"}
 

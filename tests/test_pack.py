@@ -180,14 +180,14 @@ def test_default_amounts_are_those_of_the_code(decay: str) -> None:
     node = OmegaConf.load(CONF / f"optimizer/decay/{decay}.yaml")
     assert node.cautious is False
     if decay in ("normalized", "timescale"):
-        assert node.typical == {"adam": None, "sgd": None, "muon": None}
+        assert node.typical == {"adam": None, "adagrad": None, "sgd": None, "muon": None}
     else:
         assert node.typical == TYPICAL[node.style]
 
 
 def test_independent_and_decoupled_defaults_are_one_strength_in_two_units() -> None:
-    for name, family in (("adamw", "adam"), ("sgdw", "sgd")):
-        lr = OPTIMIZERS[name].lr
+    for name in ("adamw", "adagradw", "adafactor", "sgdw", "muon"):
+        lr, family = OPTIMIZERS[name].lr, OPTIMIZERS[name].typical
         assert lr is not None
         converted = wd.convert(TYPICAL["decoupled"][family], from_="decoupled", to="independent", lr=lr)
         assert TYPICAL["independent"][family] == pytest.approx(converted)

@@ -1,6 +1,6 @@
 r"""What weight decay does to a parameter group in one step, as measured and as theory predicts.
 
-Symbols as in :mod:`lightning_wd.decay`: ``d`` is the fraction of the old weights that the step removed.
+Symbols as in :mod:`lightning_wd.styles`: ``d`` is the fraction of the old weights that the step removed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_wd._private import is_fsdp1_piece
-from lightning_wd.decay import adamw_angle
+from lightning_wd.conversions import adamw_angle
+from lightning_wd.mask.module_tree import is_sharded
 from lightning_wd.optimizers.hyperball import flat_norm
 from lightning_wd.optimizers.param_groups import as_float, group_style, stepper_of
 from lightning_wd.scale_invariance import INVARIANT, dense, radial_products, radial_share
@@ -255,15 +256,10 @@ def _rounded_away(old: list[Tensor], centres: list[Tensor | None], d: float) -> 
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def _is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, as FSDP2 and tensor parallelism make them."""
-    return hasattr(tensor, "device_mesh")
-
-
 def _local(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a sharded tensor, and any other tensor as it is; dense, complex numbers as pairs."""
     tensor = tensor.detach()
-    return dense(tensor.to_local() if _is_sharded(tensor) else tensor)  # type: ignore[attr-defined]
+    return dense(tensor.to_local() if is_sharded(tensor) else tensor)  # type: ignore[attr-defined]
 
 
 def _share(tensor: Tensor) -> float:
@@ -276,7 +272,7 @@ def _share(tensor: Tensor) -> float:
 def _over_ranks(rows: list[Tensor], tensors: list[Tensor]) -> Tensor:
     """Stack a row of numbers for each tensor, summed over all ranks where a tensor is sharded."""
     table = torch.stack([row.to(rows[0].device) for row in rows])  # a group may span devices
-    if any(_is_sharded(t) for t in tensors):
+    if any(is_sharded(t) for t in tensors):
         table = table * torch.tensor([[_share(t)] for t in tensors], device=table.device)
         torch.distributed.all_reduce(table)
     return table

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import rich
 import torch
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from lightning_wd.configure.budget import run_steps
 from lightning_wd.configure.cautions import cautions
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import watch_all
-from lightning_wd.decay import all_units
+from lightning_wd.conversions import all_units
 from lightning_wd.errors import checked_keywords, listed
 from lightning_wd.mask.tables import SHOWN_UNITS, amounts_table, plan_table, totals_table
 from lightning_wd.optimizers.param_groups import configured_weight_decay, group_name, group_style, peak_lr
@@ -169,9 +170,9 @@ def _plan_of_groups(
 
 def _print(plan: dict[str, Any]) -> None:
     """Print the tables; piped output has any width, where rich would cut names at 80 columns."""
-    console = Console(markup=False)  # a pattern such as [a-z] is not markup
+    console = rich.get_console()  # the progress bar's, which prints above the bar
     if not console.is_terminal:
-        console.width = 10_000
+        console = Console(width=10_000)
     table = plan_table({**plan, "parameters": _collapse(plan["parameters"])})
     table.title = f"Decay plan of {plan['optimizer']}"
     if plan["total_steps"]:
@@ -184,9 +185,9 @@ def _print(plan: dict[str, Any]) -> None:
         most = [f"{lam:.4g} in {group['name']}" for lam, group in zip(largest, plan["groups"], strict=True) if lam]
         lines.append(f"DecaySchedule '{shape}': weight_decay is at most {listed(most) or 0}")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)  # a pattern such as [a-z] is not markup
     for caution in plan["warnings"]:
-        console.print(f"warning: {caution}", style="yellow", soft_wrap=True, highlight=False)
+        console.print(f"warning: {caution}", style="yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _carried_lines(

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lightning_wd.decay import NO_AMOUNT, all_units
+from lightning_wd.conversions import all_units
 from lightning_wd.optimizers.param_groups import configured_weight_decay, group_label, group_style, peak_lr
+from lightning_wd.styles import NO_AMOUNT
 
 __all__ = ["cautions"]
 

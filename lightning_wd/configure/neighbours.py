@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from lightning_wd._lightning import either
 from lightning_wd._private import attached_trainer
-from lightning_wd.decay import step_fraction
 from lightning_wd.errors import ConfigError, explain, listed
 from lightning_wd.mask.module_tree import walk
 from lightning_wd.optimizers.param_groups import as_float, group_label
+from lightning_wd.styles import step_fraction
 
 __all__ = ["check_neighbours", "may_unfreeze", "watch", "watch_all"]
 

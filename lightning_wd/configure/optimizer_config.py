@@ -7,13 +7,14 @@ from typing import Any
 
 from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, checked_mapping, show_keys
 from lightning_wd.configure.hyperparameters import check_hyperparameter, hyperparameter_types
-from lightning_wd.decay import ALIASES, AMOUNTS, RENAMED, STYLES, Decay
+from lightning_wd.decay import AMOUNTS, Decay
 from lightning_wd.errors import ConfigError, as_typed, choice, keys, listed, nearest, number, spelled
 from lightning_wd.mask import Mask, Rule, as_mask
 from lightning_wd.optimizers import identify
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
+from lightning_wd.styles import ALIASES, RENAMED, STYLES
 
 __all__ = ["OptimizerConfig", "family_of", "plain_mask", "plain_rule", "styles_of"]
 
@@ -23,7 +24,7 @@ _FAMILY = dict.fromkeys(("adamw", "adam_l2", "nadamw", "radamw", "rmspropw"), "a
 _FAMILY |= dict.fromkeys(("sgdw", "sgd_l2"), "sgd")
 _OWN_KEYS = ("name", "lr", "weight_decay", "decay", "mask", "reference", "on_resume", "muon")
 _DECAY_KEYS = ("style", *AMOUNTS[1:], "cautious", "toward", "typical")
-_TYPICAL_KEYS = ("adam", "sgd", "muon")
+_TYPICAL_KEYS = ("adam", "adagrad", "sgd", "muon")
 _TYPED = {name: f"optimizer.decay.{name}" for name in ("style", *AMOUNTS, "cautious", "toward")}
 _TYPED["weight_decay"] = "optimizer.weight_decay"
 # Names of other libraries, and of keys that belong elsewhere.
@@ -42,13 +43,13 @@ _DECAY_NAMES = {
 
 # The default amount of each style in its own unit; `conf/optimizer/decay/*.yaml` say the same (a test holds it).
 TYPICAL: dict[str, dict[str, float]] = {
-    "decoupled": {"adam": 1e-2, "sgd": 5e-3, "muon": 0.1},
-    "independent": {"adam": 1e-5, "sgd": 2.5e-4, "muon": 1e-4},
-    "constant": {"adam": 1e-5, "sgd": 2.5e-4, "muon": 1e-4},
-    "corrected": {"adam": 1e-2, "sgd": 5e-3, "muon": 0.1},
-    "l2": {"adam": 1e-4, "sgd": 5e-4},
-    "hyperball": {"adam": 0.0, "sgd": 0.0, "muon": 0.0},
-    "none": {"adam": 0.0, "sgd": 0.0, "muon": 0.0},
+    "decoupled": {"adam": 1e-2, "adagrad": 1e-2, "sgd": 5e-3, "muon": 0.1},
+    "independent": {"adam": 1e-5, "adagrad": 1e-4, "sgd": 2.5e-4, "muon": 1e-4},
+    "constant": {"adam": 1e-5, "adagrad": 1e-4, "sgd": 2.5e-4, "muon": 1e-4},
+    "corrected": {"adam": 1e-2, "adagrad": 1e-2, "sgd": 5e-3, "muon": 0.1},
+    "l2": {"adam": 1e-4, "adagrad": 1e-4, "sgd": 5e-4},
+    "hyperball": {"adam": 0.0, "adagrad": 0.0, "sgd": 0.0, "muon": 0.0},
+    "none": {"adam": 0.0, "adagrad": 0.0, "sgd": 0.0, "muon": 0.0},
 }
 
 

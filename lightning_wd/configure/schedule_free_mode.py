@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from lightning_wd._lightning import Callback, either
 from lightning_wd.errors import ConfigError, warn
-from lightning_wd.optimizers.decoupled import is_schedule_free
+from lightning_wd.optimizers.decoupled import schedule_free
 
 __all__ = ["ScheduleFreeMode", "switch_modes"]
 
@@ -43,7 +43,7 @@ class ScheduleFreeMode(Callback):
     # --- hooks, in the order the trainer calls them ------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if not any(map(is_schedule_free, trainer.optimizers)) and not self._added:
+        if not any(map(schedule_free, trainer.optimizers)) and not self._added:
             raise ConfigError(
                 "ScheduleFreeMode has nothing to switch: no optimizer has the methods train() and eval().",
                 found=", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers) or "no optimizer",
@@ -51,7 +51,7 @@ class ScheduleFreeMode(Callback):
             )
         averaging = (*either(f"{_CALLBACKS}.WeightAveraging"), *either(f"{_CALLBACKS}.StochasticWeightAveraging"))
         averages = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, averaging)]
-        if averages and any(map(is_schedule_free, trainer.optimizers)):
+        if averages and any(map(schedule_free, trainer.optimizers)):
             raise ConfigError(
                 f"{averages[0]} would average the weights of training, y, but a schedule-free optimizer puts its own "
                 "average, x, in their place whenever it evaluates and saves.",
@@ -61,16 +61,13 @@ class ScheduleFreeMode(Callback):
         self._forget()
         # A checkpoint reads the state, between batches too; a finder steps without callbacks.
         self._handles = [pl_module.register_state_dict_pre_hook(lambda *_: _switch(trainer, "eval"))]
-        for optimizer in filter(is_schedule_free, trainer.optimizers):
+        for optimizer in filter(schedule_free, trainer.optimizers):
             self._handles.append(optimizer.register_step_pre_hook(lambda modes, *_: modes.train()))
         for entry in trainer.lr_scheduler_configs:
             scheduled = getattr(entry.scheduler, "optimizer", None)
-            if is_schedule_free(scheduled):
-                free = [
-                    type(each).__name__ for each in getattr(scheduled, "within", [scheduled]) if is_schedule_free(each)
-                ]
+            for free in [] if scheduled is None else schedule_free(scheduled)[:1]:
                 warn(
-                    f"{free[0]} takes the place of a schedule, and there is an lr_scheduler.",
+                    f"{type(free).__name__} takes the place of a schedule, and there is an lr_scheduler.",
                     found=type(entry.scheduler).__name__,
                     fix="write lr_scheduler=none; to warm up, use the optimizer's own warmup_steps",
                 )
@@ -103,13 +100,13 @@ class ScheduleFreeMode(Callback):
 
 
 def _switch(trainer: Any, mode: str) -> None:
-    for optimizer in filter(is_schedule_free, trainer.optimizers):
+    for optimizer in filter(schedule_free, trainer.optimizers):
         getattr(optimizer, mode)()
 
 
 def switch_modes(trainer: Any, optimizer: Optimizer) -> None:
     """Let a trainer switch the modes of a schedule-free optimizer."""
-    if is_schedule_free(optimizer) and not any(isinstance(each, ScheduleFreeMode) for each in trainer.callbacks):
+    if schedule_free(optimizer) and not any(isinstance(each, ScheduleFreeMode) for each in trainer.callbacks):
         callback = ScheduleFreeMode()
         callback._added = True
         trainer.callbacks.insert(0, callback)  # before a finder

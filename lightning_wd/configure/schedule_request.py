@@ -122,14 +122,38 @@ class ScheduleRequest:
         elif resumed:
             _warn_ended(scheduler)
 
+    def _settings(self, budget: Budget) -> dict[str, Any]:
+        """Return the settings of a shape of this package, fractions and epochs in whole steps of the schedule."""
+        needed_by = f"lr_scheduler '{self.make}'"
+        resolved: dict[str, Any] = {}
+        for key, value in self.keywords.items():
+            if key == "first_cycle_epochs":
+                steps = value * budget.steps_per_epoch(needed_by) / self._interval(budget, needed_by)
+                resolved["first_cycle_steps"] = max(1, round(steps))
+            elif key.endswith("_steps"):
+                part = 0 < value < 1
+                resolved[key] = round(value * self._steps(budget, needed_by)) if part else int(value)
+            else:
+                resolved[key] = value if isinstance(value, str) else float(value)
+        if "total_steps" in inspect.signature(getattr(schedules, str(self.make))).parameters:
+            resolved["total_steps"] = self._steps(budget, needed_by)
+        return resolved
+
+    def _steps(self, budget: Budget, needed_by: str) -> int:
+        """Return how many steps the schedule takes in the whole run."""
+        return max(1, round(budget.total_steps(needed_by) / self._interval(budget, needed_by)))
+
     def _end(self, scheduler: LRScheduler, budget: Budget) -> int:
         """Return where a schedule stands when the run ends, in its own steps."""
-        needed_by, lightning = f"lr_scheduler '{self.make}'", {"interval": "step", **self.lightning}
-        return scheduler.last_epoch + round(budget.left(needed_by) / _interval(budget, needed_by, lightning))
+        needed_by = f"lr_scheduler '{self.make}'"
+        return scheduler.last_epoch + round(budget.left(needed_by) / self._interval(budget, needed_by))
 
-    def _settings(self, budget: Budget) -> dict[str, Any]:
-        """Return the settings of a shape of this package, in steps of the schedule."""
-        return _resolve_shape(str(self.make), self.keywords, budget, {"interval": "step", **self.lightning})
+    def _interval(self, budget: Budget, needed_by: str) -> float:
+        """Return how many optimizer steps lie between two steps of the schedule."""
+        frequency = self.lightning.get("frequency", 1)
+        if self.lightning.get("interval") == "epoch":
+            return float(budget.steps_per_epoch(needed_by) * frequency)
+        return budget.between(frequency)
 
     def _warn_below_peak(self, settings: Mapping[str, Any], budget: Budget) -> None:
         """Warn of a warm-up, with the decay at the end, that is longer than the run."""
@@ -153,7 +177,7 @@ class ScheduleRequest:
     def _warn_too_long(self, what: str, used: float, budget: Budget, fix: str) -> None:
         if used and budget.knows_total():
             with contextlib.suppress(ConfigError):  # the length of an epoch is unknown: no reason to refuse the run
-                total = _schedule_steps(budget, "", {"interval": "step", **self.lightning})
+                total = self._steps(budget, "")
                 if used > total:
                     warn(
                         f"{what} for {used:g} steps, but the run has {total}: the peak learning rate is never reached.",
@@ -184,7 +208,7 @@ class ScheduleRequest:
             if isinstance(keywords.get("base_lr"), (int, float)):  # CyclicLR's foot
                 keywords["base_lr"] = [keywords["base_lr"] * multiplier for multiplier in multipliers]
         if make is OneCycleLR and not {"total_steps", "epochs", "steps_per_epoch"} & keywords.keys():
-            keywords["total_steps"] = _schedule_steps(budget, f"lr_scheduler {name}", self.lightning)
+            keywords["total_steps"] = self._steps(budget, f"lr_scheduler {name}")
         try:
             scheduler = make(optimizer, **keywords)
         except ConfigError:
@@ -207,39 +231,6 @@ class ScheduleRequest:
         if isinstance(scheduler, LRScheduler):
             check_on_load(scheduler, keywords)
         return scheduler
-
-
-def _interval(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> float:
-    """Return how many optimizer steps lie between two steps of the schedule."""
-    frequency = lightning.get("frequency", 1)
-    if lightning.get("interval") == "epoch":
-        return float(budget.steps_per_epoch(needed_by) * frequency)
-    return budget.between(frequency)
-
-
-def _schedule_steps(budget: Budget, needed_by: str, lightning: Mapping[str, Any]) -> int:
-    """Return how many steps the schedule takes in the whole run."""
-    return max(1, round(budget.total_steps(needed_by) / _interval(budget, needed_by, lightning)))
-
-
-def _resolve_shape(
-    shape: str, settings: Mapping[str, Any], budget: Budget, lightning: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Turn fractions and epochs into whole steps of the schedule."""
-    needed_by = f"lr_scheduler '{shape}'"
-    resolved: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key == "first_cycle_epochs":
-            steps = value * budget.steps_per_epoch(needed_by) / _interval(budget, needed_by, lightning)
-            resolved["first_cycle_steps"] = max(1, round(steps))
-        elif key.endswith("_steps"):
-            part = 0 < value < 1
-            resolved[key] = round(value * _schedule_steps(budget, needed_by, lightning)) if part else int(value)
-        else:
-            resolved[key] = value if isinstance(value, str) else float(value)
-    if "total_steps" in inspect.signature(getattr(schedules, shape)).parameters:
-        resolved["total_steps"] = _schedule_steps(budget, needed_by, lightning)
-    return resolved
 
 
 def _warn_ended(scheduler: Any) -> None:

@@ -14,7 +14,7 @@ from lightning_wd.mask.layers import output_parameters
 from lightning_wd.mask.module_tree import walk
 from lightning_wd.mask.plan import Row
 
-__all__ = ["Matrices", "hidden_matrices"]
+__all__ = ["Matrices", "give_to_muon", "hidden_matrices"]
 
 
 class Matrices(NamedTuple):
@@ -61,6 +61,19 @@ def hidden_matrices(module: nn.Module, plan: Iterable[Row]) -> dict[int, Matrice
         id(row.param): _matrices(row, owners[id(row.param)], first=row is first, last=id(row.param) in output)
         for row in plan
     }
+
+
+def give_to_muon(rows: list[Row], module: nn.Module, *, whole: bool) -> None:
+    """Give Muon the hidden matrices, if it has the ``whole`` model, and tell it how many each tensor stacks."""
+    matrices = hidden_matrices(module, rows)
+    for row in rows:
+        split, why = matrices[id(row.param)]
+        if whole and "optimizer" not in row.by:
+            row.optimizer = "muon" if split else row.optimizer
+            if row.kind == "weight" and not row.frozen:
+                row.reason += f"; {row.optimizer}: {why}"
+        if row.optimizer == "muon" and split > 1 and not row.frozen:
+            row.settings = {"split": split, **row.settings}
 
 
 def _matrices(row: Row, owner: nn.Module, *, first: bool, last: bool) -> Matrices:

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lightning_wd._private import attached_trainer, fsdp1_shapes, is_fsdp1_piece, own_modules, own_parameters
 from lightning_wd.errors import MaskError
 
-__all__ = ["Found", "Tree", "authors_class", "walk", "whole_shape", "without_wrappers"]
+__all__ = ["Found", "Tree", "authors_class", "is_sharded", "walk", "whole_shape", "without_wrappers"]
 
 _FSDP1 = "_fsdp_wrapped_module"
 # Wrapper classes and the attribute that holds what they wrap. The attribute alone tells nothing: a user's own submodule
@@ -163,6 +163,11 @@ def whole_shape(param: Tensor) -> torch.Size:
     if is_fsdp1_piece(param):
         return _ORIGINAL_SHAPES[param] if param in _ORIGINAL_SHAPES else torch.Size([-1])
     return torch.Size(getattr(param, "ds_shape", shape)) if not shape[0] else shape
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, as FSDP2 and tensor parallelism make them."""
+    return hasattr(tensor, "device_mesh")
 
 
 def _check_distinct(tensors: list[Found], wrapper: type) -> None:

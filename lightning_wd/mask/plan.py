@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_wd.decay import NO_AMOUNT, peak_equal
+from lightning_wd.conversions import peak_equal
 from lightning_wd.errors import MaskError, nearest, number, warn
 from lightning_wd.mask.module_tree import whole_shape
+from lightning_wd.styles import NO_AMOUNT
 
 if TYPE_CHECKING:
     from rich.table import Table

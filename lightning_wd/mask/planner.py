@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_wd.decay import NO_AMOUNT, check_style
 from lightning_wd.errors import MaskError, checked_keywords, listed, warn
 from lightning_wd.mask.dead_rules import RuleUse, check_uses
 from lightning_wd.mask.evidence import EXEMPT, classify
-from lightning_wd.mask.hidden_matrices import Matrices, hidden_matrices
+from lightning_wd.mask.hidden_matrices import give_to_muon
 from lightning_wd.mask.hooks import hooked_names, marks
 from lightning_wd.mask.layers import layer_scales, output_parameters
+from lightning_wd.mask.masks import Mask, as_mask
 from lightning_wd.mask.module_tree import Found, Tree, authors_class, walk, whole_shape
 from lightning_wd.mask.plan import DecayPlan, Row
-from lightning_wd.mask.rules import PROPERTIES, Mask, as_mask
+from lightning_wd.mask.rules import PROPERTIES
+from lightning_wd.styles import NO_AMOUNT, check_style
 
 __all__ = ["plan_checked", "plan_decay"]
 
@@ -56,7 +57,7 @@ def plan_decay(
     Args:
         module: the module whose parameters are planned.
         mask: a Mask, a preset's name, or a mapping ``{base: standard, rules: [...]}``; None is ``standard``.
-        style: the decay style of the optimizer, one of :data:`lightning_wd.decay.STYLES`; None leaves it open.
+        style: the decay style of the optimizer, one of :data:`lightning_wd.styles.STYLES`; None leaves it open.
         include_frozen: plan frozen parameters as if they were trainable, to unfreeze them later.
 
     Raises:
@@ -97,7 +98,7 @@ def plan_checked(
     planner = _Planner(module, mask, style, tree, optimizer)
     rows = [planner.row(found, toward, include_frozen) for found in tree.by_tensor()]
     if by_muon or any(row.optimizer == "muon" for row in rows):
-        _fit_to_muon(rows, hidden_matrices(module, rows), whole=by_muon)
+        give_to_muon(rows, module, whole=by_muon)
     check_uses(planner.uses, mask.base, tree)
     if mask.base == "adapters" and not any(row.kind == "adapter" and not row.frozen for row in rows):
         _refuse_tensors(
@@ -284,18 +285,6 @@ def _refuse_decay(name: str, settings: Mapping[str, Any], toward: str | None) ->
             f"{said[0]} of {name} has no meaning with style 'hyperball', which keeps its norm and has no amount.",
             fix="write wd_mult: 0 to exclude it, lr_mult to turn it less, or a decay style for it",
         )
-
-
-def _fit_to_muon(rows: list[Row], matrices: Mapping[int, Matrices], *, whole: bool) -> None:
-    """Give Muon the hidden matrices, if it has the ``whole`` model, and tell it how many each tensor stacks."""
-    for row in rows:
-        split, why = matrices[id(row.param)]
-        if whole and "optimizer" not in row.by:
-            row.optimizer = "muon" if split else row.optimizer
-            if row.kind == "weight" and not row.frozen:
-                row.reason += f"; {row.optimizer}: {why}"
-        if row.optimizer == "muon" and split > 1 and not row.frozen:
-            row.settings = {"split": split, **row.settings}
 
 
 def _reconcile(names: tuple[str, ...], verdicts: list[_Verdict]) -> _Verdict:

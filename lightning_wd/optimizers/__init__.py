@@ -2,7 +2,8 @@
 
 from lightning_wd.optimizers.adamw import AdamL2, AdamW
 from lightning_wd.optimizers.decoupled import decoupled
-from lightning_wd.optimizers.identify import Identification, identify
+from lightning_wd.optimizers.identify import identify
+from lightning_wd.optimizers.identify_result import Identification
 from lightning_wd.optimizers.multi import MultiOptimizer
 from lightning_wd.optimizers.muon import Muon
 from lightning_wd.optimizers.sgdw import SGDL2, SGDW

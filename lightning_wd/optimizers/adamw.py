@@ -16,13 +16,10 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_wd._private import (
     device_dtype_check_for_fused,
-    foreach_add_,
     fused_adam_,
     fused_adamw_,
     get_scalar_dtype,
 )
-from lightning_wd.decay import kernel_coefficient
-from lightning_wd.optimizers.base import OnlyL2, without_style
 from lightning_wd.optimizers.compiled import kinds_of
 from lightning_wd.optimizers.formula import ADAM, Flags
 from lightning_wd.optimizers.kernel_step import KernelStep
@@ -30,12 +27,15 @@ from lightning_wd.optimizers.kernels import (
     Part,
     Work,
     add_penalty,
+    count_up,
     distances,
     is_zero,
     prefers_fused,
     pulls,
     step_with_decay,
 )
+from lightning_wd.optimizers.only_l2 import OnlyL2, without_style
+from lightning_wd.styles import kernel_coefficient
 
 __all__ = ["AdamL2", "AdamStep", "AdamW", "in_kernel"]
 
@@ -81,7 +81,8 @@ class AdamStep(KernelStep):
     def _collect(self, index: int, group: dict[str, Any]) -> Work:
         columns: list[list[Tensor]] = [[], [], [], [], [], []]
         has_complex = self._init_group(group, *columns)
-        return group, columns, has_complex, self._parts(index, group, columns[0], columns[1:5])
+        parts, own = self._parts(index, group, columns[0], columns[1:5])
+        return group, [*columns, *own], has_complex, parts
 
     def _init_group(self, group: dict[str, Any], *columns: list[Tensor]) -> bool:
         """Collect a group's tensors and make missing state, as torch's method of this name does, in its order."""
@@ -133,7 +134,7 @@ class AdamStep(KernelStep):
         state: Mapping[Tensor, Any],
     ) -> None:
         """Run torch's kernel on some tensors of a group, with the decay inside the kernel where possible."""
-        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = columns
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, *_ = columns
         coefficient, functional = in_kernel(group)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if group["style"] == "l2" and (group["kahan"] or pulls(group)):
@@ -156,7 +157,7 @@ class AdamStep(KernelStep):
             tensors = (targets, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)
             if direct:
                 fused: Any = fused_adam_ if functional is adam else fused_adamw_
-                foreach_add_(steps, 1)
+                count_up(steps)
                 fused(*tensors, **settings)
             else:
                 functional(*tensors, **settings, **chosen, **flags, has_complex=has_complex)
@@ -181,14 +182,14 @@ class AdamStep(KernelStep):
         return super()._flags(group, turning) | ({"amsgrad"} if group["amsgrad"] else set())
 
     def _update_compiled(self, group: dict[str, Any], columns: list[list[Tensor]], part: Part) -> None:
-        *tensors, steps = columns
+        *tensors, steps, anchors, radii = columns
         beta1, beta2 = group["betas"]
         # In float64, since 1 - 0.999^t loses four digits in float32.
         count = torch.stack(steps).double() + 1
         rows = {"size": group["lr"] / (1 - beta1**count), "root": (1 - beta2**count).rsqrt()}
-        named = dict(zip(("w", "g", "m", "v", "top"), tensors, strict=True))
+        named = dict(zip(("w", "g", "m", "v", "top", "anchor", "radius"), [*tensors, anchors, radii], strict=True))
         self._run_pass(group, part, named, rows, c1=1 - beta1, b2=beta2, c2=1 - beta2, eps=group["eps"])
-        foreach_add_(steps, 1)
+        count_up(steps)
 
 
 def in_kernel(group: dict[str, Any]) -> tuple[Any, Callable[..., None]]:
@@ -251,7 +252,7 @@ class AdamW(AdamStep, torch.optim.AdamW):
 
     With ``toward``, ``w - w*`` stands in place of ``w`` in the decay and in the penalty. In style ``hyperball`` a
     tensor W of two or more dimensions keeps its norm R: ``W = R * N(W - lr_t * R * N(u))``, ``N(x) = x / ||x||``.
-    :mod:`lightning_wd.decay` defines ``d_t`` in each style.
+    :mod:`lightning_wd.styles` defines ``d_t`` in each style.
 
     Where every group has style ``l2``, the constructor returns an :class:`AdamL2`: a torch.optim.Adam, not an AdamW.
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_wd.decay import NO_AMOUNT
 from lightning_wd.errors import ConfigError, listed, nearest, warn
 from lightning_wd.mask.module_tree import without_wrappers
 from lightning_wd.optimizers.hyperball import local
+from lightning_wd.styles import NO_AMOUNT
 
 __all__ = ["anchors_of", "no_match", "read_weights", "saved_names", "tell_of_moved"]
 

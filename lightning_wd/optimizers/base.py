@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd._private import disable_dynamo, tells_scaler_when_fused
-from lightning_wd.decay import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
 from lightning_wd.optimizers.anchors import anchors_of, tell_of_moved
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
-from lightning_wd.optimizers.compiled import check_compiler
+from lightning_wd.optimizers.compiled import check_compiler, kinds_of
 from lightning_wd.optimizers.hyperball import check_settings, check_weights, radius_of, turns
 from lightning_wd.optimizers.kernels import pulls
 from lightning_wd.optimizers.low_precision import meet_low_precision
 from lightning_wd.optimizers.param_groups import as_float, group_label, peak_fraction
+from lightning_wd.styles import ALIASES, RENAMED, STYLES, check_style, check_toward, step_fraction
 
-__all__ = ["DecayGroups", "OnlyL2", "check_decoupled", "without_style"]
+__all__ = ["DecayGroups", "check_decoupled"]
 
 _RENAMED = {**RENAMED, "cautious": "cautious_wd"}  # old keywords and group keys -> their names
 _NEED_AMOUNT = ("independent", "constant")  # the default weight_decay is in the unit of `decoupled`, not in theirs
@@ -39,7 +39,7 @@ class DecayGroups(Optimizer):
     Each group holds these keys beside those of the torch class:
 
     - ``weight_decay``: ``lam`` in the unit of ``style``; a schedule may write it.
-    - ``style``: a name of :data:`lightning_wd.decay.STYLES`.
+    - ``style``: a name of :data:`lightning_wd.styles.STYLES`.
     - ``base_lr``: ``lr0``, the group's peak learning rate; a Python float.
     - ``cautious_wd``: decay only where ``u * w >= 0``.
     - ``toward``: ``zero``, ``init`` or the path of a checkpoint.
@@ -61,6 +61,14 @@ class DecayGroups(Optimizer):
     # Takes over groups that are added later, where the mask is known; set by configure_optimizers.
     admit: Callable[[Any, dict[str, Any]], None] | None = None
 
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "__init__" in vars(cls) and "__signature__" not in vars(cls):  # Python 3.10 would take that of __new__
+            own = inspect.signature(cls.__init__)
+            cls.__signature__ = own.replace(parameters=[*own.parameters.values()][1:])
+
     def __new__(cls, params: Any = None, *args: Any, style: str = "decoupled", **settings: Any) -> Any:
         known = inspect.signature(cls).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
@@ -72,7 +80,8 @@ class DecayGroups(Optimizer):
     def _begin(self, *, weight_decay: Any, compile: bool | None = None, **settings: Any) -> Any:
         """Keep what torch's constructor does not take, and return the ``weight_decay`` to give it."""
         self._amount_given = weight_decay is not None
-        self._anchors: dict[Tensor, Tensor] = {}  # of weights that have not stepped yet; then they are state
+        self._anchors: dict[Tensor, Tensor] = {}  # of weights that have not stepped yet; then `state` holds them
+        self._resumed: set[Tensor] = set()  # weights whose anchor a loaded state brought
         self._on_resume = "checkpoint"
         self._compile = compile
         self._groups_met = 0  # that have stepped
@@ -223,13 +232,13 @@ class DecayGroups(Optimizer):
             self._groups_met = len(self.param_groups)
             meet_low_precision(new, compiled=bool(self._compile))
             for index, group in new if self._anchors and not _is_capturing() and not self._only_makes_state() else ():
-                unsaved = {p: a for p, a in self._anchors.items() if "anchor" not in self.state.get(p, {})}
-                tell_of_moved(group, group_label(group, index), unsaved)
+                read_here = {p: anchor for p, anchor in self._anchors.items() if p not in self._resumed}
+                tell_of_moved(group, group_label(group, index), read_here)
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer.__getstate__ keeps three attributes only; copies and pickles would lose ours.
-        ours = {key: vars(self)[key] for key in ("_amount_given", "_anchors", "_on_resume", "_compile", "_groups_met")}
-        return {**super().__getstate__(), **ours}
+        ours = ("_amount_given", "_anchors", "_resumed", "_on_resume", "_compile", "_groups_met")
+        return {**super().__getstate__(), **{key: vars(self)[key] for key in ours}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -241,6 +250,18 @@ class DecayGroups(Optimizer):
         if "fused" in self.defaults and tells_scaler_when_fused(type(self)):
             # torch sets this in the constructor only: a copy, or a load that changes `fused`, would leave it wrong.
             self._step_supports_amp_scaling = not self._compile and all(group["fused"] for group in self.param_groups)
+
+    @disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as torch does. It has every anchor, those of weights that have not stepped yet included."""
+        saved = super().state_dict()
+        for group, packed in zip(self.param_groups, saved["param_groups"], strict=True):
+            stepper = self.stepper_of(group)
+            for p, key in zip(group["params"], packed["params"], strict=True) if pulls(group) else ():
+                if "anchor" not in self.state.get(p, {}):
+                    anchor = stepper._anchors[p] = stepper._anchor(group, p)
+                    saved["state"][key] = {**saved["state"].get(key, {}), "anchor": anchor}
+        return saved
 
     @disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -262,7 +283,7 @@ class DecayGroups(Optimizer):
 
         def fit(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
             fitted.update(fit_checkpoint(self, adapted))
-            anchors.update(self._anchors_without_state(fitted))
+            anchors.update(self._take_anchors(fitted))
             return fitted
 
         with as_typed(self.typed):
@@ -277,24 +298,29 @@ class DecayGroups(Optimizer):
                     handle.remove()
                 keep_numbers(self, fitted)
             for group in self.param_groups:
-                own = {p: anchors[p] for p in group["params"] if p in anchors}
-                self.stepper_of(group)._anchors |= own
+                stepper = self.stepper_of(group)
+                for p in group["params"]:
+                    stepper._anchors.pop(p, None)
+                stepper._anchors |= {p: anchors[p] for p in group["params"] if p in anchors}
 
-    def _anchors_without_state(self, fitted: dict[str, Any]) -> dict[Tensor, Tensor]:
-        """Return the anchors of weights that had not stepped when a state was saved, so that it has none of them.
+    def _take_anchors(self, fitted: dict[str, Any]) -> dict[Tensor, Tensor]:
+        """Take the anchors of weights that had not stepped out of a state, and return them.
 
-        A finder loads such a state to undo its steps: the anchors that the weights have go on, where ``toward`` is as
-        it was. Another one is that of the state.
+        torch's classes make their state where they find none at all. Where a state has no anchors, as torch's own,
+        those that the weights have go on.
         """
-        anchors: dict[Tensor, Tensor] = {}
-        for index, (group, saved) in enumerate(zip(self.param_groups, fitted["param_groups"], strict=True)):
-            states = (fitted["state"].get(key, {}) for key in saved["params"])
-            bare = [p for p, state in zip(group["params"], states, strict=True) if "anchor" not in state]
-            held = {p: self.state[p]["anchor"] for p in bare if "anchor" in self.state.get(p, {})}
-            if saved["toward"] != group["toward"] and bare and pulls(saved):
-                theirs = {key: saved[key] for key in ("toward", "anchor_dtype")}
-                held = anchors_of({**group, **theirs}, group_label(group, index))
-            anchors |= {p: held[p] for p in bare if p in held}
+        state, anchors = {**fitted["state"]}, {}
+        for group, saved in zip(self.param_groups, fitted["param_groups"], strict=True):
+            stepper = self.stepper_of(group)
+            for p, key in zip(group["params"], saved["params"], strict=True) if pulls(saved) else ():
+                held = state.get(key, {})
+                if "anchor" not in held:
+                    anchors[p] = stepper._anchor(group, p)
+                    continue
+                stepper._resumed.add(p)
+                if len(held) == 1:
+                    anchors[p] = state.pop(key)["anchor"]
+        fitted["state"] = state
         return anchors
 
     def _initialises_state(self) -> bool:
@@ -325,41 +351,39 @@ class DecayGroups(Optimizer):
 
         One whose group got its ``toward`` by hand starts from here.
         """
-        made = self._anchors.pop(p, None)
-        anchor: Tensor | None = self.state.get(p, {}).get("anchor", made)
+        anchor: Tensor | None = self.state.get(p, {}).get("anchor", self._anchors.get(p))
         dtype = torch.bfloat16 if group["anchor_dtype"] else p.dtype
         if anchor is not None and (anchor.dtype, anchor.device) == (dtype, p.device):
             return anchor
         return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(p.detach() if anchor is None else anchor)
 
-    def _keep_own_state(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Make what a step needs beside the kernel's own state, and keep it where the weights are."""
-        for p in params if pulls(group) else ():
-            state = self.state[p]
-            anchor = state.get("anchor")
-            if self._anchors or anchor is None or anchor.dtype != p.dtype or anchor.device != p.device:
-                state["anchor"] = self._anchor(group, p)
-        for p in params if group["style"] == "hyperball" else ():
-            if turns(group, p) and "radius" not in self.state[p]:
-                self.state[p]["radius"] = radius_of(p, "a weight")
-        for p in params if group.get("kahan") else ():
-            if "kahan" not in self.state[p]:
-                self.state[p]["kahan"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    def _keep_own_state(
+        self, group: dict[str, Any], params: list[Tensor], kinds: Mapping[Any, Tensor]
+    ) -> list[dict[str, Any]]:
+        """Make what a step needs beside the kernel's own state, where the weights are; return all states."""
+        states = [self.state[p] for p in params]
+        if pulls(group):
+            dtype = torch.bfloat16 if group["anchor_dtype"] else None
+            wanted = {(p.device, dtype or p.dtype) for p in kinds.values()}
+            anchors = [state["anchor"] for state in states if "anchor" in state]
+            found = {(anchor.device, anchor.dtype) for anchor in kinds_of(anchors).values()}
+            if len(anchors) < len(params) or len(wanted) > 1 or found != wanted:
+                for p, state in zip(params, states, strict=True):
+                    state["anchor"] = self._anchor(group, p)
+                    self._anchors.pop(p, None)
+        for p, state in zip(params, states, strict=True) if group["style"] == "hyperball" else ():
+            if "radius" not in state and turns(group, p):
+                state["radius"] = radius_of(p, "a weight")
+        for p, state in zip(params, states, strict=True) if group.get("kahan") else ():
+            if "kahan" not in state:
+                state["kahan"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return states
 
     def _run_closure(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
             return None
         with torch.enable_grad():
             return closure()
-
-
-class OnlyL2(DecayGroups):
-    """Mixin of a class whose groups are all of style ``l2``."""
-
-    styles: ClassVar[tuple[str, ...]] = ("l2",)
-
-    def __init__(self, params: Any, *args: Any, **settings: Any) -> None:
-        super().__init__(params, *args, **{"style": "l2", **settings})  # each group refuses another style
 
 
 def check_decoupled(flag: Any, style: str, of: str = "") -> None:
@@ -369,12 +393,6 @@ def check_decoupled(flag: Any, style: str, of: str = "") -> None:
             f"decoupled_weight_decay={flag!r}{of} contradicts style {style!r}.",
             fix="leave it out: the style says it (style='l2' is not decoupled)",
         )
-
-
-def without_style(cls: type) -> inspect.Signature:
-    """Return the signature of a class without ``style``, for a subclass that has only one."""
-    signature = inspect.signature(cls)
-    return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "style"])
 
 
 def _is_capturing() -> bool:

@@ -50,13 +50,13 @@ class Family(NamedTuple):
     cls: type[Optimizer]  # where some group's decay is decoupled
     l2: type[Optimizer]  # where every group is l2
     lr: float | None  # default learning rate
-    typical: str  # the key in `decay.typical`
+    typical: str  # the key in `decay.typical`: adagrad is Adagrad and Adafactor, whose lr is ten times Adam's
     defaults: Mapping[str, Any] = MappingProxyType({})  # keywords whose default here is not the class's
 
 
-def _family(cls: type[Optimizer], lr: float | None) -> Family:
+def _family(cls: type[Optimizer], lr: float | None, typical: str = "adam") -> Family:
     made = decoupled(cls)  # type: ignore[arg-type]  # classes are hashable
-    return Family(made, made.l2_form or made, lr, "adam")
+    return Family(made, made.l2_form or made, lr, typical)
 
 
 OPTIMIZERS = {
@@ -67,9 +67,9 @@ OPTIMIZERS = {
     "nadamw": _family(torch.optim.NAdam, 1e-3),
     "radamw": _family(torch.optim.RAdam, 1e-3),
     "rmspropw": _family(torch.optim.RMSprop, 1e-3),
-    "adagradw": _family(torch.optim.Adagrad, 1e-2),
+    "adagradw": _family(torch.optim.Adagrad, 1e-2, "adagrad"),
     "adamaxw": _family(torch.optim.Adamax, 2e-3),
-    "adafactor": _family(torch.optim.Adafactor, 1e-2),
+    "adafactor": _family(torch.optim.Adafactor, 1e-2, "adagrad"),
     "muon": Family(Muon, Muon, 1e-3, "muon"),
 }
 

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 __all__ = ["MIN_NATIVE", "check_compiler", "compiles", "is_native", "kind_of", "kinds_of", "native_ready", "run_pass"]
 
 _Columns = Sequence[Sequence[Tensor]]  # lists of one length, a tensor for each weight
+_Rows = Sequence[Any]  # lists or tensors of numbers, a number for each weight
 
 MIN_NATIVE = 2**18  # elements of a group that are worth compiling for where nobody asked for it
 MIN_NUMEL = 2**18  # a graph's call costs more than it saves on smaller tensors
@@ -41,6 +42,7 @@ _VARIANTS = 64  # graphs that one process may hold: three list lengths, by dtype
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 kind_of = attrgetter("__class__", "device", "dtype")  # what one kernel call must have in common
+_dtype, _is_cpu, _nbytes = map(attrgetter, ("dtype", "is_cpu", "nbytes"))
 
 
 def compiles(p: Tensor) -> bool:
@@ -60,6 +62,8 @@ def kinds_of(params: Sequence[Tensor]) -> dict[Any, Tensor]:
     """
     if torch.compiler.is_compiling():
         return dict(enumerate(params))
+    if all(map(_is_cpu, params)) and len({*map(type, params)}) == 1 == len({*map(_dtype, params)}):  # asked faster
+        return {kind_of(params[0]): params[0]}
     return dict(zip(map(kind_of, params), params, strict=True))
 
 
@@ -100,7 +104,7 @@ def run_pass(
     Args:
         formula, flags: what to run; each combination of flags is compiled on its own.
         columns: weights, gradients and states by name; the formula knows which of them it takes.
-        rows: numbers by name, each as many as there are weights.
+        rows: lists or tensors of numbers by name, each as long as there are weights.
         numbers: floats or 0-dim tensors by name; one that is absent is not used.
         alike: the weights are known to be of one class, device and dtype.
 
@@ -109,16 +113,13 @@ def run_pass(
     """
     taken = [columns[name] for name in formula.columns(flags)]
     values = [numbers.get(name, 0.0) for name in formula.numbers]
-    names = rows_of(formula, flags)
-    sample = taken[0][0]
-    each = [torch.as_tensor(rows[name], dtype=torch.float64, device=sample.device) for name in names]
-    table = torch.stack(each, dim=1) if each else None
-    kinds = {None: sample} if alike else kinds_of(taken[0])
+    each = [rows[name] for name in rows_of(formula, flags)]
+    kinds = {None: taken[0][0]} if alike else kinds_of(taken[0])
     for kind, sample in kinds.items():
-        part, own = taken, table
+        part, own = taken, each
         if len(kinds) > 1:
             indices = [i for i, p in enumerate(taken[0]) if kind_of(p) == kind]
-            part, own = [[c[i] for i in indices] for c in taken], None if table is None else table[indices]
+            part, own = ([[c[i] for i in indices] for c in columns] for columns in (taken, each))
         run = _run_native if is_native(sample) else _run_graphs
         try:
             run(formula, flags, part, own, values)
@@ -131,25 +132,26 @@ def run_pass(
 # --- one C++ call ---------------------------------------------------------------------------------------------------
 
 
-def _run_native(formula: Formula, flags: Flags, columns: _Columns, rows: Tensor | None, numbers: Sequence[Any]) -> None:
+def _run_native(formula: Formula, flags: Flags, columns: _Columns, rows: _Rows, numbers: Sequence[Any]) -> None:
     """Run a formula as one C++ call, on weights of one dtype."""
     params = columns[0]
     step = library(formula, params[0].dtype, flags).step
-    lengths = array("q", map(Tensor.numel, params))
-    look = attrgetter("is_cpu", "nbytes")
-    expected = [*map(look, params)]
+    expected = [*map(_nbytes, params)]
     for name, column in zip(formula.columns(flags), columns, strict=True):  # read and written by address, so checked
         narrow = name == "anchor" and "narrow_anchor" in flags
-        if [*map(look, column)] != ([(True, 2 * n) for n in lengths] if narrow else expected):
+        own = [2 * (n // params[0].itemsize) for n in expected] if narrow else expected
+        if not all(map(_is_cpu, column)) or [*map(_nbytes, column)] != own:
             raise RuntimeError("compile=True: a gradient or state is not of its weight's dtype, device and size")
-    addresses = [array("q", map(Tensor.data_ptr, column)) for column in columns]
+    sizes = array("q", expected)
+    # From a list, since an array that grows takes longer.
+    addresses = [array("q", [*map(Tensor.data_ptr, column)]) for column in columns]
     table = array("q", [each.buffer_info()[0] for each in addresses])
-    per_tensor = array("d", [] if rows is None else rows.flatten().tolist())
+    per_tensor = array("d", [n for row in rows for n in (row.tolist() if isinstance(row, Tensor) else row)])
     values = array("d", map(float, numbers))
     step(
         ctypes.c_int(torch.get_num_threads()),
-        ctypes.c_int64(len(lengths)),
-        *(ctypes.c_void_p(each.buffer_info()[0]) for each in (lengths, table, per_tensor, values)),
+        ctypes.c_int64(len(sizes)),
+        *(ctypes.c_void_p(each.buffer_info()[0]) for each in (sizes, table, per_tensor, values)),
     )
     torch.autograd.graph.increment_version(params)  # a backward pass through the old weights must fail
 
@@ -183,13 +185,14 @@ def library(formula: Formula, dtype: torch.dtype, flags: Flags) -> Any:
 # --- torch.compile --------------------------------------------------------------------------------------------------
 
 
-def _run_graphs(formula: Formula, flags: Flags, columns: _Columns, rows: Tensor | None, numbers: Sequence[Any]) -> None:
+def _run_graphs(formula: Formula, flags: Flags, columns: _Columns, rows: _Rows, numbers: Sequence[Any]) -> None:
     """Run a formula through torch.compile, on weights of one dtype."""
     sample = columns[0][0]
     op = torch.float64 if sample.dtype == torch.float64 else torch.float32
     scalars = torch.stack([torch.as_tensor(n, dtype=op, device=sample.device) for n in numbers])
-    table = torch.zeros(len(columns[0]), 0) if rows is None else rows
-    step, table = _compiled(formula, flags), table.to(device=sample.device, dtype=op)
+    each = [torch.as_tensor(row, dtype=op, device=sample.device) for row in rows]
+    table = torch.stack(each, dim=1) if each else torch.zeros(len(columns[0]), 0, dtype=op, device=sample.device)
+    step = _compiled(formula, flags)
     # Lengths that happen to agree must not be assumed to. Entered once a step: it takes as long as a call.
     no_shape_guards = _private.fx_config.patch(use_duck_shape=False)
     with no_shape_guards, _private.dynamo_config.patch(cache_size_limit=_VARIANTS):

@@ -16,7 +16,7 @@ __all__ = ["keywords_of", "missing_keywords", "parameters_of", "takes_any"]
 
 def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
     """Return the parameters of a constructor without ``self``."""
-    # classes made by decoupled() define __signature__; our own __new__ hides that of __init__
+    # ours define __signature__; another class's __new__ may hide that of __init__
     signature: inspect.Signature | None = getattr(cls, "__signature__", None)
     if signature is not None:
         return dict(signature.parameters)

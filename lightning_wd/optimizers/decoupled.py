@@ -12,26 +12,31 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_wd.decay import STYLES, kernel_coefficient
 from lightning_wd.errors import ConfigError, checked_keywords, number, warn
 from lightning_wd.optimizers.adamw import AdamW
 from lightning_wd.optimizers.base import DecayGroups, check_decoupled
-from lightning_wd.optimizers.identify import Identification, identify, unhooked
+from lightning_wd.optimizers.identify import identify
+from lightning_wd.optimizers.identify_result import Identification
+from lightning_wd.optimizers.identify_twins import unhooked
 from lightning_wd.optimizers.kernels import add_penalty, distances, is_zero, masked, pulls, shrink
+from lightning_wd.optimizers.param_groups import stepper_of
 from lightning_wd.optimizers.sgdw import SGDW
+from lightning_wd.styles import STYLES, kernel_coefficient
 
-__all__ = ["decoupled", "is_schedule_free"]
-
+__all__ = ["decoupled", "schedule_free"]
 
 _READY_MADE: dict[Any, Any] = {torch.optim.Adam: AdamW, torch.optim.AdamW: AdamW, torch.optim.SGD: SGDW}
 
 
-def is_schedule_free(optimizer: Any) -> bool:
+def _is_schedule_free(optimizer: Any) -> bool:
     """Whether an optimizer or a class of one has other weights in the model while it trains than in evaluation."""
-    within = getattr(optimizer, "within", None)  # of a MultiOptimizer, which has both methods whatever it holds
-    if isinstance(within, list):
-        return any(map(is_schedule_free, within))
     return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
+
+
+def schedule_free(optimizer: Any) -> list[Any]:
+    """Return which of the optimizers that step an optimizer's groups, itself or some within, are schedule-free."""
+    steppers = dict.fromkeys(stepper_of(optimizer, group) for group in optimizer.param_groups)
+    return [*filter(_is_schedule_free, steppers)]
 
 
 class _Decoupled(DecayGroups):
@@ -101,7 +106,7 @@ class _Decoupled(DecayGroups):
     @property
     def keeps_own_decay(self) -> bool:
         """Whether the class's own decay stays: nobody can say what it means, or it is of weights the class keeps."""
-        return self.identification.style == "unknown" or is_schedule_free(self.base)
+        return self.identification.style == "unknown" or _is_schedule_free(self.base)
 
     def _check_together(self, style: str, group: dict[str, Any], settings: dict[str, Any], label: str) -> None:
         super()._check_together(style, group, settings, label)
@@ -124,7 +129,7 @@ class _Decoupled(DecayGroups):
                         fix=f"write {key}={off}, or weight_decay=0",
                     )
             why = "what its weight_decay means is unknown"
-            if is_schedule_free(self.base):
+            if _is_schedule_free(self.base):
                 why = "the model holds averages of the weights that it decays"
             warn(
                 f"{name} keeps its own decay in {label}: {why}, so weight_decay={settings['weight_decay']!r} is handed "
@@ -190,6 +195,7 @@ class _Decoupled(DecayGroups):
                 p.grad = grad
             for p, kept in anchors.items():
                 self.state[p].update(kept)
+                self._anchors.pop(p, None)
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             for params, old, away, fraction, mode in later:
                 moved = [w - p for w, p in zip(old, params, strict=True)]  # lr_t * u, whatever the optimizer

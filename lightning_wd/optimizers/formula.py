@@ -142,9 +142,10 @@ struct bfloat16 {
   }
 };
 
-// `count` tensors of `lengths`; columns[c][i] is the address of tensor i's part of column c. A thread does one slice of
-// each tensor, always the same, so that a step's bits do not depend on which thread is done first.
-extern "C" void step(int threads, int64_t count, const int64_t* lengths, void* const* const* columns,
+// `count` tensors of `sizes` bytes; columns[c][i] is the address of tensor i's part of column c, and
+// rows[r * count + i] its number of row r. A thread does one slice of each tensor, always the same, so that a step's
+// bits do not depend on which thread is done first.
+extern "C" void step(int threads, int64_t count, const int64_t* sizes, void* const* const* columns,
                      const double* rows, const double* numbers) {
 """
 _TEAM = """
@@ -155,7 +156,7 @@ _TEAM = """
     me = omp_get_thread_num(), team = omp_get_num_threads();
     #endif
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t begin = lengths[i] * me / team, end = lengths[i] * (me + 1) / team;
+      const int64_t length = sizes[i] / sizeof(T), begin = length * me / team, end = length * (me + 1) / team;
 """
 # Sums of 1024 elements are vectors in T, the others doubles; two sets of them, so that one barrier is enough.
 _SUMS = """
@@ -194,7 +195,7 @@ def as_cpp(formula: Formula, real: str, flags: Flags) -> str:
         f"auto* __restrict__ {name}_ = static_cast<{types.get(name, 'T')}*>(columns[{c}][i]);"
         for c, name in enumerate(columns)
     ]
-    tensor += [f"const T {name} = rows[{len(rows)} * i + {r}];" for r, name in enumerate(rows)]
+    tensor += [f"const T {name} = rows[{r} * count + i];" for r, name in enumerate(rows)]
 
     def element() -> tuple[_Code, Values]:
         code = _Code([f"const T {name} = {name}_[j];" for name in columns])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -55,22 +56,28 @@ class KernelStep(DecayGroups):
 
     def _parts(
         self, index: int, group: dict[str, Any], params: list[Tensor], columns: list[list[Tensor]], **how: Any
-    ) -> list[Part]:
-        """Choose the kernels of a group's tensors; those on a hyperball are parts of their own."""
-        if group["kahan"] or group["toward"] != "zero" or group["style"] == "hyperball":
-            self._keep_own_state(group, params)
-            if pulls(group):
-                columns = [*columns, [self.state[p]["anchor"] for p in params]]
+    ) -> tuple[list[Part], list[list[Any]]]:
+        """Choose the kernels of a group's tensors; those on a hyperball are parts of their own.
+
+        Also return two columns, of anchors and of radii; one that the group has not is empty.
+        """
         kinds = kinds_of(params)
-        compile = self._compiled(group, params, kinds)
+        anchors, radii = [], []
+        if group["kahan"] or group["toward"] != "zero" or group["style"] == "hyperball":
+            states = self._keep_own_state(group, params, kinds)
+            anchors = [state["anchor"] for state in states] if pulls(group) else []
+            radii = [state.get("radius") for state in states] if group["style"] == "hyperball" else []
+        turning = [radius is not None for radius in radii]
+        halves = {*turning} or {False}
+        compile = self._compiled(group, params, kinds, halves)
+        columns = [*columns, anchors]
         parts = choose_kernels(group, params, columns, kinds, index=index, compile=compile, **how)
-        if group["style"] != "hyperball":
-            return parts
-        marks = [turns(group, p) for p in params]
-        return [half for part in parts for half in part.split(marks)]
+        if len(halves) > 1:
+            parts = [half for part in parts for half in part.split(turning)]
+        return parts, [anchors, radii]
 
     def _compiled(
-        self, group: dict[str, Any], params: list[Tensor], kinds: dict[Any, Tensor]
+        self, group: dict[str, Any], params: list[Tensor], kinds: dict[Any, Tensor], turning: set[bool]
     ) -> Callable[[Tensor], bool] | None:
         """Return which weights the compiled pass is to step; None for no weight.
 
@@ -85,9 +92,8 @@ class KernelStep(DecayGroups):
         if any(map(group.get, ("differentiable", "capturable", "kahan"))):
             return None
         dtypes = [p.dtype for p in kinds.values() if is_native(p)]
-        if not dtypes or sum(map(Tensor.numel, params)) < MIN_NATIVE:
+        if not dtypes or all(numel < MIN_NATIVE for numel in accumulate(map(Tensor.numel, params))):
             return None
-        turning = {turns(group, p) for p in params} if group["style"] == "hyperball" else {False}
         variants = [(dtype, self._flags(group, turn)) for dtype in dtypes for turn in turning]
         return is_native if all(native_ready(self.formula, *variant) for variant in variants) else None
 
@@ -114,12 +120,8 @@ class KernelStep(DecayGroups):
         self, group: dict[str, Any], part: Part, columns: dict[str, Any], rows: dict[str, Any], **numbers: Any
     ) -> None:
         """Run the compiled pass on weights that all turn or all do not."""
-        params = columns["w"]
-        flags = self._flags(group, turns(group, params[0]))
-        if "toward" in flags:
-            columns = {**columns, "anchor": [self.state[p]["anchor"] for p in params]}
-        if "hyperball" in flags:
-            rows = {**rows, "radius": [self.state[p]["radius"] for p in params]}
+        flags = self._flags(group, turns(group, columns["w"][0]))
+        rows = {**rows, "radius": columns["radius"]}
         lam = group["weight_decay"] if "l2" in flags else 0.0
         numbers |= {"lr": group["lr"], "d": self._fraction(group), "lam": lam}
         run_pass(self.formula, flags, columns, rows, numbers, alike=part.alike)

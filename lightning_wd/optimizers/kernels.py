@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain, starmap
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +25,18 @@ from lightning_wd._private import (
     foreach_supported_types,
     fused_sgd_,
 )
-from lightning_wd.decay import NO_AMOUNT
 from lightning_wd.errors import ConfigError
 from lightning_wd.optimizers.compiled import is_native, kind_of, kinds_of
 from lightning_wd.optimizers.hyperball import local, turn_weights, turns
 from lightning_wd.optimizers.param_groups import group_label
+from lightning_wd.styles import NO_AMOUNT
 
 __all__ = [
     "Part",
     "Work",
     "add_penalty",
     "choose_kernels",
+    "count_up",
     "distances",
     "is_zero",
     "masked",
@@ -46,6 +48,8 @@ __all__ = [
 ]
 
 _FUSED_DEVICES = ("cpu", "cuda")  # where fused kernels are tested; elsewhere torch's default holds
+_PLAIN_SGD = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
+_PLAIN_SGD |= {"is_first_step": False, "grad_scale": None}
 
 
 class Part(NamedTuple):
@@ -175,6 +179,15 @@ def _layout(tensor: Tensor) -> list[tuple[int, int, int]] | None:
     return axes
 
 
+def count_up(steps: list[Tensor]) -> None:
+    """Add 1 to counts of steps: on a CPU by the fused SGD, in a tenth of the time of foreach's loop."""
+    if fused_sgd_ is None or set(map(attrgetter("is_cpu", "dtype"), steps)) != {(True, torch.float32)}:
+        foreach_add_(steps, 1)
+        return
+    minus_one = torch.tensor(-1.0)
+    fused_sgd_(steps, [minus_one] * len(steps), [], lr=1.0, **_PLAIN_SGD)
+
+
 def is_zero(value: float | Tensor) -> bool:
     """Whether a number is known to be 0; a tensor is not read, since that would wait for the device."""
     return not isinstance(value, Tensor) and value == 0
@@ -266,13 +279,12 @@ def shrink(
     if mode == "fused":
         # A fused SGD step with w_old as the gradient and d as the learning rate: the only stock kernel that takes
         # found_inf and a learning rate on the device, so nothing waits and a CUDA graph can capture it.
-        plain = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
         for kind, sample in kinds.items():
             alike = [i for i, p in enumerate(params) if len(kinds) == 1 or kind_of(p) == kind]
             lr = fraction.to(sample.device) if isinstance(fraction, Tensor) else fraction
             flag = None if found_inf is None else found_inf.to(sample.device)
             ps, ws = ([column[i] for i in alike] for column in (params, old))
-            fused_sgd_(ps, ws, [], **plain, lr=lr, is_first_step=False, grad_scale=None, found_inf=flag)
+            fused_sgd_(ps, ws, [], lr=lr, found_inf=flag, **_PLAIN_SGD)
     elif mode == "foreach":
         if isinstance(fraction, Tensor):
             foreach_sub_(params, foreach_mul(old, fraction))

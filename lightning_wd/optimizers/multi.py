@@ -14,8 +14,8 @@ from torch.optim.optimizer import ParamsT
 from lightning_wd.errors import ConfigError, keys, listed
 from lightning_wd.optimizers.base import DecayGroups
 from lightning_wd.optimizers.by_name import DOTTED_PATH, OPTIMIZERS, hyperparameters_of, optimizer_class
-from lightning_wd.optimizers.decoupled import is_schedule_free
-from lightning_wd.optimizers.identify import unhooked
+from lightning_wd.optimizers.decoupled import schedule_free
+from lightning_wd.optimizers.identify_twins import unhooked
 
 __all__ = ["MultiOptimizer"]
 
@@ -145,19 +145,14 @@ class MultiOptimizer(DecayGroups):
         owner = next(owner for mine, owner in zip(self.param_groups, self._owners, strict=True) if mine is group)
         return self._steppers[owner].optimizer
 
-    @property
-    def within(self) -> list[Any]:
-        """The optimizers that step the groups."""
-        return [stepper.optimizer for stepper in self._steppers]
-
     def train(self) -> None:
         """Switch the schedule-free optimizers within to train mode; without one nothing happens."""
-        for optimizer in filter(is_schedule_free, self.within):
+        for optimizer in schedule_free(self):
             optimizer.train()
 
     def eval(self) -> None:
         """Switch the schedule-free optimizers within to eval mode; without one nothing happens."""
-        for optimizer in filter(is_schedule_free, self.within):
+        for optimizer in schedule_free(self):
             optimizer.eval()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_wd._private import is_fsdp1_piece
-from lightning_wd.decay import STYLES
 from lightning_wd.errors import ConfigError, choice, listed, number
+from lightning_wd.mask.module_tree import is_sharded
+from lightning_wd.optimizers.compiled import kinds_of
 from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, pulls, step_with_decay
 from lightning_wd.optimizers.param_groups import as_float
+from lightning_wd.styles import STYLES
 
 __all__ = ["COEFFICIENTS", "Muon", "orthogonalised"]
 
@@ -60,7 +62,7 @@ class Muon(KernelStep):
         o = NS(u)  # U S V' becomes nearly U V'
         w = w - lr_t * c * o - d_t * w  # cautious_wd: the last term only where o * w >= 0
 
-    :mod:`lightning_wd.decay` defines ``d_t`` in each style. A tensor of more dimensions is flattened to (first, all
+    :mod:`lightning_wd.styles` defines ``d_t`` in each style. A tensor of more dimensions is flattened to (first, all
     others): to the matrix by which a convolution multiplies each patch, (out, in * kh * kw). A transposed convolution's
     (in, out * kh * kw) is the transpose of its matrix, and orthogonalising commutes with transposing. Under FSDP2 each
     process gathers u, orthogonalises it whole and keeps its shard; m stays sharded.
@@ -170,7 +172,7 @@ class Muon(KernelStep):
                 raise RuntimeError("Muon does not support sparse gradients")
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        self._keep_own_state(group, params)
+        self._keep_own_state(group, params, kinds_of(params))
         columns = [params, [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]]
         return group, columns, False, [Part([i], False, False) for i in range(len(params))]
 
@@ -199,16 +201,16 @@ _Muon = Muon  # where pickle looks for a class is its __qualname__
 
 def orthogonalised(update: Tensor, group: dict[str, Any]) -> tuple[Tensor, float]:
     """Return the update with each of its matrices orthogonalised, in bfloat16, and c for matrices of their shape."""
-    whole = update.full_tensor() if hasattr(update, "full_tensor") else update
+    sharded: Any = update if is_sharded(update) else None
+    whole: Tensor = update if sharded is None else sharded.full_tensor()
     matrices = _matrices(whole, group["split"])
     rows, columns = matrices.shape[-2:]
     coefficients = COEFFICIENTS[group["ns_coefficients"]]
     result = _newton_schulz(matrices, [coefficients[min(i, len(coefficients) - 1)] for i in range(group["ns_steps"])])
     result = result.reshape(whole.shape)
-    if whole is not update:  # a DTensor, of FSDP2
+    if sharded is not None:
         from torch.distributed.tensor import DTensor, Replicate
 
-        sharded: Any = update
         everywhere = [Replicate()] * sharded.device_mesh.ndim
         result = DTensor.from_local(result, sharded.device_mesh, everywhere).redistribute(placements=sharded.placements)
     return result, _ADJUST[group["adjust_lr_fn"]](rows, columns)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_wd.decay import step_fraction
 from lightning_wd.errors import ConfigError
 from lightning_wd.optimizers.constructor import keywords_of
 from lightning_wd.optimizers.identify import identify
+from lightning_wd.styles import step_fraction
 
 __all__ = [
     "as_float",

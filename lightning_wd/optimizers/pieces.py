@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_wd.mask.module_tree import is_sharded
+
 __all__ = ["can_be_cut", "pieces"]
 
 PIECE = 2**17  # elements: a few such arrays fit into a core's cache
@@ -15,7 +17,7 @@ PIECE = 2**17  # elements: a few such arrays fit into a core's cache
 
 def can_be_cut(columns: list[list[Any]]) -> bool:
     """Whether a fused step of these tensors, which needs temporaries as large as they are, is better done in pieces."""
-    plain = all(p.is_cpu and not hasattr(p, "device_mesh") for p in columns[0])
+    plain = all(p.is_cpu and not is_sharded(p) for p in columns[0])
     if not plain or torch.compiler.is_compiling():
         return False
     return not any(t is None for column in columns for t in column)  # a buffer that the kernel makes is whole

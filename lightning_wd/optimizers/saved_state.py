@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_wd.errors import CheckpointMismatchError
+from lightning_wd.optimizers.kernels import pulls
 from lightning_wd.optimizers.param_groups import group_label
 
 __all__ = [
@@ -151,31 +152,36 @@ def check_states(
     """Refuse states that are not whole or of another shape: torch would load them and then fail to use them."""
     for label, mine, theirs, _ in pairs:
         state_keys = optimizer.stepper_of(mine).state_keys
-        if state_keys is None:
-            continue
-        valid = ", ".join(sorted(state_keys))
+        valid = None if state_keys is None else ", ".join(sorted(state_keys))
         names = names_of(mine) or range(len(mine["params"]))
         for own_name, p, key in zip(names, mine["params"], theirs["params"], strict=True):
             held, where = state.get(key, {}), f"parameter {own_name!r} in {label}"
-            if wrong := _fault(held, theirs):
+            if wrong := _fault(held, theirs, state_keys):
                 problem = f"the state of {where} is not one that an optimizer saves."
                 raise refusal(optimizer, problem, found=wrong, valid=valid, fix=_DAMAGED)
+            checked = {name for name in held if name != "step"} if state_keys else {"anchor"}
             for name, value in held.items():
-                if isinstance(value, Tensor) and name != "step" and value.shape != p.shape:
+                if isinstance(value, Tensor) and name in checked and value.shape != p.shape:
                     found, shape = str(tuple(value.shape)), str(tuple(p.shape))
                     raise refusal(
                         optimizer, f"{name} of {where} has another shape.", found=found, valid=shape, fix=REBUILD
                     )
 
 
-def _fault(held: Any, group: dict[str, Any]) -> str:
-    """Return what makes a parameter's state unusable in its group, or ''; it may be absent as a whole."""
+def _fault(held: Any, group: dict[str, Any], state_keys: frozenset[str] | None) -> str:
+    """Return what makes a parameter's state unusable in its group, or ''; all but an anchor may be absent.
+
+    Of a class whose ``state_keys`` are unknown, only the anchor is.
+    """
     if not isinstance(held, dict):
         return "no dict"
-    needed = ["step", "exp_avg", "exp_avg_sq"] if {"exp_avg", "exp_avg_sq"} & set(held) else []
-    needed += ["max_exp_avg_sq"] if held and group.get("amsgrad") else []
+    needed = ["anchor"] if "toward" in group and pulls(group) else []
+    if state_keys is not None:
+        needed += ["step", "exp_avg", "exp_avg_sq"] if {"exp_avg", "exp_avg_sq"} & set(held) else []
+        needed += ["max_exp_avg_sq"] if set(held) - {"anchor"} and group.get("amsgrad") else []
     lacking = [f"no {name}" for name in needed if name not in held]
-    return ", ".join(lacking) or next((f"{k}={value!r}" for k, value in held.items() if not _is_state(k, value)), "")
+    odd = [f"{k}={value!r}" for k, value in held.items() if not _is_state(k, value)] if state_keys else []
+    return ", ".join(lacking or odd[:1])
 
 
 def _is_state(name: str, value: Any) -> bool:

@@ -6,6 +6,7 @@ r"""SGDW, and SGD with an L2 penalty: one step in every decay style.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +15,11 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from lightning_wd._private import device_dtype_check_for_fused
-from lightning_wd.optimizers.base import OnlyL2, without_style
+from lightning_wd.mask.module_tree import is_sharded
 from lightning_wd.optimizers.formula import SGD, Flags
 from lightning_wd.optimizers.kernel_step import KernelStep
 from lightning_wd.optimizers.kernels import Part, Work, add_penalty, distances, is_zero, pulls, step_with_decay
+from lightning_wd.optimizers.only_l2 import OnlyL2, without_style
 
 __all__ = ["SGDL2", "SGDW", "SGDStep"]
 
@@ -58,33 +60,29 @@ class SGDStep(KernelStep):
         columns: list[list[Any]] = [[], [], []]
         sparse = self._init_group(group, *columns)
         params, grads, buffers = columns
+        new = [buffer is None for buffer in buffers]
         # A new buffer gets its gradient's layout.
-        held = [g if b is None else b for b, g in zip(buffers, grads, strict=True)] if buffers else []
+        held = [g if is_new else b for b, g, is_new in zip(buffers, grads, new, strict=True)] if any(new) else buffers
         flawed = _unfused if not group["fused"] else _skipped
-        parts = self._parts(index, group, params, [grads, held], sparse=sparse, flawed=flawed)
-        return group, columns, sparse, _split_first_steps(parts, buffers)
+        parts, own = self._parts(index, group, params, [grads, held], sparse=sparse, flawed=flawed)
+        return group, [*columns, *own], sparse, _split_first_steps(parts, new)
 
     def _init_group(self, group: dict[str, Any], *columns: list[Any]) -> bool:
         """Collect parameters, gradients and buffers as torch's method does; return whether a gradient is sparse."""
         params, grads, buffers = columns
-        sparse = False
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if group["fused"]:
-                device_dtype_check_for_fused(p)
-            params.append(p)
-            grads.append(p.grad)
-            sparse |= p.grad.is_sparse
-            if group["momentum"] != 0:
-                buffers.append(self.state[p].get("momentum_buffer"))
-        return sparse
+        params += [p for p in group["params"] if p.grad is not None]
+        grads += [p.grad for p in params]
+        for p in params if group["fused"] else ():
+            device_dtype_check_for_fused(p)
+        if group["momentum"] != 0:
+            buffers += [self.state[p].get("momentum_buffer") for p in params]
+        return any(map(attrgetter("is_sparse"), grads))
 
     def _update(
         self, group: dict[str, Any], columns: list[list[Any]], sparse: bool, part: Part, state: Mapping[Tensor, Any]
     ) -> None:
         """Run torch's kernel on some tensors of a group, and the decay before or after it."""
-        params, grads, buffers = columns
+        params, grads, buffers, *_ = columns
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if buffers and buffers[0] is None and found_inf is not None and found_inf.item():
             return  # torch's fused kernel would skip, leaving new buffers uninitialised
@@ -125,7 +123,7 @@ class SGDStep(KernelStep):
 
     def _update_compiled(self, group: dict[str, Any], columns: list[list[Any]], part: Part) -> None:
         """Run the compiled pass on some tensors of a group that have their momentum buffers."""
-        named = dict(zip(("w", "g", "m"), columns, strict=True))
+        named = dict(zip(("w", "g", "m", "anchor", "radius"), columns, strict=True))
         self._run_pass(group, part, named, {}, size=group["lr"], mu=group["momentum"], c=1 - group["dampening"])
 
 
@@ -136,16 +134,14 @@ def _skipped(p: Tensor) -> bool:
 
 def _unfused(p: Tensor) -> bool:
     """Whether such weights need another kernel: FSDP2's shards have no fused SGD; torch refuses fused=True."""
-    return _skipped(p) or type(p).__name__ == "DTensor"
+    return _skipped(p) or is_sharded(p)
 
 
-def _split_first_steps(parts: list[Part], buffers: list[Tensor | None]) -> list[Part]:
+def _split_first_steps(parts: list[Part], new: list[bool]) -> list[Part]:
     """Split parts into tensors with and without a momentum buffer: fused and compiled steps take all or none."""
-    if not buffers:
-        return parts
-    new, split = [buffer is None for buffer in buffers], []
     if not any(new):
         return parts
+    split = []
     for part in parts:
         if not (part.fused or part.compiled):
             split.append(part)
@@ -201,7 +197,7 @@ class SGDW(SGDStep, torch.optim.SGD):
         w = w - lr_t * u - d_t * w  # cautious_wd: the last term only where u * w >= 0
 
     ``toward`` and style ``hyperball`` are as in :class:`~lightning_wd.optimizers.adamw.AdamW`.
-    :mod:`lightning_wd.decay` defines ``d_t`` in each style.
+    :mod:`lightning_wd.styles` defines ``d_t`` in each style.
 
     The learning rate stays outside the momentum buffer, as in torch. The paper's Algorithm 1 has it inside
     (``m <- mu*m + lr_t*g;  w <- w - m - d_t*w``); the two agree only at a constant learning rate. Nesterov's variant is

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_wd.decay import step_fraction
 from lightning_wd.errors import ConfigError, nearest
 from lightning_wd.runs.figure import COLORS, LINES, below, curve, in_style, key, panels, save
+from lightning_wd.styles import step_fraction
 
 __all__ = ["curves", "draw_monitor", "overlay", "read_metrics"]
 

@@ -9,11 +9,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLORS", "LINES", "TITLES", "below", "curve", "in_style", "key", "panels", "save"]
+__all__ = ["COLORS", "LINES", "STYLE_COLORS", "TITLES", "below", "curve", "in_style", "key", "panels", "save"]
 
 # Okabe & Ito's palette (https://jfly.uni-koeln.de/color) without its yellow, which is pale on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
+# The colour of a decay style, or of a unit of one, wherever styles stand beside each other.
+STYLE_COLORS = {
+    "decoupled": COLORS[0],
+    "l2": COLORS[1],
+    "independent": COLORS[2],
+    "normalized": COLORS[3],
+    "timescale": COLORS[4],
+    "constant": COLORS[5],
+    "corrected": COLORS[6],
+    "hyperball": "#8B4513",
+    "none": "#606060",
+}
 # The optimizers of the pack as papers write them.
 TITLES = {
     "adafactor": "Adafactor",
@@ -96,10 +108,12 @@ def panels(
     return figure, axes
 
 
-def curve(axes: Any, points: Sequence[tuple[float, float]], number: int = 0, line: str = "-", label: str = "") -> None:
-    """Draw points as a line in the colour of a number, with dots where they are few."""
+def curve(
+    axes: Any, points: Sequence[tuple[float, float]], color: int | str = 0, line: str = "-", label: str = ""
+) -> None:
+    """Draw points as a line in a colour, or in that of a number, with dots where they are few."""
     marker = "o" if len(points) < 25 else ""
-    color = COLORS[number % len(COLORS)]
+    color = color if isinstance(color, str) else COLORS[color % len(COLORS)]
     axes.plot(*zip(*points, strict=True), line, color=color, label=label, marker=marker, markersize=3)
 
 

@@ -53,10 +53,10 @@ class Digits(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return train_loader(self, self.train, len(self.train))
+        return train_loader(self, self.train)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return eval_loader(self, self.val, len(self.val))
+        return eval_loader(self, self.val)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return eval_loader(self, self.test, len(self.test))
+        return eval_loader(self, self.test)

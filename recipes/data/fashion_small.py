@@ -72,7 +72,7 @@ class FashionSmall(FashionMNIST):
 
     def _large_batches(self, rows: Tensors) -> DataLoader[tuple[Tensor, ...]]:
         """Evaluate in batches that suit a net of 14,000 weights."""
-        return eval_loader(self, rows, len(rows), batch_size=1000)
+        return eval_loader(self, rows, batch_size=1000)
 
 
 @functools.cache

@@ -80,13 +80,13 @@ class Images(L.LightningDataModule):
             self.test = Tensors(*self.read(root, train=False)).of_classes(classes)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return train_loader(self, self.train, len(self.train))
+        return train_loader(self, self.train)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return eval_loader(self, self.val, len(self.val))
+        return eval_loader(self, self.val)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return eval_loader(self, self.test, len(self.test))
+        return eval_loader(self, self.test)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch

@@ -177,23 +177,20 @@ class ShareSampler(DistributedSampler[list[int]]):
             yield self.rows[start : None if last else start + self.batch_size]
 
 
-def train_loader(
-    data: L.LightningDataModule, rows: Dataset[Any], length: int, samples: int | None = None
-) -> DataLoader[Any]:
+def train_loader(data: L.LightningDataModule, rows: Any, samples: int | None = None) -> DataLoader[Any]:
     """Return the training loader of a data module that has ``batch_size`` and ``num_workers`` in its hparams.
 
     Args:
         data: the data module; its trainer, if any, gives the process's rank and the epoch.
-        rows: a data set with ``__getitems__`` that returns a whole batch.
-        length: rows of the data set.
+        rows: a data set with a length, and ``__getitems__`` that returns a whole batch.
         samples: rows in an epoch; None for all.
 
     Raises:
         ConfigError: the rows do not fill one batch on each process.
     """
     rank, world_size = _place(data)
-    batch_size, samples = data.hparams["batch_size"], length if samples is None else samples
-    sampler = EpochSampler(length, samples, batch_size, run_seed(), rank, world_size, data.trainer)
+    batch_size, samples = data.hparams["batch_size"], len(rows) if samples is None else samples
+    sampler = EpochSampler(len(rows), samples, batch_size, run_seed(), rank, world_size, data.trainer)
     if not len(sampler):
         raise ConfigError(
             f"data.batch_size={batch_size} leaves no whole training batch.",
@@ -207,28 +204,25 @@ def train_loader(
     return loader
 
 
-def eval_loader(
-    data: L.LightningDataModule, rows: Dataset[Any], length: int, batch_size: int | None = None
-) -> DataLoader[Any]:
+def eval_loader(data: L.LightningDataModule, rows: Any, batch_size: int | None = None) -> DataLoader[Any]:
     """Return a validation or test loader, which reads every row once over all processes.
 
     Args:
         data: the data module; its trainer, if any, gives the process's rank.
-        rows: a data set with ``__getitems__`` that returns a whole batch.
-        length: rows of the data set.
+        rows: a data set with a length, and ``__getitems__`` that returns a whole batch.
         batch_size: of one process; None for the data module's.
 
     Raises:
         ConfigError: fewer rows than processes.
     """
     settings, (rank, world_size) = _settings(data, rows), _place(data)
-    if length < world_size:
+    if len(rows) < world_size:
         raise ConfigError(
-            f"{length} rows to evaluate are too few for every process.",
+            f"{len(rows)} rows to evaluate are too few for every process.",
             found=f"{world_size} processes",
-            fix=f"write trainer.devices=<at most {length}>, or evaluate on more rows",
+            fix=f"write trainer.devices=<at most {len(rows)}>, or evaluate on more rows",
         )
-    batches = ShareSampler(length, batch_size or settings["batch_size"], rank, world_size)
+    batches = ShareSampler(len(rows), batch_size or settings["batch_size"], rank, world_size)
     return DataLoader(_Batches(rows), sampler=batches, **{**settings, "batch_size": None})
 
 

@@ -103,10 +103,10 @@ class Shakespeare(L.LightningDataModule):
         return "".join(self.vocabulary[token] for token in tokens.tolist())
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return train_loader(self, self.train, len(self.train), samples=len(self.train) // self.hparams["block_size"])
+        return train_loader(self, self.train, samples=len(self.train) // self.hparams["block_size"])
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return eval_loader(self, self.val, len(self.val))
+        return eval_loader(self, self.val)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return eval_loader(self, self.val, len(self.val))
+        return eval_loader(self, self.val)

@@ -90,7 +90,7 @@ def draw(out: Path) -> None:
             each.set(xlabel=_LABEL[unit], title=f"best: {best[kind, 'spread_octaves', unit]:.1f} octaves apart")
         row[0].set(ylabel="test error (%)", ylim=_limits(found))
     lines = [key("; ".join(labels[n]), COLORS[n], LINES[n]) for n in labels]
-    below(figure, "", lines)
+    below(figure, f"What changes, row by row: {', '.join(curves)}.", lines)
     save(figure, out / "budgets.png")
 
 

@@ -15,7 +15,7 @@ import hydra
 import torch
 from studies.finished_runs import Run, base, mean_and_half_width, read_csv, read_runs, write_csv
 
-from lightning_wd.runs.figure import COLORS, below, in_style, key, panels, save
+from lightning_wd.runs.figure import COLORS, STYLE_COLORS, below, in_style, key, panels, save
 from lightning_wd.runs.sweep import octaves
 
 OLD, NEW = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]
@@ -27,6 +27,7 @@ VARIANTS = {
     "zero": ("decay towards zero", "optimizer.decay.toward=zero", "optimizer.weight_decay", DECAYS),
     "init": ("decay towards the start", "optimizer.decay.toward=init", "optimizer.weight_decay", DECAYS),
 }
+_COLORS = (STYLE_COLORS["none"], COLORS[1], STYLE_COLORS["independent"], COLORS[3])
 SEEDS = (1, 2, 3)
 MEASURES = ("old", "new", "old_of_ten", "new_of_ten")
 
@@ -115,7 +116,7 @@ def draw(out: Path) -> None:
     for axes, end, view in zip(
         grid, ("", "_of_ten"), ("judged among the five of its half", "judged among all ten"), strict=True
     ):
-        for color, name in zip(COLORS, VARIANTS, strict=False):
+        for color, name in zip(_COLORS, VARIANTS, strict=True):
             for part, look in (("val", {"marker": ".", "linestyle": "-"}), ("test", {"marker": "x", "linestyle": ""})):
                 found = [row for row in rows if (row["variant"], row["split"]) == (name, part)]
                 found.sort(key=lambda row: (row["lr"], row["weight_decay"]))
@@ -129,5 +130,5 @@ def draw(out: Path) -> None:
         "Lines: seed 0 over the amounts, in validation; crosses: three other seeds at the chosen amount, in the test. "
         "Dotted: the old classes before fine-tuning."
     )
-    below(figure, text, [key(label, color) for color, (label, *_) in zip(COLORS, VARIANTS.values(), strict=False)], 2)
+    below(figure, text, [key(label, color) for color, (label, *_) in zip(_COLORS, VARIANTS.values(), strict=True)], 2)
     save(figure, out / "forgetting.png")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from studies.finished_runs import mean_and_half_width, read_csv, read_runs, write_csv
 
-from lightning_wd.runs.figure import COLORS, LINES, below, curve, in_style, panels, save
+from lightning_wd.runs.figure import LINES, STYLE_COLORS, below, curve, in_style, panels, save
 
 STYLES = {
     "l2": ["optimizer=adam_l2"],
@@ -56,13 +56,12 @@ def draw(out: Path) -> None:
     steps = read_csv(out / "steps.csv")
     figure, (fractions, norms, accuracy) = panels(3, "The default run in each style of decay", columns=3, height=3.0)
     for number, name in enumerate(STYLES):
-        rows, line = [row for row in steps if row["style"] == name], LINES[number % 2]
+        rows, color, line = [row for row in steps if row["style"] == name], STYLE_COLORS[name], LINES[number % 2]
         if d := [(row["step"], row["d_t"]) for row in rows if row["d_t"] != ""]:
-            curve(fractions, d, number, line)
+            curve(fractions, d, color, line)
             fractions.get_lines()[-1].set_zorder(3 if line == "--" else 2)  # seen where two are equal
-        curve(norms, [(row["step"], row["weight_norm"]) for row in rows], number, line, name)
+        curve(norms, [(row["step"], row["weight_norm"]) for row in rows], color, line, name)
         found = [100.0 * row["test_acc"] for row in read_csv(out / "runs.csv") if row["style"] == name]
-        color = COLORS[number % len(COLORS)]
         accuracy.plot(found, [number] * len(found), "x", color=color, alpha=0.6)
         accuracy.plot([mean_and_half_width(found)[0]], [number], "o", color=color, markersize=7)
     fractions.set(title="part that a step removes", xlabel="optimizer step", ylabel="d_t")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import rich
 import torch
 from helpers.small_run import CrashAfter, CrashError, Net, TwoOptimizers, fit, make_trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
@@ -63,6 +68,19 @@ def test_piped_output_is_never_cut(tmp_path: Path, capsys: pytest.CaptureFixture
         assert f" {name} " in printed
     for words in ("decay_x0.125_lr_x10", "*.4.[a-z]*", "norm layer LayerNorm", "timescale runs", "15 optimizer"):
         assert words in printed
+
+
+def test_on_a_terminal_the_plan_stands_above_the_progress_bar(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    bar = RichProgressBar(console_kwargs={"file": screen, "force_terminal": True, "width": 80})
+    quiet = {"default_root_dir": tmp_path, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = L.Trainer(max_steps=1, limit_val_batches=1, callbacks=[bar, wd.DecayPlanSummary()], **quiet)
+    trainer.fit(BoringModel())  # the bar of its sanity check is still there
+    rich.reconfigure()
+    above, printed, _ = screen.getvalue().partition("Decay plan of SGD, 1 optimizer steps")
+    assert printed
+    line = re.split(r"[\r\n]", above)[-1]
+    assert re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", line) == ""
 
 
 def test_a_big_plan_has_one_row_for_names_that_differ_in_numbers(

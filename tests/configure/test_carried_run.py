@@ -111,15 +111,6 @@ def test_numbers_of_rules_are_tuned_too() -> None:
     assert built.decay_plan["net.0.weight"].settings == pytest.approx({"lr": 2e-2, "weight_decay": 0.4})
 
 
-def test_numbers_of_the_halves_are_tuned_too() -> None:
-    reference = {**TWO_BY_32, "lr_rule": "sqrt"}
-    config = {"name": "muon", **TUNED, "muon": {"lr": 1e-2, "weight_decay": 0.4}, "reference": reference}
-    built = configure_optimizers(Lit(), config, total_steps=16, steps_per_epoch=8, global_batch=8)["optimizer"]
-    groups = {group["optimizer"]: group for group in built.param_groups if group["weight_decay"]}
-    assert (groups["muon"]["lr"], groups["muon"]["weight_decay"]) == pytest.approx((2e-2, 0.4))
-    assert (groups["adamw"]["lr"], groups["adamw"]["weight_decay"]) == pytest.approx((2e-3, 0.1))
-
-
 def test_optimizers_whose_rates_follow_the_batch_by_different_rules() -> None:
     rules = [{"name": "net.0.weight", "optimizer": "sgdw"}]
     config = {**TUNED, "mask": {"rules": rules}, "reference": TWO_BY_32}
@@ -364,7 +355,8 @@ def test_a_batch_that_is_not_known_is_asked_for(make: Any, found: str, tmp_path:
     assert "optimizer.reference needs the global batch, which is not known here.\n  found: " + found in str(
         caught.value
     )
-    fix = "fix: pass it: configure_optimizers(self, ..., global_batch=<rows that an optimizer step sees>)"
+    steps = ", total_steps=<optimizer steps of the run>, steps_per_epoch=<optimizer steps of an epoch>" * (make is None)
+    fix = f"fix: pass it: configure_optimizers(self, ..., global_batch=<rows that an optimizer step sees>{steps})"
     assert fix in str(caught.value)
     module.steps = {"global_batch": 4, "total_steps": 6}
     assert of_group(fit(module, tmp_path, **keywords)) == pytest.approx((2e-3, 0.05))

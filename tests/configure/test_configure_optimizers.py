@@ -61,7 +61,7 @@ def test_the_lr_multiplier_scales_the_decay_of_decoupled_not_of_independent() ->
         config = {**ADAMW, "decay": {"style": style}, "mask": rules}
         head = configure_optimizers(Lit().net, config)["optimizer"].param_groups[2]
         assert (head["name"], head["lr"], head["base_lr"]) == ("decay_lr_x10", 0.1, 0.1)
-        from lightning_wd.decay import step_fraction
+        from lightning_wd.styles import step_fraction
 
         d = step_fraction(style, weight_decay=head["weight_decay"], lr=head["lr"], base_lr=head["base_lr"])
         assert d == pytest.approx(fraction)

@@ -27,7 +27,7 @@ class Data(L.LightningDataModule):
         self.rows = Tensors(torch.randn(40, 6, generator=generator), torch.randn(40, 3, generator=generator))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return train_loader(self, self.rows, len(self.rows))
+        return train_loader(self, self.rows)
 
 
 class Net(L.LightningModule):

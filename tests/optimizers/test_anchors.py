@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ def test_every_constructor_takes_toward_for_its_groups() -> None:
 
 @pytest.mark.parametrize("toward", ["init", "path"])
 @pytest.mark.parametrize("cls", [wd.AdamW, wd.decoupled(torch.optim.RMSprop), wd.MultiOptimizer])
-def test_a_state_saved_before_the_first_step_keeps_the_anchor(cls: Any, toward: str, tmp_path: Path) -> None:
-    """A finder steps, then loads such a state to undo that."""
+def test_a_state_saved_before_the_first_step_has_the_anchor(cls: Any, toward: str, tmp_path: Path) -> None:
+    """A finder steps, then loads such a state to undo that; another process resumes from it, with other weights."""
     torch.save({"w": torch.tensor([5.0, 5.0])}, tmp_path / "weights.pt")
     path = str(tmp_path / "weights.pt")
 
@@ -126,14 +127,29 @@ def test_a_state_saved_before_the_first_step_keeps_the_anchor(cls: Any, toward: 
     optimizer, p = built(toward, 1.0, -2.0)
     anchor = [1.0, -2.0] if toward == "init" else [5.0, 5.0]
     saved = copy.deepcopy(optimizer.state_dict())
+    assert saved["state"][0]["anchor"].tolist() == anchor
+    assert not optimizer.state
     assert stepped(optimizer, 2, gradient=1.0).state[p]["anchor"].tolist() == anchor
     optimizer.load_state_dict(saved)
     assert stepped(optimizer).state[p]["anchor"].tolist() == anchor
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed, p = built(toward, 3.0, 3.0)
+        resumed.load_state_dict(saved)
+        assert resumed.state_dict()["state"][0]["anchor"].tolist() == anchor
+        assert stepped(resumed).state[p]["anchor"].tolist() == anchor
     # In a run that is configured otherwise the state's toward wins, and so does its anchor.
     other, p = built("init" if toward == "path" else "path", 3.0, 3.0)
     with pytest.warns(UserWarning, match="toward is"):
         other.load_state_dict(saved)
-    assert stepped(other).state[p]["anchor"].tolist() == ([3.0, 3.0] if toward == "init" else anchor)
+    assert stepped(other).state[p]["anchor"].tolist() == anchor
+    other.on_resume = "config"
+    before = other.state[p]["anchor"].tolist()
+    del saved["state"][0]
+    with pytest.raises(wd.CheckpointMismatchError, match="the state of parameter 'w' in group 0") as error:
+        other.load_state_dict(saved)
+    assert "found: no anchor" in str(error.value)
+    assert other.state[p]["anchor"].tolist() == before
 
 
 @pytest.mark.filterwarnings("error")

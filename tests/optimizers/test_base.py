@@ -192,6 +192,17 @@ def test_signatures_are_the_constructors() -> None:
     assert list(sgd) == [name for name in sgdw if name != "style"]
 
 
+def test_a_subclass_has_the_signature_of_its_own_constructor() -> None:
+    class Mine(wd.decoupled(torch.optim.NAdam)):  # type: ignore[misc]
+        def __init__(self, params: Any, rate: float = 0.1) -> None:
+            super().__init__(params, lr=rate)
+
+    assert list(inspect.signature(Mine).parameters) == ["params", "rate"]
+    assert Mine([weight()], rate=0.5).defaults["lr"] == 0.5
+    with pytest.raises(wd.ConfigError, match="Mine has no key 'lr'"):
+        Mine([weight()], lr=0.5)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), True])
 def test_bad_constructor_amounts_are_refused(value: Any) -> None:
     for cls in (wd.AdamW, wd.SGDW):

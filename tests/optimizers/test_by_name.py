@@ -14,9 +14,9 @@ from helpers.lit import Lit
 from helpers.small_run import CrashAfter, CrashError, Net, fit
 
 import lightning_wd as wd
-from lightning_wd.decay import step_fraction
 from lightning_wd.optimizers import SGDL2, AdamL2
 from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class
+from lightning_wd.styles import step_fraction
 
 
 class Sized(torch.optim.SGD):

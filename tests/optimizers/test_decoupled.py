@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import lightning_wd as wd
-from lightning_wd.decay import step_fraction
 from lightning_wd.optimizers.param_groups import fraction
+from lightning_wd.styles import step_fraction
 
 BASES = [
     getattr(torch.optim, n) for n in ("NAdam", "RAdam", "RMSprop", "Adagrad", "Adamax", "Adadelta", "ASGD", "Rprop")

@@ -38,7 +38,7 @@ def test_the_line_has_the_norms_and_the_amount(
     module, effect = Still(optimizer), DecayEffect()
     before = norm(module)
     fit(module, tmp_path, effect, max_epochs=2)
-    assert str(effect).startswith(f"decay: norm of the decaying weights {before:.3g} -> {before * shrink:.3g}, {words}")
+    assert str(effect).startswith(f"decay: weight norm {before:.3g} -> {before * shrink:.3g}, {words}")
 
 
 def test_a_resumed_run_keeps_the_norm_of_its_start(tmp_path: Path) -> None:

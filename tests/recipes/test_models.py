@@ -21,6 +21,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import lightning_wd as wd
+from lightning_wd.decay import all_units
+from lightning_wd.optimizers.by_name import OPTIMIZERS
 
 
 def size(module: nn.Module) -> int:
@@ -279,6 +281,17 @@ def test_the_recipes_decays_differ_from_the_packs_in_the_amount_only(path: Path)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         packs = compose(overrides=["+optimizer=adamw", f"optimizer/decay={path.stem}"]).optimizer.decay
     assert {**ours, "typical": None} == {**packs, "typical": None}
+
+
+@pytest.mark.parametrize("style", ["decoupled", "independent", "constant", "corrected"])
+def test_the_recipes_amounts_are_one_strength_for_every_optimizer(style: str) -> None:
+    """A timescale of 400 steps at the optimizer's own learning rate; Adamax's is twice Adam's."""
+    typical = OmegaConf.load(ROOT / f"recipes/conf/optimizer/decay/{style}.yaml").typical
+    for name, family in OPTIMIZERS.items():
+        lr = 1e-3 if name == "adamaxw" else family.lr
+        assert lr is not None
+        units = all_units(style, typical[family.typical], lr=lr)
+        assert units["timescale_steps"] == pytest.approx(400), name
 
 
 SHORT = ["trainer.max_steps=2", "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1"]

@@ -64,10 +64,9 @@ def test_hydra_alone_would_call_what_the_list_refuses(tmp_path: Path) -> None:
 
 
 def test_own_targets_are_allowed_by_exact_name_only() -> None:
-    config = {"model": {"_target_": "models.mlp.MLP"}}
-    check_targets(config, own=("models.mlp.MLP",))
+    check_targets({"model": {"_target_": "models.mlp.MLP"}})
     with pytest.raises(ConfigError, match=r"nearest: 'models\.mlp\.MLP'"):
-        check_targets({"model": {"_target_": "models.mlp.MLPs"}}, own=("models.mlp.MLP",))
+        check_targets({"model": {"_target_": "models.mlp.MLPs"}})
 
 
 @dataclass

@@ -45,9 +45,7 @@ def test_the_default_run_reaches_its_accuracy(default_run: tuple[Path, str]) -> 
     assert "warning" not in printed
     effect, last = printed.rstrip().splitlines()[-2:]
     assert last == f"run folder: {folder}"
-    found = re.fullmatch(
-        r"decay: norm of the decaying weights 13\.2 -> (\S+), timescale 400 steps, 0\.26 of the run", effect
-    )
+    found = re.fullmatch(r"decay: weight norm 13\.2 -> (\S+), timescale 400 steps, 0\.26 of the run", effect)
     assert found
     assert 3 < float(found[1]) < 6
 
