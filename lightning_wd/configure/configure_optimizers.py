@@ -131,7 +131,8 @@ def _configure(
         if carried is not None:
             carried.carry_rules(plan, lr)
             halves = carried.halves(lr)
-        beside = None if raised else (lr_of_rule(), amount(lr_of_rule()))
+        ruled = lr if raised else lr_of_rule()
+        beside = None if ruled == lr else (ruled, amount(ruled))
         return plan.groups_of_checked(lr, lr, coefficient, halves, beside=beside)
 
     def at_peaks(groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:

@@ -27,7 +27,15 @@ def run(*arguments: str) -> int:
     return main(["audit", *arguments])
 
 
-@pytest.mark.parametrize("arguments", ["audited:Lit --batch", "audited:Dataless --batch audited:rows"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "audited:Lit --batch",
+        "audited:Involved --batch",  # several loaders, a hook on the batch, the trainer
+        "audited:Dataless --batch audited:rows",
+        "audited:Dataless --batch audited:Rows",
+    ],
+)
 def test_what_decays_only_as_a_learning_rate(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments.split()) == 0
     out = capsys.readouterr().out
@@ -56,7 +64,7 @@ def test_what_decays_only_as_a_learning_rate(arguments: str, capsys: pytest.Capt
             "audited:Dataless --batch",
             "Dataless has no train_dataloader to take a batch from.\n  fix: write --batch my_",
         ),
-        ("audited:Lossless --batch", "training_step of Lossless returned no loss.\n  found: NoneType\n"),
+        ("audited:Lossless --batch", "training_step of Lossless returned no loss.\n  fix: return the loss, or a d"),
         ("audited:Lit --batch audited", "--batch 'audited' is not MODULE:NAME.\n  fix: write my_pkg.data:batch, as"),
         ("audited:Lit --batch audited:row", "'audited' has no 'row'.\n  nearest: 'rows'\n"),
     ],

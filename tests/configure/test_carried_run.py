@@ -349,7 +349,8 @@ def test_a_batch_that_is_not_known_is_asked_for(make: Any, found: str, tmp_path:
     assert "optimizer.reference needs the global batch, which is not known here.\n  found: " + found in str(
         caught.value
     )
-    fix = "fix: pass it: configure_optimizers(self, ..., global_batch=<rows that an optimizer step sees>)"
+    steps = ", total_steps=<optimizer steps of the run>, steps_per_epoch=<optimizer steps of an epoch>" * (make is None)
+    fix = f"fix: pass it: configure_optimizers(self, ..., global_batch=<rows that an optimizer step sees>{steps})"
     assert fix in str(caught.value)
     module.steps = {"global_batch": 4, "total_steps": 6}
     assert of_group(fit(module, tmp_path, **keywords)) == pytest.approx((2e-3, 0.05))

@@ -96,6 +96,24 @@ class Dataless(Lit):
         return super().training_step(batch, 0)["loss"]
 
 
+class Involved(Dataless):
+    def training_step(self, batch, batch_idx):  # type: ignore[override]
+        assert self.trainer.training
+        return super().training_step(batch["x"])
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch["b"]
+
+    def train_dataloader(self):
+        rows = torch.utils.data.DataLoader([{"x": row} for row in self.rows], 16)  # type: ignore[var-annotated, arg-type]
+        return {"a": torch.utils.data.DataLoader(self.rows, 2), "b": rows}  # type: ignore[arg-type]
+
+
+class Rows(L.LightningDataModule):
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.randn(64, 4), 16)  # type: ignore[arg-type]
+
+
 class Manual(Lit):
     automatic_optimization = False
 
