@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(
 NOTEBOOK = DOCS / "notebooks/l2_is_not_weight_decay.ipynb"
 TOOL = ".venv/bin/lightning-wd "
 APP = "python docs/examples/hydra_app.py "
+TORCHRUN = ".venv/bin/torchrun "
 
 # How a command begins that no test runs here, and why.
 NOT_RUN = {
@@ -32,6 +35,7 @@ NOT_RUN = {
     "OMP_NUM_THREADS=1 python recipes/train.py hparams_search=": "a sweep of hours",
     "lightning-wd curves multirun/": "needs the sweep above it",
     "lightning-wd heatmap multirun/": "needs the sweep above it",
+    "pip install .": "tests/test_package.py installs the wheel",
     "make studies-smoke": ".ci/run runs it",
     "python recipes/train.py hparams_search=": "a sweep of hours",
     "python train.py optimizer=custom ": "needs timm, or a module of the reader's; tests/test_pack.py composes them",
@@ -41,18 +45,38 @@ OF_README = commands((ROOT / "README.md").read_text())  # run by tests/test_read
 
 
 def test_every_command_is_run_or_has_a_reason() -> None:
-    left = [c for c in COMMANDS if c not in OF_README and not c.startswith((PREFIX, TOOL, APP))]
+    left = [c for c in COMMANDS if c not in OF_README and not c.startswith((PREFIX, TOOL, APP, TORCHRUN))]
     assert [command for command in left if not command.startswith(tuple(NOT_RUN))] == []
     assert [start for start in NOT_RUN if not any(command.startswith(start) for command in left)] == []
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith((PREFIX, TOOL)) and c not in OF_README])
+RESUMES = pytest.mark.filterwarnings("ignore")  # Lightning warns of a resume in another folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[RESUMES] * ("ckpt_path" in command))
+        for command in COMMANDS
+        if command.startswith((PREFIX, TOOL)) and command not in OF_README
+    ],
+)
 def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if command.startswith(TOOL):
         assert cli.main(shlex.split(command.removeprefix(TOOL))) == 0
     else:
         train_as_written(command, tmp_path)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(TORCHRUN)])
+def test_command_of_torchrun(command: str, tmp_path: Path) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    program = str(Path(sys.executable).parent / "torchrun")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = [program, *shlex.split(command.removeprefix(TORCHRUN))]
+    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=560)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(APP)])

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +11,19 @@ from helpers.pages import PREFIX, blocks, broken_links, commands, train_as_writt
 from helpers.recipe import ROOT
 
 README = (ROOT / "README.md").read_text()
+HYDRA_PAGE = (ROOT / "docs/hydra.md").read_text()  # it has the YAML of a model, for the app of the README
 BLOCKS = blocks(README)
 
 # What no test can run here, and why.
-NOT_RUN = {
-    "make train": ".ci/run runs it in a clean checkout",
-    "make test": "that is this test run",
-    "pip install .": "tests/test_package.py installs the wheel",
-    "python3 -m venv .venv": "make runs it",
-    '.venv/bin/pip install -c constraints.txt -e ".[test]"': "make runs it, with the tools of `make check` added",
-    ".venv/bin/python -m pytest": "that is this test run",
-}
-
-
-RUN = (PREFIX, ".venv/bin/torchrun ", ".venv/bin/lightning-wd ")
-RECIPES = sorted({c for c in commands(README) if c.startswith(RUN)}, key=lambda c: ("ckpt_path" in c, c))
+NOT_RUN = {"make train": ".ci/run runs it in a clean checkout"}
+RECIPES = sorted({command for command in commands(README) if command.startswith(PREFIX)})
 
 
 def test_every_command_is_run_or_has_a_reason() -> None:
     assert sorted({command for command in commands(README) if command not in RECIPES}) == sorted(NOT_RUN)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("readme")
-
-
-@pytest.mark.xdist_group("readme")
-@pytest.mark.parametrize("command", [c for c in RECIPES if not c.startswith(PREFIX)])
-def test_other_command(command: str, folder: Path) -> None:
-    if not (folder / "recipes").exists():
-        (folder / "recipes").symlink_to(ROOT / "recipes")
-    program, *arguments = shlex.split(command)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    tool = [str(Path(sys.executable).parent / Path(program).name), *arguments]
-    done = subprocess.run(tool, cwd=folder, env=env, capture_output=True, text=True, timeout=560)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-RESUMES = pytest.mark.filterwarnings("ignore")  # Lightning warns of a resume in another folder
-
-
-@pytest.mark.parametrize(
-    "command", [pytest.param(c, marks=[RESUMES] * ("ckpt_path" in c)) for c in RECIPES if c.startswith(PREFIX)]
-)
+@pytest.mark.parametrize("command", RECIPES)
 def test_command(command: str, tmp_path: Path) -> None:
     train_as_written(command, tmp_path)
 
@@ -71,7 +36,8 @@ def test_the_module_of_the_readme_trains_from_the_groups_of_the_readme(
     import torch
 
     class_block, model_line, override_line = (block for language, block in BLOCKS if language == "python")
-    app, model_yaml = (block for language, block in BLOCKS if language == "yaml")
+    (app,) = (block for language, block in BLOCKS if language == "yaml")
+    _, model_yaml = (block for language, block in blocks(HYDRA_PAGE) if language == "yaml")
     (tmp_path / "model").mkdir()
     (tmp_path / "app.yaml").write_text(app)
     (tmp_path / "hydra").mkdir()
@@ -99,6 +65,17 @@ def test_the_module_of_the_readme_trains_from_the_groups_of_the_readme(
     trainer.fit(model, torch.utils.data.DataLoader(data))
     assert type(trainer.optimizers[0]).__name__ == "AdamW"  # by OptimizerOverride; the module's own was SGDW
     assert type(model.configure_optimizers()["optimizer"]).__name__ == "SGDW"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how_it_works.md"])
+def test_the_speed_is_that_of_the_benchmark(page: str) -> None:
+    results = (ROOT / "benchmarks/results/optimizers.md").read_text()
+    rows = results.partition("## adamw, gpt2")[2].partition("\n## ")[0]
+    ratio = {name: float(value) for name, value in re.findall(r"^\| (.+?) \| [\d.]+ \| ([\d.]+) \|", rows, re.M)}
+    ours = [ratio[name] for name in ratio if name.startswith(("ours decoupled", "ours independent"))]
+    text = " ".join((ROOT / page).read_text().split())
+    assert f"{min(ours):.2f} to {max(ours):.2f} times" in text
+    assert f"differ by {100 * abs(ratio['null: torch fused again'] - 1):.0f} %" in text
 
 
 def test_names_in_the_text_exist() -> None:
