@@ -37,7 +37,7 @@ class Eager(torch.optim.Optimizer):
                 self.state[p]["sum"] = torch.zeros_like(p)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for p in group["params"]:
                 p.mul_(1 - group["lr"] * group["weight_decay"])
