@@ -80,6 +80,7 @@ def test_schedules_compare_cells_that_were_chosen_under_them(tmp_path: Path) -> 
     made = schedules.sweeps(tmp_path, tmp_path / "schedules", False)
     for optimizer, lr in {"adamw": 0.1, "adam_l2": 0.2}.items():
         grid, fixed_best = made[f"grid/{optimizer}"], made[f"fixed/{optimizer}"]
+        assert isinstance(grid, list)
         assert "lr_scheduler=constant" in grid
         assert callable(fixed_best)
         assert fixed_best(tmp_path / "runs")[-3:] == [
@@ -88,7 +89,9 @@ def test_schedules_compare_cells_that_were_chosen_under_them(tmp_path: Path) -> 
             f"optimizer.weight_decay={lr / 32}",
         ]
         for schedule in ("cosine", "drop-step"):
-            assert {f"optimizer.lr={lr}", f"optimizer.weight_decay={lr / 8}"} < set(made[f"{schedule}/{optimizer}"])
+            overrides = made[f"{schedule}/{optimizer}"]
+            assert isinstance(overrides, list)
+            assert {f"optimizer.lr={lr}", f"optimizer.weight_decay={lr / 8}"} < set(overrides)
 
 
 def test_no_best_cell_of_the_heatmap_lies_at_an_edge() -> None:
