@@ -215,7 +215,7 @@ def draw(made: Sequence[Grid], label: str) -> Any:
     figure.colorbar(image, ax=axes, label=label, extend=extend, fraction=0.05, aspect=40)
     below(
         figure,
-        "Frame: the best cell; bold: at most 5 % worse; dots: the best amount at each learning rate, by a parabola. "
+        "Frame: the best cell; bold: at most 5 % worse; dots: the best amount at each learning rate that has one. "
         "Separability: octaves by which it moves for each octave of lr (0: separable, 1: the diagonal).",
     )
     return figure
