@@ -136,6 +136,12 @@ class HydraShards(HydraLaunch):
     def set_world_ranks(self) -> None:
         """Set the ranks, then the size of the mesh from the number of processes."""
         super().set_world_ranks()
+        if self.root_device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+            raise ConfigError(
+                "FSDP2 on CPU processes needs a newer torch.",
+                found=f"torch {torch.__version__}",
+                fix="install a newer torch, or write trainer=ddp_cpu",
+            )
         fill_mesh(self)
 
 
@@ -152,7 +158,7 @@ class HydraFSDP2Strategy(HydraShards, ModelParallelStrategy):
             ``save_distributed_checkpoint=False`` unless given.
 
     Raises:
-        ConfigError: at set-up, when the ranks' configs differ.
+        ConfigError: at set-up, when the ranks' configs differ; on CPU processes with torch 2.6, which cannot.
 
     References:
         Zhao et al., PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel, https://arxiv.org/abs/2304.11277

@@ -44,6 +44,7 @@ class _Decoupled(DecayGroups):
 
     base: ClassVar[type[Optimizer]]
     base_step: ClassVar[Callable[..., Any]]  # without hooks, which this class's step runs
+    _makes_state = False  # whether the constructor of the class makes the state of its parameters
 
     def __init__(
         self,
@@ -72,6 +73,12 @@ class _Decoupled(DecayGroups):
             self._settings["weight_decay"] = amount
             bound.arguments.update({} if lacks_decay else {"weight_decay": 0.0})
         super().__init__(*bound.args, **bound.kwargs)
+        self._makes_state = bool(self.state)
+
+    def append_group(self, param_group: dict[str, Any]) -> None:
+        super().append_group(param_group)
+        if self._makes_state:  # and never for a group that is added later
+            self.state.update(self.base([dict(param_group)], **self._given).state)
 
     def _check(self, given: dict[str, Any], settings: dict[str, Any], of: str = "") -> None:
         # Theirs: None may be a default, as timm's eps, and a momentum may be 1 or more.
@@ -92,7 +99,7 @@ class _Decoupled(DecayGroups):
         group.setdefault("optimizer", self.own_name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_given": self._given}
+        return {**super().__getstate__(), "_given": self._given, "_makes_state": self._makes_state}
 
     @functools.cached_property
     def identification(self) -> Identification:

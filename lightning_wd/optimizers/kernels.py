@@ -308,7 +308,8 @@ def masked(old: list[Tensor], direction: list[Tensor]) -> list[Tensor]:
         complex_valued = w.is_complex()
         if complex_valued:
             w, u = torch.view_as_real(w), torch.view_as_real(u)
-        keep = w.sign().mul_(u).ge_(0).mul_(w)  # one new tensor, not five
+        keep = w.sign().mul_(u)  # one new tensor, not five; torch 2.6 has no ge_ for shards
+        keep = keep.ge(0).mul(w) if hasattr(w, "full_tensor") else keep.ge_(0).mul_(w)
         kept.append(torch.view_as_complex(keep) if complex_valued else keep)
     return kept
 

@@ -93,6 +93,7 @@ class MultiOptimizer(DecayGroups):
         """Add a group as it is, to the optimizer that it names."""
         try:
             super().append_group(param_group)
+            self.state.update(self._steppers[self._owners[-1]].optimizer.state)  # what its constructor made
         finally:  # torch may have refused it after its stepper took it
             del self._owners[len(self.param_groups) :]
             del self._steppers[max(self._owners, default=-1) + 1 :]

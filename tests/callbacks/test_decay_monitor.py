@@ -15,6 +15,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from helpers.ddp import needs_shards_on_cpu
 from helpers.recipe import ROOT
 from helpers.small_run import CrashAfter, CrashError, Net, TwoOptimizers, fit
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -572,7 +573,7 @@ os._exit(0)  # under load, a thread of gloo that outlives the interpreter would 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="torch 2.6 runs no FSDP2 on CPU")
+@needs_shards_on_cpu
 def test_sharded_parameters_give_global_numbers(tmp_path: Path) -> None:
     """FSDP2 on two processes against one process: 5 rows do not divide by 2, so shards differ in size."""
     script = tmp_path / "run.py"

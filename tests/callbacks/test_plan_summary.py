@@ -73,7 +73,7 @@ def test_piped_output_is_never_cut(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_on_a_terminal_the_plan_stands_above_the_progress_bar(tmp_path: Path) -> None:
     screen = io.StringIO()
     bar = RichProgressBar(console_kwargs={"file": screen, "force_terminal": True, "width": 80})
-    quiet = {"default_root_dir": tmp_path, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet: Any = {"default_root_dir": tmp_path, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     trainer = L.Trainer(max_steps=1, limit_val_batches=1, callbacks=[bar, wd.DecayPlanSummary()], **quiet)
     trainer.fit(BoringModel())  # the bar of its sanity check is still there
     rich.reconfigure()

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from ddp_app.equality import EPOCHS, GLOBAL_BATCH, OPTIMIZERS, ROWS, reload_shards, train, train_matrices
-from helpers.ddp import DDP_APP, TORCHRUN, run
+from helpers.ddp import DDP_APP, SHARDS_ON_CPU, TORCHRUN, run
 
 EQUALITY = str(DDP_APP / "equality.py")
 STEPS_PER_EPOCH = ROWS // GLOBAL_BATCH
+WAYS = ["ddp", "ddp_accumulated", *["fsdp2"] * SHARDS_ON_CPU]
 
 pytestmark = pytest.mark.xdist_group("equality")  # one worker makes the results, not each
 
@@ -24,8 +25,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)  # for the monitor's picture
         for optimizer in OPTIMIZERS:
             torch.save(train(optimizer, "single"), folder / f"{optimizer}-single-0.pt")
-    ways = ["ddp", "ddp_accumulated", "fsdp2"]
-    run(folder, [*TORCHRUN, "--standalone", "--nproc_per_node=2", EQUALITY, str(folder), *ways])
+    run(folder, [*TORCHRUN, "--standalone", "--nproc_per_node=2", EQUALITY, str(folder), *WAYS])
     return folder
 
 
@@ -33,7 +33,7 @@ def load(results: Path, optimizer: str, way: str, rank: int = 0) -> dict[str, An
     return torch.load(results / f"{optimizer}-{way}-{rank}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("way", ["ddp", "ddp_accumulated", "fsdp2"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_two_processes_equal_one(results, optimizer, way):
     one = load(results, optimizer, "single")
@@ -46,7 +46,7 @@ def test_two_processes_equal_one(results, optimizer, way):
             torch.testing.assert_close(two["weights"][name], weight, rtol=1e-10, atol=1e-12, msg=f"{name}, rank {rank}")
 
 
-@pytest.mark.parametrize("way", ["single", "ddp", "ddp_accumulated", "fsdp2"])
+@pytest.mark.parametrize("way", ["single", *WAYS])
 def test_what_was_tuned_is_carried_over_to_the_batch_of_all_processes(results, way):
     """B = 16 where B0 = 4, T = 12 where T0 = 48: lr = 0.01 * sqrt(4), lam = 0.5 * (0.01 * 48) / (0.02 * 12)."""
     group, _ = load(results, "cautious", way)["groups"]
@@ -68,7 +68,7 @@ def test_the_monitor_gives_every_rank_the_same_metrics(results, optimizer):
     assert first == second
 
 
-@pytest.mark.parametrize("way", ["ddp", "ddp_accumulated", "fsdp2"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_monitor_sees_the_whole_of_what_is_divided(results, optimizer, way):
     """Sharded weights give the norms of one process; fractions and quantiles are of a rank's own part."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.ddp import needs_shards_on_cpu
 from helpers.real_data import REAL, needs_real_data
 from helpers.recipe import train, train_here
 
@@ -19,6 +20,7 @@ BRIEF = ["trainer.limit_val_batches=1", "+trainer.limit_test_batches=1"]
 
 
 @needs_real_data
+@needs_shards_on_cpu
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the checkpoint was saved within an epoch whose batches had another size")
 def test_fsdp2_resumed_equals_ddp_and_its_checkpoint_fits_one_process(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.ddp import APP, one_tree, run
+from helpers.ddp import APP, needs_shards_on_cpu, one_tree, run
 from helpers.recipe import ROOT, TRAIN
 from helpers.recipe_run import rows
 from hydra.core.hydra_config import HydraConfig
@@ -106,7 +106,10 @@ def test_nothing_is_added_to_a_step(hook):
     assert getattr(HydraDDPStrategy, hook) is getattr(DDPStrategy, hook)
 
 
-@pytest.mark.parametrize("name", ["default", "cpu", "ddp", "ddp_cpu", "fsdp2", "fsdp2_cpu"])
+@pytest.mark.parametrize(
+    "name",
+    ["default", "cpu", "ddp", "ddp_cpu", *(pytest.param(n, marks=needs_shards_on_cpu) for n in ("fsdp2", "fsdp2_cpu"))],
+)
 def test_each_trainer_config_instantiates_on_its_own(name):
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
@@ -120,6 +123,16 @@ def test_each_trainer_config_instantiates_on_its_own(name):
     assert isinstance(trainer.strategy, strategies.get(name[:4].rstrip("_"), SingleDeviceStrategy))
     everywhere = max(1, torch.cuda.device_count() * (name in ("ddp", "fsdp2")))
     assert trainer.world_size == (2 if name.endswith("_cpu") else everywhere)
+
+
+def test_shards_on_cpu_are_refused_where_torch_has_none(monkeypatch):
+    monkeypatch.delattr(torch.cpu.Stream, "record_event", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        Trainer(strategy=HydraFSDP2Strategy(), accelerator="cpu", devices=2, logger=False)
+    assert str(caught.value) == (
+        f"FSDP2 on CPU processes needs a newer torch.\n  found: torch {torch.__version__}\n"
+        "  fix: install a newer torch, or write trainer=ddp_cpu"
+    )
 
 
 def test_torchrun_does_not_start_a_sweep_on_every_rank(monkeypatch):

@@ -10,11 +10,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from helpers.recipe import ROOT
 
 DDP_APP = ROOT / "tests" / "ddp_app"
 APP = DDP_APP / "app.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
+needs_shards_on_cpu = pytest.mark.skipif(not SHARDS_ON_CPU, reason="torch 2.6 runs no FSDP2 on CPU")
 LAUNCH_VARIABLES = ["LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.ddp import needs_shards_on_cpu
 from torch import nn
 
 import lightning_wd as wd
@@ -276,6 +277,7 @@ def test_a_hyperball_is_left_and_entered_by_choice() -> None:
     assert stepped(ball, gradient=1.0).state[p]["radius"] == 6.0
 
 
+@needs_shards_on_cpu
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize(
     "config",

@@ -200,7 +200,7 @@ def test_a_subclass_has_the_signature_of_its_own_constructor() -> None:
     assert list(inspect.signature(Mine).parameters) == ["params", "rate"]
     assert Mine([weight()], rate=0.5).defaults["lr"] == 0.5
     with pytest.raises(wd.ConfigError, match="Mine has no key 'lr'"):
-        Mine([weight()], lr=0.5)
+        Mine([weight()], lr=0.5)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), True])

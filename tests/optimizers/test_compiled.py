@@ -114,10 +114,10 @@ def test_a_step_that_the_user_compiles(cls: Any, settings: dict[str, Any]) -> No
             optimizer.param_groups[0]["weight_decay"] = settings["weight_decay"] / (t + 1)
             step()
         results.append([p.detach() for p in params])
-    # Two frames, each compiled once with a number and once with a symbol. SGD with momentum is right but compiles more
-    # often, up to Dynamo's own limit: for it there is compile=True.
+    # Two frames, each compiled once with a number and once with a symbol, and once more in torch 2.6. SGD with momentum
+    # is right but compiles more often, up to Dynamo's own limit: for it there is compile=True.
     assert graphs.frame_count >= 1
-    assert graphs.frame_count <= 4 or settings.get("momentum")
+    assert graphs.frame_count <= 5 or settings.get("momentum")
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(
             a, b, rtol=1e-4, atol=1e-5

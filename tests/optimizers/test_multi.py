@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,46 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import lightning_wd as wd
+
+# --- state that a constructor makes ---
+
+
+class Eager(torch.optim.Optimizer):
+    """SGD with a sum of gradients that the constructor makes, as that of torch 2.6's Adagrad does, and no step."""
+
+    def __init__(self, params: Any, lr: float = 0.1, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["sum"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(self.state[p]["sum"].add_(p.grad), alpha=group["lr"])
+
+
+@pytest.mark.parametrize("name", ["eager.Eager", None])
+def test_groups_that_come_later_have_the_state_that_a_constructor_makes(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("eager")
+    module.Eager = Eager  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "eager", module)
+    params = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    groups = [{"params": [p], **({"optimizer": name} if name else {})} for p in params]
+    optimizer: Any = (wd.MultiOptimizer if name else wd.decoupled(Eager))(groups[:2], lr=0.1, weight_decay=0.5)
+    optimizer.add_param_group(groups[2])
+    for _ in range(2):  # w <- 0.95 * w - 0.1 * (1 + ... + t)
+        for p in params:
+            p.grad = torch.ones(2)
+        optimizer.step()
+    for p in params:
+        assert p.tolist() == pytest.approx([0.95 * 0.85 - 0.2] * 2)
+        assert optimizer.state[p]["sum"].tolist() == [2.0, 2.0]
+
 
 # --- equal to separate optimizers ---------------------------------------------------------------------------------
 
