@@ -1,8 +1,9 @@
-"""Checks before training: numbers in range, devices that exist, a model that fits, processes that train together."""
+"""Checks before training: keys, numbers in range, devices that exist, a model that fits, processes that go together."""
 
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_wd.distributed import HydraDDPStrategy, HydraFSDP2Strategy
-from lightning_wd.errors import ConfigError, number
+from lightning_wd.errors import ConfigError, nearest, number
 
 # The whole numbers of a config: the least value of each (-1 means "no limit", and is offered to nobody), and whether it
 # may be null.
@@ -26,6 +27,28 @@ WHOLE_NUMBERS = {
     "trainer.check_val_every_n_epoch": (1, True),
     "trainer.log_every_n_steps": (0, True),
 }
+
+# The keys at the top of the config that train.py or a sweep reads. Others, as +note=..., are notes for config.yaml.
+KEYS = (
+    "data model optimizer lr_scheduler callbacks logger trainer seed ckpt_path init_from hparams_search skip_finished"
+).split()
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """Refuse a key that is nearly one that counts: ``+optimzer.lr=1`` would change nothing.
+
+    >>> check_keys(OmegaConf.create({"seed": 0, "note": "a first try"}))
+    >>> check_keys(OmegaConf.create({"optimzer": {"lr": 1}}))
+    Traceback (most recent call last):
+    ...
+    lightning_wd.errors.ConfigError: the config has no key 'optimzer'.
+      nearest: 'optimizer'
+      fix: write optimizer, or give what is yours another name
+    """
+    for key in set(cfg) - {*KEYS}:
+        if close := nearest(key, KEYS):
+            fix = f"write {close}, or give what is yours another name"
+            raise ConfigError(f"the config has no key {key!r}.", nearest=close, fix=fix)
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -45,12 +68,14 @@ def check_numbers(cfg: DictConfig) -> None:
 
 
 def check_devices(trainer: DictConfig) -> None:
-    """Refuse a GPU where there is none, and more of them than there are.
+    """Refuse zero devices, a GPU where there is none, and more of them than there are.
 
     Args:
         trainer: the trainer's node.
     """
     accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
+    if isinstance(devices, int) and devices != -1:  # -1 is all GPUs; Lightning reads lists and text
+        number("trainer.devices", devices, minimum=1, whole=True)
     gpus = CUDAAccelerator.auto_device_count()
     if accelerator in ("gpu", "cuda") and not gpus and not MPSAccelerator.is_available():
         raise ConfigError(
@@ -65,6 +90,9 @@ def check_devices(trainer: DictConfig) -> None:
         )
 
 
+_INPUTS = ("in_features", "in_channels", "vocab_size")
+
+
 def check_fit(model: DictConfig, data: Any) -> None:
     """Refuse a model that cannot take the data; the attributes of the data module say what it needs.
 
@@ -72,7 +100,14 @@ def check_fit(model: DictConfig, data: Any) -> None:
         model: the model's node.
         data: the data module.
     """
-    for key in ("in_features", "in_channels", "num_classes", "vocab_size", "block_size"):
+    takes, gives = ([key for key in _INPUTS if has(key)] for has in (model.__contains__, partial(hasattr, data)))
+    if takes and gives and not {*takes} & {*gives}:
+        raise ConfigError(
+            f"the model takes {takes[0]}, and the data have none.",
+            found=f"{type(data).__name__} has {' and '.join(gives)}",
+            fix="choose a model that fits (mlp in_features, resnet in_channels, gpt vocab_size), or other data",
+        )
+    for key in (*_INPUTS, "num_classes", "block_size"):
         has, needs = model.get(key), getattr(data, key, None)
         if not isinstance(has, int) or needs is None or has == needs or (has > needs and not key.startswith("in_")):
             continue

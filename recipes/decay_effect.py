@@ -68,4 +68,6 @@ def _amount(optimizers: list[Optimizer], total: int | None) -> str:
     if not timed:
         return f"L2 {found[0]['l2']:.3g} in the gradient, without a timescale"
     steps, runs = min(timed)
-    return f"timescale {steps:,.0f} steps" + ("" if runs is None else f", {runs:.2g} of the run")
+    if runs is None:
+        return f"timescale {steps:,.0f} steps"
+    return f"timescale {steps:,.0f} steps, " + (f"{runs:.2g} of the run" if runs < 10 else f"{runs:,.0f} times the run")

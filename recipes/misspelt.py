@@ -1,8 +1,11 @@
-"""What Hydra refuses on the command line, said with the nearest group, option or key, after Hydra's own words."""
+"""What Hydra refuses on the command line, said with the nearest group, option or key, or with the form of an override,
+after Hydra's own words.
+"""
 
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +24,9 @@ from lightning_wd.styles import RENAMED
 __all__ = ["misspelt", "say_nearest"]
 
 _CONF = Path(__file__).resolve().parent / "conf"
+_QUOTE = (
+    "close each bracket and quote, and put single quotes around it all: 'optimizer.mask.rules=[{name: \"*.bias\"}]'"
+)
 
 
 def say_nearest(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,7 +41,7 @@ def say_nearest(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(*args)
         except SystemExit as stop:
-            words = misspelt(sys.argv[1:]) if stop.code == 1 else None
+            words = misspelt(sys.argv[1:]) if stop.code in (1, 2) else None
             if words is not None:
                 print(f"\n{words}", file=sys.stderr)
             raise
@@ -44,35 +50,34 @@ def say_nearest(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def misspelt(arguments: Sequence[str]) -> str | None:
-    """Return what is wrong with the first override that names no group, option or key; None if each does.
+    """Return what is wrong with the first override that is unreadable, or names no group, option or key, else None.
 
     Args:
         arguments: the command line.
 
     >>> print(misspelt(["data.batchsize=8"]))
     data.batchsize is not in the config.
-      valid: batch_size, label_noise, num_workers, seed
+      valid: batch_size, classes, label_noise, num_workers, seed
       nearest: 'data.batch_size'
       fix: write data.batch_size=8
     """
     with initialize_config_dir(str(_CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        try:
-            overrides = OverridesParser.create(loader).parse_overrides(
-                [a for a in arguments if a[:1] == "~" or (a[:1] != "-" and "=" in a)]
-            )
-        except HydraException:
-            return None  # Hydra points at the character
-        choices = compose("train", return_hydra_config=True).hydra.runtime.choices
-        groups = {str(key).partition("@")[0] for key in choices}
+        parser, default = OverridesParser.create(loader), compose("train", return_hydra_config=True)
+        groups = {str(key).partition("@")[0] for key in default.hydra.runtime.choices}
+        unreadable = _unreadable(arguments, {*groups, *map(str, default)}, parser)
+        if unreadable is not None:
+            return unreadable
+        overrides = parser.parse_overrides([typed for typed in arguments if _is_override(typed)])
         chosen = [each for each in overrides if each.get_key_element().lstrip("+~").partition("@")[0] in groups]
         for each in chosen:
             group = each.key_or_group
             options = loader.get_group_options(group, config_name="train", overrides=[])
             for option in _values(each):
                 if option not in (*options, "null"):
-                    close = nearest(option, options)
-                    fixed = f"{each.get_key_element()}={close or '<one of them>'}"
+                    close, (key, _, typed) = nearest(option, options), str(each.input_line).partition("=")
+                    meant = re.sub(rf"(?<!\w){re.escape(option)}(?!\w)", close or "<one of them>", typed)
+                    fixed = f"{key}={meant}"
                     return _words(f"{group} has no option {option!r}", options, close, fixed)
         if any(each.is_sweep_override() for each in chosen):
             return None  # the keys differ from job to job
@@ -87,6 +92,8 @@ def misspelt(arguments: Sequence[str]) -> str | None:
         *above, last = key.split(".")
         node = OmegaConf.select(config, ".".join(above)) if above else config
         if OmegaConf.is_dict(node) and last in node:
+            if OmegaConf.is_list(node[last]) and isinstance(each.value(), dict):
+                return explain(f"{key} is a list.", fix=f"write '{key}=[{each.get_value_element_as_str()}]'")
             continue
         every = [*_dotted(OmegaConf.to_container(config, resolve=False)), *groups]
         if OmegaConf.is_dict(node):
@@ -100,11 +107,35 @@ def misspelt(arguments: Sequence[str]) -> str | None:
     return None
 
 
+def _is_override(typed: str) -> bool:
+    return typed[:1] == "~" or (typed[:1] != "-" and "=" in typed[1:])
+
+
+def _unreadable(arguments: Sequence[str], names: Collection[str], parser: OverridesParser) -> str | None:
+    """Return what is wrong with the first argument that is no override; overrides begin with one of ``names``."""
+    for before, typed in zip(["", *arguments], arguments, strict=False):
+        bare = typed.lstrip("-")
+        if bare != typed and re.split(r"[.=]", bare)[0] in names:
+            fix = f"write {bare if '=' in bare else f'{bare}=<value>'}, without dashes"
+            return explain(f"{typed} is no option.", fix=fix)
+        if typed[:1] == "-" or (before[:1] == "-" and "=" not in typed):  # an option of Hydra's, or its value
+            continue
+        if not _is_override(typed):
+            return explain(f"{typed} is not key=value.", fix=f"write {typed}=<value>, without spaces around =")
+        try:
+            parser.parse_overrides([typed])
+        except HydraException:
+            return explain(f"{typed} cannot be read as key=value.", fix=_QUOTE)
+    return None
+
+
 def _values(override: Override) -> Iterator[str]:
-    """Yield the options that a choice names, one or those of a sweep; none for a glob and for a deletion."""
+    """Yield the options that a choice names, one or those of a list or sweep; none for a glob and for a deletion."""
     if override.is_delete():
         return
-    texts = override.sweep_string_iterator() if override.is_choice_sweep() else [override.value()]
+    value = override.value()
+    one = value if isinstance(value, list) else [value]
+    texts = override.sweep_string_iterator() if override.is_choice_sweep() else one
     yield from (str(text) for text in texts if isinstance(text, str))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import hydra
 import lightning as L
 from checkpoints import LastCheckpoint, LoggedSteps, find_checkpoint
-from checks import check_devices, check_fit, check_numbers, check_strategy
+from checks import check_devices, check_fit, check_keys, check_numbers, check_strategy
 from decay_effect import DecayEffect
 from from_config import build, make, make_logger
 from hydra.core.hydra_config import HydraConfig
@@ -64,6 +64,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     folder = run_dir()
     check_targets(cfg)
+    check_keys(cfg)
     check_numbers(cfg)
     check_devices(cfg.trainer)
     ckpt_path, finished = _where_to_begin(cfg, folder)
@@ -96,9 +97,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         # weights_only is given: left out, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, set for some other library, would decide
         trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
         if not last.trained:
-            rank_zero_only(print)(
-                "nothing was left to train: raise trainer.max_epochs or trainer.max_steps", flush=True
-            )
+            limits = "trainer.max_epochs, trainer.max_steps and trainer.limit_train_batches"
+            rank_zero_only(print)(f"nothing was left to train: {limits} leave no step", flush=True)
         metrics = dict(trainer.callback_metrics)
         trainer.test(model, data)
         metrics |= trainer.callback_metrics

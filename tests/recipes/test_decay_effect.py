@@ -27,6 +27,7 @@ def norm(module: torch.nn.Module) -> float:
     ("optimizer", "shrink", "words"),
     [
         ({"name": "adamw", "lr": 0.1, "weight_decay": 0.5}, 0.95**10, "timescale 20 steps, 2 of the run"),
+        ({"name": "adamw", "lr": 1e-3, "weight_decay": 0.5}, 0.9995**10, "timescale 2,000 steps, 200 times the run"),
         ({"name": "adamw", "lr": 0.1, "decay": {"style": "none"}}, 1.0, "no decay"),
         ({"name": "adamw", "lr": 0.1, "decay": {"style": "hyperball"}}, 1.0, "held by hyperball"),
         ({"name": "sgd_l2", "lr": 0.1, "weight_decay": 0.5, "momentum": 0.0}, 0.95**10, "L2 0.5 in the gradient"),

@@ -313,6 +313,24 @@ def test_bad_input_ends_with_an_error_code_and_leaves_earlier_runs_alone(
             "  fix: write model.num_classes=10, or choose other data",
         ),
         (
+            "model=gpt",
+            "the model takes vocab_size, and the data have none.\n"
+            "  found: Digits has in_features\n"
+            "  fix: choose a model that fits (mlp in_features, resnet in_channels, gpt vocab_size), or other data",
+        ),
+        (
+            "trainer.devices=0",
+            "trainer.devices must be a whole number >= 1 but got 0.\n"
+            "  found: int\n"
+            "  valid: a whole number >= 1\n"
+            "  fix: write trainer.devices=<a whole number >= 1>",
+        ),
+        (
+            "+optimzer.lr=1",
+            "the config has no key 'optimzer'.\n  nearest: 'optimizer'\n"
+            "  fix: write optimizer, or give what is yours another name",
+        ),
+        (
             "model.hidden=5",
             "model cannot be built from these settings: Value after * must be an iterable, not int\n"
             "  found: in_features=64, hidden=5, num_classes=10, dropout=0.0\n"
