@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from importlib import import_module
@@ -28,6 +29,7 @@ from studies import (
     muon_against_adamw,
     schedules,
     styles,
+    transfer,
 )
 from studies.run import STUDIES
 
@@ -148,6 +150,74 @@ def test_the_best_rates_of_the_widths_are_those_of_the_runs(tmp_path: Path) -> N
         expected = finished_runs.read_csv(ROOT / "docs/studies/hyperball" / name)
         for found, known in zip(finished_runs.read_csv(tmp_path / "out" / name), expected, strict=True):
             assert found == pytest.approx(known, rel=1e-4)  # from losses of six digits
+
+
+def test_what_is_best_at_the_reference_is_carried_over_by_the_key(tmp_path: Path) -> None:
+    """By the error of Fashion-MNIST and the loss of the GPT; a loss that is not finite is never best."""
+    for task, good in {"fashion": "0.9,1.0", "gpt": ",1.0"}.items():
+        for place, best in {"reference": (0.25, 0.5), "batch": (0.5, 2.0)}.items():
+            for lr, lam, values in ((0.125, 0.5, good.replace("1.0", "nan")), (*best, good), (1.0, 1.0, "0.8,1.5")):
+                folder = tmp_path / task / "sgdw" / place / "grid" / f"lr{lr}_wd{lam}"
+                folder.mkdir(parents=True)
+                (folder / "config.yaml").write_text(f"optimizer: {{lr: {lr}, weight_decay: {lam}}}\n")
+                head = "epoch,step,test/acc,test/loss" if task == "fashion" else "epoch,step,test/other,test/loss"
+                (folder / "metrics.csv").write_text(f"{head}\n1,10,{values}\n")
+    made = transfer.sweeps(tmp_path, tmp_path, False)
+    for task, batch in {"fashion": 25, "gpt": 8}.items():
+        here = [f"data.batch_size={4 * batch}", "trainer.max_steps=50", "seed=1,2,3"]
+        tuned = ["optimizer.lr=0.25", "optimizer.weight_decay=0.5"]
+        key = [f"optimizer.reference.global_batch={batch}", "optimizer.reference.steps=200"]
+        key.append("+callbacks.plan_summary._target_=lightning_wd.DecayPlanSummary")
+        for variant, expected in {
+            "best": ["optimizer.lr=0.5", "optimizer.weight_decay=2.0"],
+            "as_tuned": tuned,
+            "carried": [*key, *tuned],
+            "decay_only": [*key, "optimizer.reference.lr_rule=none", *tuned],
+        }.items():
+            sweep = made[f"{task}/sgdw/batch/{variant}"]
+            assert callable(sweep)
+            assert sweep(tmp_path)[-len(here) - len(expected) :] == [*here, *expected]
+    lr_only = made["gpt/sgdw/both/lr_only"]
+    assert callable(lr_only)
+    assert lr_only(tmp_path)[-2:] == ["optimizer.lr=1.0", "optimizer.weight_decay=0.5"]  # linear in the batch
+
+
+def test_half_of_a_rule_that_is_the_whole_or_nothing_is_not_run_again() -> None:
+    before = {"global_batch": 8, "steps": 200}
+    found = {
+        (name, batch, steps): list(transfer.variants(name, before, batch, steps))
+        for name in ("adamw", "sgdw")
+        for batch, steps in ((32, 50), (8, 800), (32, 200))
+    }
+    assert found == {
+        ("adamw", 32, 50): ["as_tuned", "carried", "lr_only", "decay_only"],
+        ("adamw", 8, 800): ["as_tuned", "carried"],
+        ("adamw", 32, 200): ["as_tuned", "carried", "lr_only"],
+        ("sgdw", 32, 50): ["as_tuned", "carried", "decay_only"],
+        ("sgdw", 8, 800): ["as_tuned", "carried"],
+        ("sgdw", 32, 200): ["as_tuned", "carried", "lr_only"],
+    }
+
+
+def test_the_regrets_are_those_of_the_runs(tmp_path: Path) -> None:
+    """Pairs that were carried over are read from the run's own plan."""
+    for row in finished_runs.read_csv(ROOT / "docs/studies/transfer/runs.csv"):
+        if row["variant"] == "grid":
+            continue
+        place = f"{row['task']}/{row['optimizer']}/{row['change']}/{row['variant']}"
+        pair = {"lr": row["lr"], "weight_decay": row["weight_decay"]}
+        folder = tmp_path / place / f"seed{row['seed']}"
+        folder.mkdir(parents=True)
+        if row["variant"] in ("carried", "decay_only"):
+            (folder / "decay_plan.json").write_text(json.dumps({"carried_over": {"here": pair}}))
+            pair = {"lr": 7.0, "weight_decay": 7.0}
+        (folder / "config.yaml").write_text(json.dumps({"optimizer": pair, "seed": int(row["seed"])}))
+        acc, loss = (1 - row["value"] / 100, 1.0) if row["task"] == "fashion" else ("", row["value"])
+        (folder / "metrics.csv").write_text(f"epoch,step,test/acc,test/loss\n1,10,{acc},{loss}\n")
+    transfer.report(tmp_path, tmp_path / "out")
+    expected = finished_runs.read_csv(ROOT / "docs/studies/transfer/table.csv")
+    for found, known in zip(finished_runs.read_csv(tmp_path / "out/table.csv"), expected, strict=True):
+        assert found == pytest.approx(known, rel=1e-3, abs=2e-4)  # differences of numbers of six digits
 
 
 def test_intervals_are_students() -> None:
