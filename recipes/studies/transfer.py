@@ -1,7 +1,7 @@
 """A tuned pair of learning rate and lambda after a change of batch and steps: as it is, or carried over.
 
-One seed tunes the pair on a grid at the reference, and finds the best cell of that grid after each change. Three other
-seeds compare with that cell: the tuned pair as it is, by ``optimizer.reference``, and by half of its rule alone.
+Two seeds tune the pair on a grid at the reference, and find the best cell of that grid after each change. Three others
+compare with that cell: the tuned pair as it is, by ``optimizer.reference``, and by half of its rule alone.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ FAMILIES = {"adamw": "adam", "sgdw": "sgd"}
 GRIDS = {
     ("fashion", "adamw"): ([-8, -4], [-4, 2, 3]),
     ("gpt", "adamw"): ([-11, -7], [-2, 2, 2]),
-    ("fashion", "sgdw"): ([-4, 0], [-8, -2, 3]),
-    ("gpt", "sgdw"): ([-4, 0], [-8, -4, 2]),
+    ("fashion", "sgdw"): ([-4, 0, 2], [-8, -2, 3]),
+    ("gpt", "sgdw"): ([-4, 0, 2], [-8, -4, 2]),
 }
 VARIANTS = {"as_tuned": "as tuned", "carried": "carried over", "lr_only": "lr only", "decay_only": "decay only"}
-SEEDS = (1, 2, 3)  # 0 chooses the cells
+SEEDS = (1, 2, 3)  # 0 and 4 choose the cells
 
 
 def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable[[Path], list[str]]]:
@@ -73,7 +73,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
         for change, (_, rows, times) in {"reference": ("", 1, 1), **CHANGES}.items():
             batch, steps = before["global_batch"] * rows, int(before["steps"] * times)
             here = [*run, f"data.batch_size={batch}", f"trainer.max_steps={steps}"]
-            made[f"{task}/{name}/{change}/grid"] = [*here, *grid, "seed=0"]
+            made[f"{task}/{name}/{change}/grid"] = [*here, *grid, f"seed={0 if smoke else '0,4'}"]
             if change == "reference":
                 continue
             here.append(f"seed={','.join(map(str, SEEDS[:1] if smoke else SEEDS))}")
@@ -104,8 +104,11 @@ def variants(optimizer: str, before: dict[str, int], batch: int, steps: int) -> 
 
 
 def at_the_best_cell(overrides: list[str], grid: str, factor: float, runs: Path) -> list[str]:
-    """Add the pair that is best in a grid, with a factor for the learning rate."""
-    lr, lam = pair_of(min(read_runs(runs / grid), key=score))
+    """Add the pair that is best in a grid by the mean over its seeds, with a factor for the learning rate."""
+    cells: dict[tuple[float, float], list[float]] = defaultdict(list)
+    for run in read_runs(runs / grid):
+        cells[pair_of(run)].append(score(run))
+    lr, lam = min(cells, key=lambda pair: fmean(cells[pair]))
     return [*overrides, f"optimizer.lr={lr * factor!r}", f"optimizer.weight_decay={lam!r}"]
 
 
@@ -173,13 +176,15 @@ def draw(out: Path) -> None:
                 heights = [height + 0.2 * (number - 1.5)] * len(regrets)
                 axes.plot(regrets, heights, "x", alpha=0.7, **look)
                 axes.plot(fmean(regrets), heights[0], "o", label="" if height else VARIANTS[variant], **look)
+                if math.inf in regrets:
+                    axes.plot(1, heights[0], ">", transform=axes.get_yaxis_transform(), clip_on=False, **look)
         axes.axvline(0, color="0.4", linestyle=":")
         axes.set(title=label, xlabel=f"regret ({unit})")
     grid[0].set_yticks(range(len(places)), [f"{TITLES[name]}, {CHANGES[change][0]}" for name, change in places])
     grid[0].invert_yaxis()
     text = (
-        "Dots: means over the seeds (crosses). Shaded: carried over it is worse than as tuned, with each seed. "
-        "A variant that is the same run as one above it is not drawn."
+        "Dots: means over the seeds (crosses); arrow: the loss was not finite. Shaded: with each seed it is worse "
+        "to carry over than not to. A variant that is the same run as another is not drawn."
     )
     below(figure, text, grid[0].get_legend_handles_labels()[0])
     save(figure, out / "transfer.png")
