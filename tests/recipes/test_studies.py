@@ -227,6 +227,7 @@ def test_intervals_are_students() -> None:
     mean, half = finished_runs.mean_and_half_width([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.303 / math.sqrt(3)))
     assert math.isnan(finished_runs.mean_and_half_width([1.0, 2.0])[1])
+    assert math.isnan(finished_runs.mean_and_half_width([1.0, 2.0, math.inf])[1])
 
 
 def test_the_effective_decay_is_what_a_step_of_adam_removes() -> None:
