@@ -56,14 +56,14 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % interval (Student's t), nan for fewer than three values.
+    """Return the mean and half the width of its 95 % interval (Student's t), nan for fewer than three or for inf.
 
     >>> mean, half = mean_and_half_width([1.0, 2.0, 3.0])
     >>> mean, round(half, 3)
     (2.0, 2.484)
     """
     n = len(values)
-    if n < 3:
+    if n < 3 or math.inf in values:
         return float(np.mean(values)), math.nan
     return float(np.mean(values)), _T95[min(n - 3, len(_T95) - 1)] * float(np.std(values, ddof=1)) / math.sqrt(n)
 

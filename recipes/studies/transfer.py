@@ -1,0 +1,190 @@
+"""A tuned pair of learning rate and lambda after a change of batch and steps: as it is, or carried over.
+
+Two seeds tune the pair on a grid at the reference, and find the best cell of that grid after each change. Three others
+compare with that cell: the tuned pair as it is, by ``optimizer.reference``, and by half of its rule alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from studies.finished_runs import SMOKE, Run, mean_and_half_width, read_csv, read_runs, write_csv
+
+import lightning_wd as wd
+from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
+from lightning_wd.runs.sweep import octaves
+
+STEPS, BATCHES = 200, {"fashion": 25, "gpt": 8}  # of the reference
+# label, factor of the batch, factor of the steps
+CHANGES = {
+    "batch": ("4 x batch, 1/4 of the steps", 4, 0.25),
+    "steps": ("4 x steps", 1, 4),
+    "both": ("4 x batch, same steps", 4, 1),
+}
+MEASURES = {  # what is measured, the unit of its differences
+    "fashion": ("test error of the small Fashion-MNIST", "points"),
+    "gpt": ("validation loss of a character GPT", "nats per character"),
+}
+FAMILIES = {"adamw": "adam", "sgdw": "sgd"}
+# exponents of 2 of lr and of lambda (decoupled): first, last, step
+GRIDS = {
+    ("fashion", "adamw"): ([-8, -4], [-4, 2, 3]),
+    ("gpt", "adamw"): ([-11, -7], [-2, 2, 2]),
+    ("fashion", "sgdw"): ([-4, 0, 2], [-8, -2, 3]),
+    ("gpt", "sgdw"): ([-4, 0, 2], [-8, -4, 2]),
+}
+VARIANTS = {"as_tuned": "as tuned", "carried": "carried over", "lr_only": "lr only", "decay_only": "decay only"}
+SEEDS = (1, 2, 3)  # 0 and 4 choose the cells
+
+
+def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable[[Path], list[str]]]:
+    """Return the overrides of each sweep by its name; those that compare need the grids before them."""
+    tasks = {
+        "fashion": [
+            *("experiment=fashion_small", f"data.root={data}/fashion_mnist"),
+            *("trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=1000"),
+        ],
+        "gpt": [
+            *("data=shakespeare", f"data.root={data}/tinyshakespeare", "data.block_size=32", "trainer.max_epochs=1"),
+            *("model=gpt", "model.preset=tiny", "model.block_size=32", "trainer.limit_val_batches=0"),
+            *("+trainer.limit_test_batches=0.25", "trainer.log_every_n_steps=50"),
+        ],
+    }
+    made: dict[str, list[str] | Callable[[Path], list[str]]] = {}
+    for (task, name), (rates, decays) in GRIDS.items():
+        if smoke and (task, name) != ("fashion", "adamw"):  # the others differ in names only
+            continue
+        run = [
+            *("hparams_search=resumable", *(SMOKE if smoke else tasks[task]), f"optimizer={name}", "callbacks=none"),
+            *("optimizer/decay=decoupled", "lr_scheduler.warmup_steps=0.05", "trainer.enable_progress_bar=false"),
+            "hydra.sweep.subdir=lr${optimizer.lr}_wd${optimizer.weight_decay}_seed${seed}",
+        ]
+        grid = [
+            f"optimizer.{key}={octaves(exponents[:1] * 2 if smoke else exponents)}"
+            for key, exponents in (("lr", rates), ("weight_decay", decays))
+        ]
+        before = {"global_batch": BATCHES[task], "steps": 8 if smoke else STEPS}
+        for change, (_, rows, times) in {"reference": ("", 1, 1), **CHANGES}.items():
+            batch, steps = before["global_batch"] * rows, int(before["steps"] * times)
+            here = [*run, f"data.batch_size={batch}", f"trainer.max_steps={steps}"]
+            made[f"{task}/{name}/{change}/grid"] = [*here, *grid, f"seed={0 if smoke else '0,4'}"]
+            if change == "reference":
+                continue
+            here.append(f"seed={','.join(map(str, SEEDS[:1] if smoke else SEEDS))}")
+            made[f"{task}/{name}/{change}/best"] = partial(at_the_best_cell, here, f"{task}/{name}/{change}/grid", 1.0)
+            for variant, (factor, own) in variants(name, before, batch, steps).items():
+                chosen = partial(at_the_best_cell, [*here, *own], f"{task}/{name}/reference/grid", factor)
+                made[f"{task}/{name}/{change}/{variant}"] = chosen
+    return made
+
+
+def variants(optimizer: str, before: dict[str, int], batch: int, steps: int) -> dict[str, tuple[float, list[str]]]:
+    """Return the factor of lr and the overrides of each variant, without those that another one equals."""
+    reference = [f"optimizer.reference.{key}={value}" for key, value in before.items()]
+    reference.append("+callbacks.plan_summary._target_=lightning_wd.DecayPlanSummary")  # writes down what came out
+    carried, decayed = (
+        wd.carry_over(1.0, 1.0, reference=before | own, global_batch=batch, steps=steps, family=FAMILIES[optimizer])
+        for own in ({}, {"lr_rule": "none"})
+    )
+    made: dict[tuple[float, float], tuple[str, float, list[str]]] = {}
+    for variant, pair, factor, own in (
+        ("as_tuned", (1.0, 1.0), 1.0, []),
+        ("carried", carried, 1.0, reference),
+        ("lr_only", (carried.lr, 1.0), carried.lr, []),
+        ("decay_only", decayed, 1.0, [*reference, "optimizer.reference.lr_rule=none"]),
+    ):
+        made.setdefault(pair, (variant, factor, own))
+    return {variant: (factor, own) for variant, factor, own in made.values()}
+
+
+def at_the_best_cell(overrides: list[str], grid: str, factor: float, runs: Path) -> list[str]:
+    """Add the pair that is best in a grid by the mean over its seeds, with a factor for the learning rate."""
+    cells: dict[tuple[float, float], list[float]] = defaultdict(list)
+    for run in read_runs(runs / grid):
+        cells[pair_of(run)].append(score(run))
+    lr, lam = min(cells, key=lambda pair: fmean(cells[pair]))
+    return [*overrides, f"optimizer.lr={lr * factor!r}", f"optimizer.weight_decay={lam!r}"]
+
+
+def score(run: Run) -> float:
+    """Return what :data:`MEASURES` says of a run; less is better, and inf is a run whose loss was not finite."""
+    value = run.test_error if "test/acc" in run.last else run.last["test/loss"]
+    return value if math.isfinite(run.last["test/loss"]) else math.inf
+
+
+def report(runs: Path, out: Path) -> None:
+    """Write each run, and each variant's mean, less that of the best cell (``regret``), and of the tuned pair as is."""
+    rows, table = [], []
+    for task, optimizer in GRIDS:
+        for change in ("reference", *CHANGES):
+            values: dict[str, dict[int, float]] = {}
+            pairs: dict[str, tuple[float, float]] = {}
+            for variant in ("grid", "best", *VARIANTS):
+                for run in read_runs(runs / task / optimizer / change / variant):
+                    seed, pair, value = run.config["seed"], pair_of(run), score(run)
+                    rows.append((task, optimizer, change, variant, *pair, seed, value))
+                    values.setdefault(variant, {})[seed], pairs[variant] = value, pair
+            for variant, found in values.items():
+                if variant != "grid":
+                    numbers = [fmean(found.values())]
+                    for other in ("best", "as_tuned"):
+                        numbers += mean_and_half_width([value - values[other][seed] for seed, value in found.items()])
+                    table.append((task, optimizer, change, variant, *pairs[variant], *numbers))
+    head = "task optimizer change variant lr weight_decay".split()
+    write_csv(out / "runs.csv", [*head, "seed", "value"], rows)
+    less = "regret regret_half_width over_as_tuned over_as_tuned_half_width".split()
+    write_csv(out / "table.csv", [*head, "value", *less], table)
+
+
+def pair_of(run: Run) -> tuple[float, float]:
+    """Return the learning rate and lambda that a run trained with, carried over or not."""
+    plan = run.folder / "decay_plan.json"
+    found = (
+        json.loads(plan.read_text(encoding="utf-8"))["carried_over"]["here"]
+        if plan.exists()
+        else run.config["optimizer"]
+    )
+    return found["lr"], found["weight_decay"]
+
+
+@in_style()
+def draw(out: Path) -> None:
+    """Draw the regret of each variant, a row for each optimizer and change; shaded where carrying over is worse."""
+    values: dict[tuple[str, ...], dict[float, float]] = defaultdict(dict)
+    for row in read_csv(out / "runs.csv"):
+        values[row["task"], row["optimizer"], row["change"], row["variant"]][row["seed"]] = row["value"]
+    places = [(optimizer, change) for optimizer in FAMILIES for change in CHANGES]
+    title = "What a tuned pair costs over the best one, after a change of batch and steps"
+    figure, grid = panels(2, title, height=3.8, share_y=True)
+    for axes, (task, (label, unit)) in zip(grid, MEASURES.items(), strict=True):
+        for height, (name, change) in enumerate(places):
+            found = {variant: values[task, name, change, variant] for variant in ("best", *VARIANTS)}
+            best = found.pop("best")
+            if best and all(found["carried"][seed] > value for seed, value in found["as_tuned"].items()):
+                axes.axhspan(height - 0.45, height + 0.45, color="0.92")
+            for number, (variant, each) in enumerate(found.items()):
+                if not each:
+                    continue
+                regrets = [value - best[seed] for seed, value in each.items()]
+                look = {"color": COLORS[number], "linestyle": ""}
+                heights = [height + 0.2 * (number - 1.5)] * len(regrets)
+                axes.plot(regrets, heights, "x", alpha=0.7, **look)
+                axes.plot(fmean(regrets), heights[0], "o", label="" if height else VARIANTS[variant], **look)
+                if math.inf in regrets:
+                    axes.plot(1, heights[0], ">", transform=axes.get_yaxis_transform(), clip_on=False, **look)
+        axes.axvline(0, color="0.4", linestyle=":")
+        axes.set(title=label, xlabel=f"regret ({unit})")
+    grid[0].set_yticks(range(len(places)), [f"{TITLES[name]}, {CHANGES[change][0]}" for name, change in places])
+    grid[0].invert_yaxis()
+    text = (
+        "Dots: means over the seeds (crosses); arrow: the loss was not finite. Shaded: with each seed it is worse "
+        "to carry over than not to. A variant that is the same run as another is not drawn."
+    )
+    below(figure, text, grid[0].get_legend_handles_labels()[0])
+    save(figure, out / "transfer.png")
