@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from importlib.metadata import distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,7 @@ import torch
 import lightning_wd as wd
 
 BYTES = {"adamw": 28, "sgdw": 20}
+LARGE = 20_000_000  # parameters of a set that outgrows every cache
 
 
 def shapes(name: str) -> list[tuple[int, ...]]:
@@ -207,10 +209,24 @@ def clock(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - begin
 
 
+def versions() -> list[str]:
+    """Return the other packages that are installed here, with their versions."""
+    names = ("timm", "pytorch_optimizer", "torch-optimi", "mosaicml")
+    return [f"{name} {version(name)}" for name in names if any(distributions(name=name))]
+
+
 def state_bytes(optimizer: Any) -> int:
     """Return the bytes of all tensors that an optimizer keeps."""
     held = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     return sum(v.numel() * v.element_size() for v in held)
+
+
+def share_state(optimizer: Any, shared: dict[Any, torch.Tensor]) -> None:
+    """Let optimizers have one momentum, one anchor and so on in common: of GPT-2 each alone would fill a gigabyte."""
+    for p, held in optimizer.state.items():
+        for name, value in held.items():
+            if isinstance(value, torch.Tensor) and value.ndim:
+                held[name] = shared.setdefault((p, name, value.dtype), value)
 
 
 def progress(text: str) -> None:
@@ -224,6 +240,7 @@ def build(
     """Make every optimizer and step it twice; return them, their columns `built` and `state`, and what is absent."""
     numel = sum(p.numel() for p in params)
     optimizers, columns, absent = {}, {}, []
+    shared: dict[Any, torch.Tensor] = {}
     for label, make in contestants(family).items():
         progress(f"{family}, {name}: {label}")
         try:
@@ -239,6 +256,8 @@ def build(
             absent.append(f"{label} ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})")
             continue
         optimizers[label] = optimizer
+        if numel >= LARGE:
+            share_state(optimizer, shared)
         columns[label] = [f"{built * 1e3:.2f}", f"{state_bytes(optimizer) / numel:.2f}"]
     return optimizers, columns, absent
 
@@ -293,15 +312,17 @@ def main() -> None:
     lines = [
         "# One optimizer step",
         "",
+        f"`python {' '.join(sys.argv)}`",
+        "",
         f"{datetime.date.today()}, {machine}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch "
-        f"{torch.__version__}, float32.",
+        f"{torch.__version__}, float32. Others: {', '.join(versions()) or 'none'}.",
         "Ratio: median over rounds against the first row in the same round; interval: its quartiles. Share: bytes that",
         "a step must move, over its time, against the bandwidth of an in-place `x.add_(y)` in the same round. Built:",
         "the constructor, in ms. State: bytes a parameter that the optimizer keeps.",
     ]
     for name in args.sets:
         numel = sum(math.prod(s) for s in shapes(name))
-        rounds = args.rounds * (5 if numel < 20_000_000 else 1)
+        rounds = args.rounds * (5 if numel < LARGE else 1)
         for family in args.families:
             load = os.getloadavg()[0]
             rows, absent = measure(family, name, args.device, rounds)

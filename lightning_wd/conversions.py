@@ -10,7 +10,7 @@ import math
 from lightning_wd.errors import ConfigError, checked_keywords, choice, number
 from lightning_wd.styles import step_fraction
 
-__all__ = ["TIMESCALES", "UNITS", "adamw_angle", "all_units", "convert", "peak_equal", "unit_at_peak"]
+__all__ = ["TIMESCALES", "UNITS", "adamw_angle", "all_units", "convert", "converted", "peak_equal", "unit_at_peak"]
 
 UNITS = ("decoupled", "independent", "normalized", "timescale_epochs", "timescale_runs", "sgd_l2")
 TIMESCALES = ("timescale_epochs", "timescale_runs")
@@ -76,14 +76,30 @@ def convert(
     timescale = from_ in TIMESCALES
     value = number("value", value, infinite=timescale, exclusive=timescale)
     lr = number("lr", lr)
-    known = {"momentum": None if momentum is None else number("momentum", momentum, below=1)}
+    if momentum is not None:
+        momentum = number("momentum", momentum, below=1)
     for name, steps in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
-        known[name] = None if steps is None else number(name, steps, exclusive=True)
+        if steps is not None:
+            number(name, steps, exclusive=True)
+    return converted(value, from_, to, lr, momentum=momentum, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+
+def converted(
+    value: float,
+    from_: str,
+    to: str,
+    lr: float,
+    *,
+    momentum: float | None = None,
+    total_steps: int | None = None,
+    steps_per_epoch: float | None = None,
+) -> float:
+    """Convert as :func:`convert` does, where the amount, the units, the rate and the momentum were checked."""
     if from_ == to:
         return value
 
-    def needed(name: str, unit: str, what: str = "<optimizer steps>, or give the amount as weight_decay") -> float:
-        if (found := known[name]) is None:
+    def needed(name: str, found: float | None, unit: str, what: str) -> float:
+        if found is None:
             raise ConfigError(f"'{unit}' needs {name}, which is not known here.", fix=f"pass {name}={what}")
         return found
 
@@ -94,13 +110,16 @@ def convert(
         if unit == "decoupled":
             return lr
         if unit == "sgd_l2":
-            return lr / (1.0 - needed("momentum", unit, "<the optimizer's momentum, 0 for plain SGD>"))
-        steps = needed("steps_per_epoch" if unit == "timescale_epochs" else "total_steps", unit)
+            return lr / (1.0 - needed("momentum", momentum, unit, "<the optimizer's momentum, 0 for plain SGD>"))
+        epochs = unit == "timescale_epochs"
+        name, known = ("steps_per_epoch", steps_per_epoch) if epochs else ("total_steps", total_steps)
+        steps = needed(name, known, unit, "<optimizer steps>, or give the amount as weight_decay")
+        steps = number(name, steps, exclusive=True)
         return 1.0 / (math.sqrt(steps) if unit == "normalized" else steps)
 
-    fraction = scale(from_) / value if timescale else scale(from_) * value
+    fraction = scale(from_) / value if from_ in TIMESCALES else scale(from_) * value
     if to == "angle":
-        return adamw_angle(fraction, needed("momentum", to, "<b1, the first of AdamW's betas>"))
+        return adamw_angle(fraction, needed("momentum", momentum, to, "<b1, the first of AdamW's betas>"))
     target = scale(to)
     if to in TIMESCALES:
         return target / fraction if fraction else math.inf
@@ -121,9 +140,9 @@ def unit_at_peak(style: str) -> str:
 def peak_equal(weight_decay: float, *, from_: str, to: str, lr: float) -> float:
     """Return the coefficient of style ``to`` that removes as much at the peak as ``weight_decay`` of style ``from_``.
 
-    Both are decoupled styles.
+    Both are decoupled styles, and the numbers were checked.
     """
-    return convert(weight_decay, from_=unit_at_peak(from_), to=unit_at_peak(to), lr=lr)
+    return converted(weight_decay, unit_at_peak(from_), unit_at_peak(to), lr)
 
 
 def adamw_angle(d: float, beta1: float) -> float:

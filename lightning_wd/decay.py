@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, fields
 
-from lightning_wd.conversions import TIMESCALES, convert, unit_at_peak
+from lightning_wd.conversions import TIMESCALES, converted, unit_at_peak
 from lightning_wd.errors import ConfigError, checked_keywords, flag, number
 from lightning_wd.styles import NO_AMOUNT, STYLES, check_style, check_toward
 
@@ -133,4 +133,4 @@ class Decay:
         if unit == "weight_decay":
             return amount
         to = unit_at_peak(self.style)
-        return convert(amount, from_=unit, to=to, lr=lr, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        return converted(amount, unit, to, lr, total_steps=total_steps, steps_per_epoch=steps_per_epoch)

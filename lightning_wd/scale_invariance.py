@@ -7,20 +7,21 @@ with a norm layer behind it. Decay then sets ``||w||``, and so the angle that a 
 
 from __future__ import annotations
 
-import inspect
+import contextlib
+import logging
 import math
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_wd._lightning import either
 from lightning_wd.errors import ConfigError, checked_keywords
 from lightning_wd.mask.module_tree import is_sharded, walk
 
-__all__ = ["INVARIANT", "dense", "radial_products", "radial_share", "scale_invariant", "training_loss"]
+__all__ = ["INVARIANT", "dense", "radial_products", "radial_share", "scale_invariant", "training_shares"]
 
 INVARIANT = 1e-5  # below it a tensor counts as scale-invariant: float32 leaves about 1e-7, a head has about 1e-3
 _CHUNK = 2**22  # elements widened at once
@@ -106,44 +107,67 @@ def scale_invariant(module: nn.Module, loss: Tensor) -> dict[str, float]:
     }
 
 
-def training_loss(module: Any, batch: Any = None) -> Any:
-    """Return the loss of a LightningModule's training step, outside of a Trainer.
+class _AskedError(Exception):
+    """The loss has been there, and training may end."""
 
-    ``batch`` is by default the first of its ``train_dataloader``.
+
+def training_shares(module: Any, data: Any = None) -> dict[str, float]:
+    """Return what :func:`scale_invariant` finds by the loss of a LightningModule's first training step.
+
+    A Trainer of its own runs that step, without its backward pass, so its hooks and loaders are those of training.
+
+    Args:
+        module: its weights are left as they are.
+        data: a batch, or a LightningDataModule; by default the module's own ``train_dataloader``.
 
     Raises:
         ConfigError: it is no LightningModule, steps its optimizers itself, has no data, or returns no loss.
     """
     name = type(module).__name__
-    lightning = hasattr(type(module), "automatic_optimization")
-    if not lightning or not module.automatic_optimization:
-        why = "steps its optimizers itself" if lightning else "is no LightningModule"
+    twins = zip(either("lightning.pytorch.LightningModule"), either("lightning.pytorch.Trainer"), strict=True)
+    base, trainer = next(((base, trainer) for base, trainer in twins if isinstance(module, base)), (None, None))
+    if base is None or trainer is None or not module.automatic_optimization:
+        why = "is no LightningModule" if base is None else "steps its optimizers itself"
         raise ConfigError(
             f"no training loss of {name} can be computed: it {why}.",
             fix="name a LightningModule whose training_step returns the loss, or call wd.scale_invariant(model, loss)",
         )
-    if batch is None:
-        bases = either("lightning.pytorch.LightningModule")
-        if any(type(module).train_dataloader is base.train_dataloader for base in bases):
-            raise ConfigError(
-                f"{name} has no train_dataloader to take a batch from.",
-                fix="write --batch my_pkg.data:batch, a function without arguments that returns one",
-            )
-        module.prepare_data()
-        module.setup("fit")
-        batch = next(iter(module.train_dataloader()))
-    arguments = (batch, 0)[: len(inspect.signature(module.training_step).parameters)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You are trying to `self.log")  # there is no trainer
-        returned = module.training_step(*arguments)
-    loss = returned.get("loss") if isinstance(returned, Mapping) else returned
-    if loss is None:
+    if data is None and type(module).train_dataloader is base.train_dataloader:
+        raise ConfigError(
+            f"{name} has no train_dataloader to take a batch from.",
+            fix="write --batch my_pkg.data:batch, a function without arguments that returns one, or a "
+            "LightningDataModule",
+        )
+    source: dict[str, Any] = {}
+    if isinstance(data, either("lightning.pytorch.LightningDataModule")):
+        source = {"datamodule": data}
+    elif data is not None:  # the loader leaves it as it is
+        rows: Any = [data]
+        source = {"train_dataloaders": DataLoader(rows, batch_size=None, collate_fn=lambda batch: batch)}
+    shares: dict[str, float] = {}
+
+    def ask(loss: Tensor) -> None:
+        shares.update(scale_invariant(module, loss))
+        raise _AskedError
+
+    module.on_before_backward = ask
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)  # the real one may want settings
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)  # what Lightning tells of a run, as below what it warns of
+    try:
+        with warnings.catch_warnings(), contextlib.suppress(_AskedError):
+            warnings.simplefilter("ignore")
+            quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+            trainer(accelerator="cpu", devices=1, fast_dev_run=1, **quiet).fit(module, **source)
+    finally:
+        logging.disable(before)
+        del module.on_before_backward, module.configure_optimizers
+    if not shares:
         raise ConfigError(
             f"training_step of {name} returned no loss.",
-            found=type(returned).__name__,
             fix="return the loss, or a dict that has it as 'loss'",
         )
-    return loss
+    return shares
 
 
 def dense(tensor: Tensor) -> Tensor:

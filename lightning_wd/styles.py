@@ -92,9 +92,9 @@ def check_toward(name: str, value: object, style: str | None, error: type[Explai
       fix: write optimizer.decay.toward=init
     """
     toward = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(toward, str) or not (toward in TOWARD or os.path.isfile(toward)):
+    if not isinstance(toward, str) or not (toward in TOWARD or os.path.isfile(os.path.expanduser(toward))):
         close = nearest(toward, TOWARD)
-        if isinstance(toward, str) and os.path.isdir(toward):
+        if isinstance(toward, str) and os.path.isdir(os.path.expanduser(toward)):
             raise error(
                 f"{name} {value!r} is a folder.",
                 valid="zero, init, or the path of a checkpoint in one file",

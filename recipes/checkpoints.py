@@ -14,7 +14,6 @@ import shutil
 import signal
 import threading
 import weakref
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -26,9 +25,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from lightning_wd.errors import ConfigError
+from lightning_wd.optimizers.weights_file import damage
 from lightning_wd.runs.folder import RunCSVLogger
 
-__all__ = ["BestCheckpoint", "LastCheckpoint", "LoggedSteps", "damage", "find_checkpoint", "foreign"]
+__all__ = ["BestCheckpoint", "LastCheckpoint", "LoggedSteps", "find_checkpoint", "foreign"]
 
 REQUEUE = getattr(signal, "SIGUSR2", None)  # submitit has SLURM send it before the time is over; not on Windows
 
@@ -74,23 +74,6 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
         rank_zero_only(print)(f"resuming from {path}", flush=True)
         return str(path)
     raise ConfigError(problem, found=found, fix=fix)
-
-
-def damage(path: Path) -> str | None:
-    """Return what is wrong with the bytes of a checkpoint, or None; torch loads them without comparing checksums.
-
-    Args:
-        path: a file. A folder (a sharded checkpoint) is not checked.
-    """
-    if path.is_dir():
-        return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    # what zipfile raises for damaged headers: an unknown method, encryption, an impossible offset, an undecodable name
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        return f"{path.stat().st_size} bytes; {error}"
-    return f"the checksum of {broken} is wrong" if broken else None
 
 
 def foreign(path: Path) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 
 from lightning_wd.errors import ConfigError
-from lightning_wd.optimizers.anchors import read_weights
+from lightning_wd.optimizers.weights_file import read_weights
 
 
 def load_weights(model: L.LightningModule, path: str) -> None:

@@ -204,7 +204,7 @@ def test_an_unknown_keyword_of_anything_public_is_refused_in_words() -> None:
 
 def test_a_constructor_keeps_its_signature_and_its_positions() -> None:
     assert list(inspect.signature(wd.DecaySchedule).parameters)[:3] == ["shape", "start", "end"]
-    assert wd.DecaySchedule("linear", 1.0, 0.5).end == 0.5
+    assert wd.DecaySchedule("linear", 1.0, 0.5).curve.end == 0.5
     with pytest.raises(ConfigError) as caught:
         wd.DecayMonitor(every_n_step=1)  # type: ignore[call-arg]
     assert str(caught.value) == (

@@ -182,13 +182,8 @@ def test_a_planted_circle_is_seen(code: str, seen: bool) -> None:
 
 # --- private names --------------------------------------------------------------------------------------------------
 
-CONVENTIONS = {
-    "_asdict",
-    "_fields",
-    "_replace",
-    "_no_weight_decay",
-    "_optim",
-}  # of namedtuples; of models, which mark parameters by them
+# of namedtuples; of models, which mark parameters by them
+CONVENTIONS = {"_asdict", "_fields", "_replace", "_no_weight_decay", "_optim"}
 
 
 def private_names(modules: Mapping[str, ast.Module]) -> list[str]:

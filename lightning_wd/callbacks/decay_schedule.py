@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -12,21 +11,17 @@ import lightning as L
 from torch.optim import Optimizer
 
 from lightning_wd._lightning import Callback
-from lightning_wd.callbacks.chosen_groups import as_globs, check_globs, chosen
+from lightning_wd.callbacks.chosen_groups import check_globs, chosen
+from lightning_wd.callbacks.decay_curve import DecayCurve
 from lightning_wd.callbacks.restarts import cycle_steps, resolved_steps
 from lightning_wd.configure.budget import Budget, resumed
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.neighbours import may_unfreeze, watch_all
-from lightning_wd.errors import ConfigError, as_typed, checked_keywords, choice, number, warn
+from lightning_wd.errors import ConfigError, as_typed, checked_keywords, number, warn
 from lightning_wd.optimizers.checkpoint import Difference, carry_on, settle
 from lightning_wd.optimizers.param_groups import as_float, configured_weight_decay, group_names, peak_lr, write
-from lightning_wd.schedules import FALLS
 
 __all__ = ["DecaySchedule"]
-
-SHAPES = ("constant", *FALLS, "step", "wsd", "follow_lr", "restarts")
-_WITHOUT_END = ("constant", "follow_lr", "restarts")
-_SETTINGS = ("shape", "start", "end", "end_weight_decay", "groups", "milestones", "decay")
 
 
 @checked_keywords()
@@ -105,72 +100,20 @@ class DecaySchedule(Callback):
         decay: float = 0.2,
         total_steps: int | None = None,
     ) -> None:
-        self.shape = shape if callable(shape) else choice("shape", shape, SHAPES)
-        self._name = "function" if callable(shape) else shape
-        self.start = number("start", start)
-        self.end = None if end is None else number("end", end)
-        self.end_weight_decay = None if end_weight_decay is None else number("end_weight_decay", end_weight_decay)
-        self.groups = None if groups is None else as_globs(groups)
-        self.milestones = [number(f"milestones[{i}]", m, exclusive=True, below=1) for i, m in enumerate(milestones)]
-        self.decay = number("decay", decay, exclusive=True, at_most=1)
+        self.curve = DecayCurve(shape, start, end, end_weight_decay, groups, milestones, decay)
         self.total_steps = (
             None if total_steps is None else int(number("total_steps", total_steps, minimum=1, whole=True))
         )
-        self._check()
+        if self.curve.shape == "restarts" and total_steps is not None:
+            raise ConfigError("total_steps has no effect with shape 'restarts'.", fix="remove total_steps")
         self._begin()
-
-    def _check(self) -> None:
-        """Refuse settings that the shape cannot honour."""
-        own_values = callable(self.shape) or self.shape == "restarts"
-        without_end = own_values or self.shape in _WITHOUT_END
-        unused = {
-            "end": without_end and self.end is not None,
-            "end_weight_decay": without_end and self.end_weight_decay is not None,
-            "start": own_values and self.start != 1.0,
-            "total_steps": self.shape == "restarts" and self.total_steps is not None,
-        }
-        for setting, given in unused.items():
-            if given:
-                raise ConfigError(f"{setting} has no effect with shape {self._name!r}.", fix=f"remove {setting}")
-        if self.end is not None and self.end_weight_decay is not None:
-            raise ConfigError(
-                "DecaySchedule has both end and end_weight_decay.",
-                found=f"end={self.end:g}, end_weight_decay={self.end_weight_decay:g}",
-                fix="keep end to multiply each group's own weight decay (and write end_weight_decay=null), or "
-                "end_weight_decay for one amount (and write end=null)",
-            )
-        if self.end is None and self.end_weight_decay is None and not without_end:
-            self.end = 0.1
-        if self.shape == "step":
-            if not self.milestones or sorted({*self.milestones}) != self.milestones:
-                raise ConfigError(
-                    f"milestones must be rising parts of the run but got {self.milestones}.",
-                    fix="write milestones=[0.5, 0.75]",
-                )
-            if not self.start or not (self.end or self.end_weight_decay):
-                raise ConfigError(
-                    "shape 'step' multiplies, so start and end must be > 0.", fix="write end=0.01, or use linear"
-                )
 
     def amount(self, base: float, progress: float) -> float:
         """Return the weight decay of a group by its base, for the part of the run that is over, in [0, 1].
 
         For ``follow_lr`` it is the amount at the peak learning rate. ``restarts`` has none.
         """
-        if not base:
-            return 0.0
-        if callable(self.shape):
-            return base * number("the value of DecaySchedule's function", self.shape(progress))
-        start = base * self.start
-        if self.shape in _WITHOUT_END:
-            return start
-        end = base * self.end if self.end is not None else float(self.end_weight_decay)  # type: ignore[arg-type]  # one is set
-        if self.shape == "step":
-            passed = bisect.bisect_right(self.milestones, progress)
-            return float(start * (end / start) ** (passed / len(self.milestones)))
-        if self.shape == "wsd":
-            progress = 1.0 - min(1.0, (1.0 - progress) / self.decay)
-        return end + (start - end) * FALLS["linear" if self.shape == "wsd" else self.shape](progress)
+        return self.curve.amount(base, progress)
 
     # --- hooks, in the order the trainer calls them ------------------------------------------------------------------
 
@@ -180,7 +123,7 @@ class DecaySchedule(Callback):
 
     def _begin(self) -> None:
         """Forget an earlier fit."""
-        self._in_force: DecaySchedule = self  # the checkpoint's, where that one is used
+        self._in_force = self.curve  # or the checkpoint's
         self._loaded: dict[str, Any] | None = None
         self._bases: list[list[float | None]] = []
         self._chosen: list[list[bool]] = []  # whether each group is scheduled
@@ -194,7 +137,7 @@ class DecaySchedule(Callback):
         if self._loaded is not None:  # training has not started
             return self._loaded
         return {
-            "schedule": self._in_force._schedule(),
+            "schedule": self._in_force.plain(),
             "bases": [list(bases) for bases in self._bases],
             "steps": list(self._steps),
             "total_steps": self._total,
@@ -235,18 +178,18 @@ class DecaySchedule(Callback):
 
     def _check_groups(self, trainer: Any) -> None:
         """Refuse globs and ends that schedule nothing, and warn where no group decays."""
-        schedule, names = self._in_force, [name for each in group_names(trainer.optimizers) for name in each]
+        curve, names = self._in_force, [name for each in group_names(trainer.optimizers) for name in each]
         decaying = [name for name, base in zip(names, itertools.chain(*self._bases), strict=True) if base]
-        check_globs(schedule.groups, names, decaying)
-        for optimizer in trainer.optimizers if schedule.end_weight_decay is not None else ():
+        check_globs(curve.groups, names, decaying)
+        for optimizer in trainer.optimizers if curve.end_weight_decay is not None else ():
             if (carried := getattr(optimizer, "carried", None)) is not None:
                 with as_typed(optimizer.typed):
-                    carried.check_end(schedule.end_weight_decay)
-        if schedule.end_weight_decay is not None and not decaying:
+                    carried.check_end(curve.end_weight_decay)
+        if curve.end_weight_decay is not None and not decaying:
             raise ConfigError(
-                f"no group reaches end_weight_decay={schedule.end_weight_decay:g}: all are at zero, and stay there.",
+                f"no group reaches end_weight_decay={curve.end_weight_decay:g}: all are at zero, and stay there.",
                 found=", ".join(names),
-                fix=f"write optimizer.weight_decay={schedule.end_weight_decay:g}, start=0 and end=1 to begin at zero",
+                fix=f"write optimizer.weight_decay={curve.end_weight_decay:g}, start=0 and end=1 to begin at zero",
             )
         if not decaying and not may_unfreeze(trainer.callbacks):
             styles = dict.fromkeys(str(group.get("style")) for opt in trainer.optimizers for group in opt.param_groups)
@@ -260,7 +203,7 @@ class DecaySchedule(Callback):
     def _read(self, *, in_step: bool = False) -> None:
         """Read the steps of the run; another callback may change them until the first step."""
         self._budget.forget(in_step=in_step)
-        self._total = 1 if self.shape == "restarts" else self._budget.total_steps("DecaySchedule")
+        self._total = 1 if self.curve.shape == "restarts" else self._budget.total_steps("DecaySchedule")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Write the values of this step over anything that was written since the last."""
@@ -288,23 +231,18 @@ class DecaySchedule(Callback):
         ``follow_lr``. Training has started; ``index`` says which of the trainer's optimizers is meant.
         """
         self.on_train_start(trainer, trainer.lightning_module)
-        schedule, optimizer, unit = self._in_force, trainer.optimizers[index], 1.0
+        curve, optimizer, unit = self._in_force, trainer.optimizers[index], 1.0
         bases, flags = [base or 0.0 for base in self._bases[index]], self._chosen[index]
-        if schedule.shape == "restarts":
+        if curve.shape == "restarts":
             unit = math.sqrt(resolved_steps(optimizer))
             cycle = math.sqrt(cycle_steps(trainer, optimizer, first=True))
             most = {base: base / cycle for base in bases}
         else:
             points = min(self._total, 1000)
-            most = {base: max(schedule.amount(base, i / points) for i in range(points)) for base in {*bases}}
+            most = {base: max(curve.amount(base, i / points) for i in range(points)) for base in {*bases}}
         own = [base / unit for base in bases]
         amounts = [most[base] if mine else lam for base, lam, mine in zip(bases, own, flags, strict=True)]
-        return schedule._name, own, amounts
-
-    def _schedule(self) -> dict[str, Any]:
-        """Return the settings to compare with a checkpoint's; a function is known by some of its values."""
-        values = [float(f"{self.shape(i / 9):.9g}") for i in range(9)] if callable(self.shape) else []
-        return {**{key: getattr(self, key) for key in _SETTINGS}, "shape": self._name, "values": values}
+        return curve.name, own, amounts
 
     def _resume(self, trainer: L.Trainer, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's position and bases; where the schedules differ, ``on_resume`` decides."""
@@ -313,7 +251,7 @@ class DecaySchedule(Callback):
         # Under "config" the optimizer has its configured weight_decay again: that is the base.
         self._restored = "config" not in rules
         self._bases = [[] if rule == "config" else list(b) for rule, b in zip(rules, state["bases"], strict=True)]
-        configured = self._schedule()
+        configured = self.curve.plain()
         # Older versions did not save the values of a function.
         saved = {"values": configured["values"], **state["schedule"]}
         differ = [key for key in configured if saved.get(key) != configured[key]]
@@ -333,25 +271,25 @@ class DecaySchedule(Callback):
                 carry_on("DecaySchedule", state["total_steps"], self._total, rule)
             configured_holds = settle("DecaySchedule", differences, rule, choosable=bool(ours))
         if differ and not configured_holds:
-            self._in_force = DecaySchedule(**{key: saved[key] for key in _SETTINGS})
+            self._in_force = DecayCurve(**{key: saved[key] for key in configured if key != "values"})
 
     def _write(self, trainer: L.Trainer, index: int) -> None:
         """Write the current values into the groups of one optimizer."""
-        optimizer, schedule = trainer.optimizers[index], self._in_force
+        optimizer, curve = trainer.optimizers[index], self._in_force
         bases, flags = self._bases[index], self._chosen[index]
-        restarts, follows = schedule.shape == "restarts", schedule.shape == "follow_lr"
+        restarts, follows = curve.shape == "restarts", curve.shape == "follow_lr"
         for group in optimizer.param_groups[len(bases) :]:  # all at first, later only groups that were added
             base = configured_weight_decay(group)
             unit = math.sqrt(resolved_steps(optimizer)) if restarts else 1.0
             bases.append(None if base is None else base * unit)
         if len(flags) < len(bases):
-            flags[:] = chosen(schedule.groups, group_names(trainer.optimizers)[index])
+            flags[:] = chosen(curve.groups, group_names(trainer.optimizers)[index])
         cycle = math.sqrt(cycle_steps(trainer, optimizer)) if restarts else 1.0
         progress = min(1.0, self._steps[index] / self._total)
         for group, base, mine in zip(optimizer.param_groups, bases, flags, strict=True):
             if base is None or not mine:
                 continue
-            value = base / cycle if restarts else schedule.amount(base, progress)
+            value = base / cycle if restarts else curve.amount(base, progress)
             if follows:
                 peak = peak_lr(group)
                 value *= as_float(group["lr"]) / peak if peak else 0.0

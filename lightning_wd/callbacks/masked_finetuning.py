@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from lightning_wd._lightning import Callback
 from lightning_wd.configure.first_step import read_again
 from lightning_wd.configure.late_groups import unfreeze
 from lightning_wd.configure.neighbours import watch_all
-from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, checked_keywords, listed, number
+from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError, checked_keywords, listed, number, warn
 from lightning_wd.mask import Rule, as_mask, plan_decay
 from lightning_wd.mask.dead_rules import unmatched
 from lightning_wd.mask.module_tree import Tree, walk
@@ -108,11 +107,10 @@ class MaskedFinetuning(Callback):
             self._hits[epoch] = set().union(*matched)
             left -= self._hits[epoch]
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch:
-                warnings.warn(
-                    f"MaskedFinetuning unfreezes at epoch {epoch}, counted from 0: a run of {trainer.max_epochs} "
-                    "epochs does not reach it.",
-                    UserWarning,
-                    stacklevel=2,
+                warn(
+                    f"MaskedFinetuning never reaches unfreeze[{epoch}]: epochs are counted from 0.",
+                    found=f"a run of {trainer.max_epochs} epochs",
+                    fix=f"train for {epoch + 1} epochs or more, or unfreeze in an earlier epoch",
                 )
         for name in self._frozen:
             names[name].requires_grad_(False)

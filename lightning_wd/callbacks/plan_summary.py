@@ -27,20 +27,7 @@ from lightning_wd.optimizers.param_groups import configured_weight_decay, group_
 __all__ = ["DecayPlanSummary"]
 
 _COLLAPSE_ABOVE = 80  # parameters; a longer table has one row for names that differ only in numbers
-_COLUMNS = (
-    "name",
-    "shape",
-    "numel",
-    "group",
-    "wd_mult",
-    "weight_decay",
-    "lr_mult",
-    "lr",
-    "style",
-    "toward",
-    "optimizer",
-    "reason",
-)
+_COLUMNS = "name shape numel group wd_mult weight_decay lr_mult lr style toward optimizer reason".split()
 
 
 @checked_keywords()
@@ -97,7 +84,7 @@ class DecayPlanSummary(Callback):
             data = [[row.get(column) for column in _COLUMNS] for row in rows]
             for cells in data:
                 cells[1] = str(tuple(cells[1]))
-            logger.log_table("decay_plan", columns=list(_COLUMNS), data=data, step=trainer.global_step)
+            logger.log_table("decay_plan", columns=_COLUMNS, data=data, step=trainer.global_step)
             columns, data = _group_rows(plans)
             logger.log_table("decay_groups", columns=columns, data=data, step=trainer.global_step)
 

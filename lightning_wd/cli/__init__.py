@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print plain data instead of tables")
     batch = (
         "also show which tensors decay only as a learning rate, by the loss of training_step on one batch: the first "
-        "of the model's train_dataloader, or what the function MODULE:NAME returns; put it last"
+        "of the model's train_dataloader, or what MODULE:NAME returns, a batch or a LightningDataModule; put it last"
     )
     add("--batch", nargs="?", const="", metavar="MODULE:NAME", help=batch)
     findings = (

@@ -82,11 +82,11 @@ def _kinds_of_tensors(model: nn.Module) -> dict[int, set[str]]:
 
 
 def _scale_invariance(model: nn.Module, source: str) -> dict[str, float]:
-    """Return what ``scale_invariant`` finds by the loss of a training step on one batch."""
-    from lightning_wd.scale_invariance import scale_invariant, training_loss
+    """Return what ``scale_invariant`` finds by the loss of a training step; ``source`` names its data."""
+    from lightning_wd.scale_invariance import training_shares
 
-    batch = import_target(source, "--batch") if source else None
-    return scale_invariant(model, training_loss(model, batch() if callable(batch) else batch))
+    data = import_target(source, "--batch") if source else None
+    return training_shares(model, data() if callable(data) else data)
 
 
 def _print_plan(plan: DecayPlan, data: dict[str, Any], policy: str | None, differences: Sequence[Difference]) -> None:

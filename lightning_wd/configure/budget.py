@@ -95,13 +95,16 @@ class Budget:
         It is never more than the rows of an epoch, at whose end Lightning steps.
 
         Raises:
-            ConfigError: it is not known; the message asks for ``global_batch``.
+            ConfigError: it is not known; the message asks for ``global_batch``, and for the steps where no trainer
+                tells them.
         """
-        if self._batch is None and (why := _why_unknown(self._module) or self._read_batch()):
+        unknown = _why_unknown(self._module)
+        if self._batch is None and (why := unknown or self._read_batch()):
+            steps = f", {_STEPS}" if unknown and self._given[0] is None else ""
             raise ConfigError(
                 f"{needed_by} needs the global batch, which is not known here.",
                 found=why,
-                fix="pass it: " + self._where_to_pass.format("global_batch=<rows that an optimizer step sees>"),
+                fix="pass it: " + self._where_to_pass.format(f"global_batch=<rows that an optimizer step sees>{steps}"),
             )
         return self._batch  # type: ignore[return-value]  # it is known
 

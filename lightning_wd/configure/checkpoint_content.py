@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from lightning_wd._private import attached_trainer
 from lightning_wd.configure.checked_mapping import CheckedMapping, from_omegaconf, is_omegaconf
-from lightning_wd.configure.optimizer_config import plain_mask, plain_rule
 from lightning_wd.errors import listed, warn
 from lightning_wd.mask import Mask, Rule
+from lightning_wd.mask.masks import plain_mask
+from lightning_wd.mask.rules import plain_rule
 
 __all__ = ["keep_checkpoints_plain", "plain"]
 
@@ -91,7 +92,7 @@ def plain(value: Any) -> Any:
         return plain_mask(value) if isinstance(value, Mask) else plain_rule(value)
     if isinstance(value, dict):
         new = {key: plain(item) for key, item in value.items()}
-        same = type(value).__name__ != "AttributeDict" and all(new[key] is item for key, item in value.items())
+        same = not _is_attribute_dict(value) and all(new[key] is item for key, item in value.items())
         return value if same else new
     if type(value) in (list, tuple):
         items = [plain(item) for item in value]

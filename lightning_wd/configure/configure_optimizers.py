@@ -131,7 +131,8 @@ def _configure(
         if carried is not None:
             carried.carry_rules(plan, lr)
             halves = carried.halves(lr)
-        beside = None if raised else (lr_of_rule(), amount(lr_of_rule()))
+        ruled = lr if raised else lr_of_rule()
+        beside = None if ruled == lr else (ruled, amount(ruled))
         return plan.groups_of_checked(lr, lr, coefficient, halves, beside=beside)
 
     def at_peaks(groups: list[dict[str, Any]], lr: float) -> list[dict[str, Any]]:
@@ -193,7 +194,7 @@ def _build(
             return MultiOptimizer(groups, lr, coefficient, **own, hyperparameters=its)
         for group in groups:
             del group["optimizer"]
-        own = {} if l2 else own
+        own = {"toward": own["toward"]} if l2 else own
         return cls(groups, lr=lr, weight_decay=coefficient, **own, **keywords)  # defaults, for groups added later
     except (ConfigError, MaskError):
         raise

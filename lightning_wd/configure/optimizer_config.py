@@ -9,14 +9,16 @@ from lightning_wd.configure.checked_mapping import CheckedMapping, as_keywords, 
 from lightning_wd.configure.hyperparameters import check_hyperparameter, hyperparameter_types
 from lightning_wd.decay import AMOUNTS, Decay
 from lightning_wd.errors import ConfigError, as_typed, choice, keys, listed, nearest, number, spelled
-from lightning_wd.mask import Mask, Rule, as_mask
+from lightning_wd.mask import Mask, as_mask
+from lightning_wd.mask.masks import plain_mask
 from lightning_wd.optimizers import identify
-from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
+from lightning_wd.optimizers.anchors import no_anchor
+from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, entry, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.checkpoint import ON_RESUME
 from lightning_wd.reference import FAMILIES, KEYS, LR_RULES, Reference, check_tested
 from lightning_wd.styles import ALIASES, RENAMED, STYLES
 
-__all__ = ["OptimizerConfig", "family_of", "plain_mask", "plain_rule", "styles_of"]
+__all__ = ["OptimizerConfig", "family_of", "styles_of"]
 
 DECOUPLED_TWIN = {"adam_l2": "adamw", "sgd_l2": "sgdw"}
 # The optimizers whose learning rate has a tested rule in the batch -> the family that it is the rule of.
@@ -139,7 +141,7 @@ class OptimizerConfig(CheckedMapping):
                 valid="a name, or the dotted path of any torch.optim.Optimizer class",
                 fix="write optimizer.name=timm.optim.Lion, for example",
             )
-        named = family(name)
+        found = entry(name)
         hyperparameters = {key: value for key, value in hyperparameters.items() if value is not None}
         if isinstance(decay, str):
             close = nearest(decay, (*STYLES, "normalized", "timescale")) or "decoupled"
@@ -150,12 +152,12 @@ class OptimizerConfig(CheckedMapping):
             )
         given = checked_mapping("optimizer.decay", {} if decay is None else decay, _DECAY_KEYS, **_DECAY_NAMES)
         given.setdefault("style", "l2" if name in DECOUPLED_TWIN else "decoupled")
-        amounts = self.decay = _decay(weight_decay, given, named.typical)
+        amounts = self.decay = _decay(weight_decay, given, found.typical)
         with as_typed({"mask": f"{spelled('optimizer')}.mask"}):
             self.mask = as_mask(mask)
         for i, rule in enumerate(self.mask.rules):
             if rule.optimizer is not None:
-                family(rule.optimizer, f"optimizer.mask.rules[{i}].optimizer")
+                entry(rule.optimizer, f"optimizer.mask.rules[{i}].optimizer")
         if reference == dict.fromkeys(KEYS):  # as the YAML files have it
             reference = None
         self.reference = None if reference is None else _reference(name, amounts.style, reference)
@@ -169,9 +171,12 @@ class OptimizerConfig(CheckedMapping):
             reference=None if reference is None else dict(reference),
             on_resume=choice("optimizer.on_resume", on_resume, ON_RESUME),
             **({} if muon is None else {"muon": _check_half(name, muon)}),
-            **{**named.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
+            **{**found.defaults, **_check_hyperparameters(name, amounts.style, hyperparameters)},
         )
         _check_style_of(name, amounts.style, self.hyperparameters)
+        towards = {amounts.toward, *(rule.toward or "zero" for rule in self.mask.rules)}
+        if self.get("anchor_dtype") and towards == {"zero"}:
+            raise no_anchor(f"optimizer.anchor_dtype={self['anchor_dtype']}", "optimizer.decay.toward=init")
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -182,7 +187,7 @@ class OptimizerConfig(CheckedMapping):
     def hyperparameters_for(self, optimizer: str) -> dict[str, Any]:
         """Return the keywords of one of several optimizers: the config's, if it is the config's own."""
         if optimizer not in steppers(self["name"]):
-            return dict(family(optimizer).defaults)
+            return dict(entry(optimizer).defaults)
         known = hyperparameters_of(optimizer_class(optimizer, self.decay.style))
         return {key: value for key, value in self.hyperparameters.items() if key in known}
 
@@ -199,7 +204,7 @@ class OptimizerConfig(CheckedMapping):
     @property
     def typical_amount(self) -> bool:
         """Whether the amount of decay is the style's typical one, as for a user who sets none."""
-        kind, decay = family(self["name"]).typical, self["decay"]
+        kind, decay = entry(self["name"]).typical, self["decay"]
         offered = ((decay.get("typical") or {}).get(kind), TYPICAL.get(decay["style"], {}).get(kind))
         return self["weight_decay"] is not None and self["weight_decay"] in offered
 
@@ -237,7 +242,7 @@ def _reference(name: str, style: str, given: Mapping[str, Any]) -> Reference:
 
 def _own_rate(name: str) -> float:
     """Return the default learning rate of an optimizer."""
-    lr = family(name).lr
+    lr = entry(name).lr
     if lr is None:
         raise ConfigError(f"optimizer {name} has no lr of its own.", fix="write optimizer.lr=1e-3, for example")
     return lr
@@ -266,7 +271,7 @@ def styles_of(name: str, asked: str, hyperparameters: Mapping[str, Any]) -> tupl
     """Return the styles that an optimizer does, and what was found of one that is ``asked`` and that it does not do."""
     if name in DECOUPLED_TWIN:
         return ("l2", "none"), None
-    cls: Any = family(name).cls
+    cls: Any = entry(name).cls
     styles: tuple[str, ...] = getattr(cls, "styles", STYLES)
     if asked == "l2" and hasattr(cls, "base"):  # made by decoupled()
         means = identify(cls.base, **hyperparameters)
@@ -287,22 +292,6 @@ def _without_code(mask: Mask, *, code: bool) -> Any:
         fix="build it in configure_optimizers: "
         "wd.configure_optimizers(self, {**self.hparams.optimizer, 'mask': wd.Mask([...])})",
     )
-
-
-def plain_mask(mask: Mask) -> dict[str, Any]:
-    """Return a mask of rules without predicates as plain data, as ``optimizer.mask`` takes it."""
-    layer_decay = {} if mask.layer_decay is None else {"layer_decay": mask.layer_decay}
-    return {"base": mask.base, "rules": [plain_rule(rule) for rule in mask.rules], **layer_decay}
-
-
-def plain_rule(rule: Rule) -> dict[str, Any]:
-    """Return a rule without a predicate as plain data, its classes as names."""
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in rule.settings.items()}
-    plain = {**rule.conditions, **settings, **({"reason": rule.reason} if rule.reason else {})}
-    if rule.module_types:
-        kinds = rule.module_types
-        plain["module_types"] = [k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in kinds]
-    return plain
 
 
 def _check_hyperparameters(name: str, style: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from lightning_wd.errors import ConfigError, MaskError, as_typed, listed, neares
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.plan import Row
 from lightning_wd.mask.rules import PROPERTIES
+from lightning_wd.optimizers.anchors import no_anchor
 from lightning_wd.optimizers.base import DecayGroups
-from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class, steppers
+from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, entry, hyperparameters_of, optimizer_class, steppers
 from lightning_wd.optimizers.constructor import keywords_of
 
 __all__ = ["check_rules"]
@@ -35,6 +36,8 @@ def check_rules(plan: DecayPlan, config: OptimizerConfig, *, unfrozen_later: boo
             _check_optimizer(named, rule.optimizer, [r for r in plan if r.by.get("optimizer") == i], stepped)
         for key, value in rule.hyperparameters.items():
             rows = [row for row in plan if row.by.get(key) == i]
+            if key == "anchor_dtype" and {row.toward for row in rows} == {"zero"}:
+                raise no_anchor(f"anchor_dtype={value} of {named}", "toward: init", MaskError)
             for optimizer in dict.fromkeys(row.optimizer for row in rows):
                 default = _default(named, key, [row for row in rows if row.optimizer == optimizer])
                 where = f"optimizer.mask.rules[{i}].{key}"
@@ -83,7 +86,7 @@ def _default(named: str, key: str, rows: list[Row]) -> Any:
     if key in known:
         return known[key]
     close = nearest(key, [*PROPERTIES, *known])
-    others = [each for each in OPTIMIZERS if key in hyperparameters_of(family(each).cls)]
+    others = [each for each in OPTIMIZERS if key in hyperparameters_of(entry(each).cls)]
     fixes = [f"write {close}"] if close else []
     fixes += [f"give the rule an optimizer that takes it ({', '.join(others)})"] if others else []
     raise MaskError(
@@ -109,8 +112,11 @@ def _check_together(config: OptimizerConfig, stepped: list[Row]) -> None:
         keywords = {key: tuple(value) if isinstance(value, list) else value for key, value in keywords.items()}
         keywords |= {"weight_decay": 0.0} if "weight_decay" in keywords_of(cls) else {}
         group: Any = [row.param for row in rows]
-        if issubclass(cls, DecayGroups):
-            group = [{"params": [(row.name, row.param) for row in rows], "name": row.group or "frozen"}]
+        if not issubclass(cls, DecayGroups):
+            keywords.pop("anchor_dtype", None)  # decoupled() has it, and is given no anchors here
+        else:
+            named = [(row.name, row.param) for row in rows]
+            group = [{"params": named, "name": row.group or "frozen", "toward": "zero"}]  # no anchors are made here
         rules = f"{spelled('optimizer')}.mask.rules"
         try:
             with warnings.catch_warnings(), as_typed({k: f"{rules}[{row.by[k]}].{k}" for k in settings if k in row.by}):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from lightning_wd.errors import listed, nearest, warn
 from lightning_wd.mask import DecayPlan
 from lightning_wd.mask.plan import Row
-from lightning_wd.optimizers.anchors import no_match, read_weights, saved_names
+from lightning_wd.optimizers.anchors import no_match, saved_names
+from lightning_wd.optimizers.weights_file import read_weights
 from lightning_wd.styles import TOWARD
 
 __all__ = ["with_saved_anchors"]

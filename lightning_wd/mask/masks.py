@@ -9,9 +9,9 @@ from typing import Any
 
 from lightning_wd.errors import MaskError, as_typed, checked_keywords, choice, keys, number, spelled
 from lightning_wd.mask.evidence import EXEMPT
-from lightning_wd.mask.rules import Rule
+from lightning_wd.mask.rules import Rule, plain_rule
 
-__all__ = ["Mask", "as_mask"]
+__all__ = ["Mask", "as_mask", "plain_mask"]
 
 PRESETS = tuple(EXEMPT)
 
@@ -139,6 +139,12 @@ def as_mask(mask: Mask | str | Mapping[str, Any] | None) -> Mask:
         )
     keys("mask", given, [field.name for field in fields(Mask)], error=MaskError)
     return Mask(**given)
+
+
+def plain_mask(mask: Mask) -> dict[str, Any]:
+    """Return a mask of rules without predicates as plain data."""
+    layer_decay = {} if mask.layer_decay is None else {"layer_decay": mask.layer_decay}
+    return {"base": mask.base, "rules": [plain_rule(rule) for rule in mask.rules], **layer_decay}
 
 
 def _as_rules(rules: Any) -> tuple[Rule, ...]:

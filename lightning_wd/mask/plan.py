@@ -61,20 +61,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain data."""
-        keys = (
-            "name",
-            "names",
-            "shape",
-            "numel",
-            "wd_mult",
-            "lr_mult",
-            "style",
-            "toward",
-            "optimizer",
-            "group",
-            "reason",
-            "kind",
-        )
+        keys = "name names shape numel wd_mult lr_mult style toward optimizer group reason kind".split()
         row = {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in keys}
         if self.settings:  # text where JSON has no such type
             text = json.dumps(dict(self.settings), default=lambda v: v.tolist() if isinstance(v, Tensor) else repr(v))

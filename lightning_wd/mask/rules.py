@@ -15,7 +15,7 @@ from lightning_wd.mask.matching import compile_name, is_a
 from lightning_wd.mask.module_tree import whole_shape
 from lightning_wd.styles import RENAMED, check_style, check_toward
 
-__all__ = ["PROPERTIES", "Rule"]
+__all__ = ["PROPERTIES", "Rule", "plain_rule"]
 
 # What a rule can set -> the property that it decides; each hyperparameter is a property of its own.
 PROPERTIES = {
@@ -216,6 +216,16 @@ class Rule:
     @cached_property
     def _pattern(self) -> Callable[[str], Any] | None:
         return None if self.name is None else compile_name(self.name)
+
+
+def plain_rule(rule: Rule) -> dict[str, Any]:
+    """Return a rule without a predicate as plain data, its classes as names."""
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in rule.settings.items()}
+    plain = {**rule.conditions, **settings, **({"reason": rule.reason} if rule.reason else {})}
+    if rule.module_types:
+        kinds = rule.module_types
+        plain["module_types"] = [k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in kinds]
+    return plain
 
 
 def _is_plain(value: Any) -> bool:

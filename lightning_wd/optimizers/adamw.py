@@ -268,7 +268,7 @@ class AdamW(AdamStep, torch.optim.AdamW):
         cautious_wd: decay a coordinate only where ``u * w >= 0``.
         toward: what weights decay towards, ``w*``: ``zero``; ``init``, the weights when the optimizer is built (a
             warning says if they change before the first step); or the path of a checkpoint, read as plain data, whose
-            weights are found by name. One that it lacks decays towards zero. The anchor ``w*`` is state.
+            weights are found by name. One that it lacks decays towards zero. The anchor ``w*`` is state from the start.
         anchor_dtype: ``bfloat16`` to halve that state; None is the weight's own.
         kahan: keep what rounding loses in one more buffer per weight, so that bfloat16 and float16 weights decay too.
             None: where the decay would otherwise be lost.

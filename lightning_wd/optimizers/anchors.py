@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_wd.errors import ConfigError, listed, nearest, warn
+from lightning_wd.errors import ConfigError, ExplainedError, listed, nearest, warn
 from lightning_wd.mask.module_tree import without_wrappers
 from lightning_wd.optimizers.hyperball import local
+from lightning_wd.optimizers.weights_file import read_weights
 from lightning_wd.styles import NO_AMOUNT
 
-__all__ = ["anchors_of", "no_match", "read_weights", "saved_names", "tell_of_moved"]
+__all__ = ["anchors_of", "no_anchor", "no_match", "saved_names", "tell_of_moved"]
 
 
 def anchors_of(group: Mapping[str, Any], label: str) -> dict[Tensor, Tensor]:
@@ -80,41 +80,6 @@ def tell_of_moved(group: Mapping[str, Any], label: str, anchors: Mapping[Tensor,
         )
 
 
-def read_weights(path: str, key: str = "toward") -> dict[str, Tensor]:
-    """Return the weights in a file: of a Lightning checkpoint (``state_dict``), or of a plain state dict.
-
-    Args:
-        path: the file.
-        key: what the user set to it, for messages.
-
-    Raises:
-        ConfigError: the file is missing, damaged, holds code, or holds no weights.
-    """
-    problem = f"{key}={path!r} cannot be read as weights."
-    try:
-        try:
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # not a zip file: from before torch 1.6
-            held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            problem,
-            found=f"more than plain data: {str(error).strip().splitlines()[-1].strip()}",
-            valid="a Lightning checkpoint or a state dict that torch.load takes with weights_only=True",
-            fix="save the weights alone: torch.save(model.state_dict(), path)",
-        ) from error
-    except Exception as error:  # another format may end in any error of the unpickler, such as KeyError: 105
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-        raise ConfigError(problem, found=reason, fix="give the path of a checkpoint that is whole") from error
-    weights = held.get("state_dict", held) if isinstance(held, dict) else None
-    tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor)} if isinstance(weights, dict) else {}
-    if not tensors:
-        keys = f"a dict of {listed(held)}" if isinstance(held, dict) else type(held).__name__
-        fix = "save the weights: torch.save(model.state_dict(), path)"
-        raise ConfigError(problem, found=keys, valid="weights by name, alone or under 'state_dict'", fix=fix)
-    return tensors
-
-
 def saved_names(names: Iterable[str], saved: Iterable[str]) -> dict[str, str]:
     """Return the saved name of each parameter that a file has.
 
@@ -146,6 +111,14 @@ def _ends(name: str) -> list[str]:
     """Return what is left of a dotted name without its first part, its first two, and so on."""
     parts = name.split(".")
     return [".".join(parts[i:]) for i in range(1, len(parts))]
+
+
+def no_anchor(setting: str, toward: str, error: type[ExplainedError] = ConfigError) -> ExplainedError:
+    """Return the error of a setting of anchors where everything decays towards zero."""
+    return error(
+        f"{setting} has no effect: what decays towards zero has no anchor.",
+        fix=f"write {toward} or the path of a checkpoint, or leave out anchor_dtype",
+    )
 
 
 def no_match(problem: str, names: Iterable[str], saved: Iterable[str]) -> ConfigError:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_wd._private import disable_dynamo, tells_scaler_when_fused
 from lightning_wd.errors import ConfigError, as_typed, choice, flag, keys, number, warn
-from lightning_wd.optimizers.anchors import anchors_of, tell_of_moved
+from lightning_wd.optimizers.anchors import anchors_of, no_anchor, tell_of_moved
 from lightning_wd.optimizers.checkpoint import ON_RESUME, fit_checkpoint, keep_numbers
 from lightning_wd.optimizers.compiled import check_compiler, kinds_of
 from lightning_wd.optimizers.hyperball import check_settings, check_weights, radius_of, turns
@@ -73,6 +73,8 @@ class DecayGroups(Optimizer):
         known = inspect.signature(cls).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
             keys(cls.__name__, settings, known, renamed=_RENAMED, aliases=ALIASES)
+        if settings.get("anchor_dtype") and settings.get("toward", "zero") == "zero" and not _name_toward(params):
+            raise no_anchor(f"anchor_dtype={settings['anchor_dtype']!r} of {cls.__name__}", "toward='init'")
         if "l2_form" in vars(cls) and _all_l2(params, style):
             return cls.l2_form(params, *args, **settings)
         return super().__new__(cls)
@@ -398,6 +400,12 @@ def check_decoupled(flag: Any, style: str, of: str = "") -> None:
 def _is_capturing() -> bool:
     """Whether a CUDA graph is recorded, which may read nothing from the device."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _name_toward(params: Any) -> bool:
+    """Whether a group of a constructor's ``params`` says itself what it decays towards."""
+    groups = params if isinstance(params, (list, tuple)) else ()
+    return any(isinstance(group, dict) and "toward" in group for group in groups)
 
 
 def _same(value: Any, default: Any) -> bool:

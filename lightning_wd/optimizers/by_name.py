@@ -23,8 +23,8 @@ __all__ = [
     "DOTTED_PATH",
     "OPTIMIZERS",
     "REQUIRED",
-    "Family",
-    "family",
+    "Entry",
+    "entry",
     "hyperparameters_of",
     "optimizer_class",
     "steppers",
@@ -32,19 +32,10 @@ __all__ = [
 
 DOTTED_PATH = "the dotted path of a class, as in timm.optim.Lion"
 REQUIRED = inspect.Parameter.empty  # the default of a keyword that has none
-_NOT_HYPERPARAMETERS = (
-    "self",
-    "params",
-    "lr",
-    "weight_decay",
-    "style",
-    "cautious_wd",
-    "decoupled_weight_decay",
-    "toward",
-)
+_NOT_HYPERPARAMETERS = "self params lr weight_decay style cautious_wd decoupled_weight_decay toward".split()
 
 
-class Family(NamedTuple):
+class Entry(NamedTuple):
     """What stands behind an optimizer's name."""
 
     cls: type[Optimizer]  # where some group's decay is decoupled
@@ -54,27 +45,27 @@ class Family(NamedTuple):
     defaults: Mapping[str, Any] = MappingProxyType({})  # keywords whose default here is not the class's
 
 
-def _family(cls: type[Optimizer], lr: float | None, typical: str = "adam") -> Family:
+def _entry(cls: type[Optimizer], lr: float | None, typical: str = "adam") -> Entry:
     made = decoupled(cls)  # type: ignore[arg-type]  # classes are hashable
-    return Family(made, made.l2_form or made, lr, typical)
+    return Entry(made, made.l2_form or made, lr, typical)
 
 
 OPTIMIZERS = {
-    "adamw": Family(AdamW, AdamL2, 1e-3, "adam"),
-    "sgdw": Family(SGDW, SGDL2, 5e-2, "sgd", {"momentum": 0.9}),
-    "adam_l2": Family(AdamW, AdamL2, 1e-3, "adam"),
-    "sgd_l2": Family(SGDW, SGDL2, 5e-2, "sgd", {"momentum": 0.9}),
-    "nadamw": _family(torch.optim.NAdam, 1e-3),
-    "radamw": _family(torch.optim.RAdam, 1e-3),
-    "rmspropw": _family(torch.optim.RMSprop, 1e-3),
-    "adagradw": _family(torch.optim.Adagrad, 1e-2, "adagrad"),
-    "adamaxw": _family(torch.optim.Adamax, 2e-3),
-    "adafactor": _family(torch.optim.Adafactor, 1e-2, "adagrad"),
-    "muon": Family(Muon, Muon, 1e-3, "muon"),
+    "adamw": Entry(AdamW, AdamL2, 1e-3, "adam"),
+    "sgdw": Entry(SGDW, SGDL2, 5e-2, "sgd", {"momentum": 0.9}),
+    "adam_l2": Entry(AdamW, AdamL2, 1e-3, "adam"),
+    "sgd_l2": Entry(SGDW, SGDL2, 5e-2, "sgd", {"momentum": 0.9}),
+    "nadamw": _entry(torch.optim.NAdam, 1e-3),
+    "radamw": _entry(torch.optim.RAdam, 1e-3),
+    "rmspropw": _entry(torch.optim.RMSprop, 1e-3),
+    "adagradw": _entry(torch.optim.Adagrad, 1e-2, "adagrad"),
+    "adamaxw": _entry(torch.optim.Adamax, 2e-3),
+    "adafactor": _entry(torch.optim.Adafactor, 1e-2, "adagrad"),
+    "muon": Entry(Muon, Muon, 1e-3, "muon"),
 }
 
 
-def family(name: object, where: str = "optimizer.name") -> Family:
+def entry(name: object, where: str = "optimizer.name") -> Entry:
     """Return what stands behind a name of the pack, or behind the dotted path of a ``torch.optim.Optimizer`` class.
 
     A class gets decoupled decay by :func:`lightning_wd.decoupled`; its learning rate is its own default. ``where`` is
@@ -84,13 +75,13 @@ def family(name: object, where: str = "optimizer.name") -> Family:
         ConfigError: an unknown name, a path that leads to no such class, or a class that cannot be decoupled or takes
             no parameter groups or no learning rate.
 
-    >>> family("adagradw").cls.__name__, family("torch.optim.Adadelta").cls.__name__
+    >>> entry("adagradw").cls.__name__, entry("torch.optim.Adadelta").cls.__name__
     ('AdagradW', 'AdadeltaW')
-    >>> family("torch.optim.Adam").cls is AdamW
+    >>> entry("torch.optim.Adam").cls is AdamW
     True
     """
     if isinstance(name, str) and "." in name:
-        return _family_at(name)
+        return _entry_at(name)
     cls = name if isinstance(name, type) else type(name)
     if issubclass(cls, Optimizer):
         raise ConfigError(
@@ -102,7 +93,7 @@ def family(name: object, where: str = "optimizer.name") -> Family:
 
 
 @functools.cache
-def _family_at(path: str) -> Family:
+def _entry_at(path: str) -> Entry:
     cls = import_optimizer(path)
     named = next((name for name, known in OPTIMIZERS.items() if cls in (known.cls, known.l2)), None)
     if named is not None:
@@ -120,7 +111,7 @@ def _family_at(path: str) -> Family:
             found=f"keywords {', '.join(keywords_of(cls))}",
             fix="name an optimizer with a learning rate",
         )
-    return _family(cls, float(lr.default) if isinstance(lr.default, (int, float)) else None)
+    return _entry(cls, float(lr.default) if isinstance(lr.default, (int, float)) else None)
 
 
 def optimizer_class(name: object, style: str, where: str = "optimizer.name") -> type[Optimizer]:
@@ -129,7 +120,7 @@ def optimizer_class(name: object, style: str, where: str = "optimizer.name") -> 
     >>> optimizer_class("sgdw", "l2").__name__, optimizer_class("torch.optim.SGD", "decoupled").__name__
     ('SGDL2', 'SGDW')
     """
-    found = family(name, where)
+    found = entry(name, where)
     return found.l2 if style == "l2" else found.cls
 
 

@@ -23,7 +23,7 @@ from lightning_wd.optimizers.saved_state import (
     OURS,
     REBUILD,
     VERSIONED,
-    check_family,
+    check_optimizer,
     check_states,
     check_structure,
     check_values,
@@ -98,7 +98,7 @@ def fit_checkpoint(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]
             on one side only, unless ``on_resume`` is "config"; or a difference under "error".
     """
     check_structure(optimizer, state_dict)
-    check_family(optimizer, state_dict)
+    check_optimizer(optimizer, state_dict)
     pairs = paired(optimizer, state_dict)
     check_values(optimizer, pairs)
     switched = [_style_difference(optimizer, pair) for pair in pairs]

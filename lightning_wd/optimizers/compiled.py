@@ -119,7 +119,8 @@ def run_pass(
         part, own = taken, each
         if len(kinds) > 1:
             indices = [i for i, p in enumerate(taken[0]) if kind_of(p) == kind]
-            part, own = ([[c[i] for i in indices] for c in columns] for columns in (taken, each))
+            part = [[c[i] for i in indices] for c in taken]
+            own = [torch.as_tensor(row, dtype=torch.float64)[indices] for row in each]
         run = _run_native if is_native(sample) else _run_graphs
         try:
             run(formula, flags, part, own, values)

@@ -89,10 +89,9 @@ def _step(cls: type[Optimizer], keywords: Mapping[str, Any], dtype: torch.dtype,
     with aside(device):
         try:
             return StyleReader(Trial(cls, keywords, dtype, device)).read()
-        except TimeoutError:
+        except TimeoutError as error:
             found = StyleReader(Trial(cls, keywords, dtype, device, SMALL)).read()
-    line = "Its steps on a matrix of 64 x 64 take too long; this is what those on one of 16 x 16 say."
-    return replace(found, evidence=(*found.evidence, line))
+            return replace(found, evidence=(*found.evidence, f"{error}; this is one with 16 x 16."))
 
 
 def _own_closure(cls: type[Optimizer], keywords: Mapping[str, Any]) -> str:

@@ -251,7 +251,7 @@ class Trial:
         if self._first_moved is None:
             self._first_moved = now
         elif now - self._first_moved > _SECONDS and self.shapes is _SHAPES:
-            raise TimeoutError(f"its steps take longer than {_SECONDS:g} s of processor time")
+            raise TimeoutError(f"A trial with a matrix of 64 x 64 takes more than {_SECONDS:g} s of processor time")
 
     def same(self, a: Tensor, b: Tensor) -> bool:
         """Whether two results are equal but for rounding. Quantized state may round one in a hundred otherwise."""

@@ -48,8 +48,8 @@ __all__ = [
 ]
 
 _FUSED_DEVICES = ("cpu", "cuda")  # where fused kernels are tested; elsewhere torch's default holds
-_PLAIN_SGD = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
-_PLAIN_SGD |= {"is_first_step": False, "grad_scale": None}
+_PLAIN_SGD: dict[str, Any] = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False}
+_PLAIN_SGD |= {"maximize": False, "is_first_step": False, "grad_scale": None}
 
 
 class Part(NamedTuple):

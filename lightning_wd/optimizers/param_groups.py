@@ -102,10 +102,8 @@ def group_style(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> str 
     >>> [group_style(o, o.param_groups[0]) for o in (torch.optim.AdamW([w]), torch.optim.SGD([w]))]
     ['decoupled', 'l2']
     """
-    if getattr(
-        stepper_of(optimizer, group), "keeps_own_decay", False
-    ):  # made by decoupled() of a class whose decay nobody knows
-        return None if group["style"] != "none" else "none"
+    if getattr(stepper_of(optimizer, group), "keeps_own_decay", False):  # made by decoupled(): nobody knows that decay
+        return "none" if group["style"] == "none" else None
     if "style" in group:
         return str(group["style"])
     if "weight_decay" not in group:

@@ -20,7 +20,7 @@ __all__ = [
     "OURS",
     "REBUILD",
     "VERSIONED",
-    "check_family",
+    "check_optimizer",
     "check_states",
     "check_structure",
     "check_values",
@@ -66,7 +66,7 @@ def names_of(group: dict[str, Any]) -> list[str] | None:
     return names if names is not None and len(names) == len(group["params"]) else None
 
 
-def check_family(optimizer: Any, state_dict: dict[str, Any]) -> None:
+def check_optimizer(optimizer: Any, state_dict: dict[str, Any]) -> None:
     """Refuse the state of another optimizer, recognised by its group settings and state names."""
     fix = "load it into the optimizer that saved it, or start this one without its state"
     classes = [cls for cls in vars(torch.optim).values() if isinstance(cls, type) and issubclass(cls, Optimizer)]

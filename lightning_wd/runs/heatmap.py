@@ -21,7 +21,7 @@ from lightning_wd.decay import AMOUNTS
 from lightning_wd.errors import ConfigError, nearest
 from lightning_wd.runs.curves import read_metrics
 from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
-from lightning_wd.runs.separability import Separability, mean_over_seeds, near_rows, row_optima, separability
+from lightning_wd.runs.separability import NEAR, Separability, mean_over_seeds, near_rows, row_optima, separability
 
 __all__ = ["Cell", "Grid", "draw", "grids", "read_cells", "write_heatmap", "write_pictures"]
 
@@ -215,7 +215,7 @@ def draw(made: Sequence[Grid], label: str) -> Any:
     figure.colorbar(image, ax=axes, label=label, extend=extend, fraction=0.05, aspect=40)
     below(
         figure,
-        "Frame: the best cell; bold: at most 5 % worse; dots: the best amount at each learning rate, by a parabola. "
+        "Frame: the best cell; bold: at most 5 % worse; dots: the best amount at each learning rate that has one. "
         "Separability: octaves by which it moves for each octave of lr (0: separable, 1: the diagonal).",
     )
     return figure
@@ -242,7 +242,7 @@ def _panel(axes: Any, grid: Grid, low: float, high: float, unit: str) -> Any:
                 "ha": "center",
                 "va": "center",
             }
-            text["weight"] = "bold" if value <= 1.05 * mean[i, j] else "normal"
+            text["weight"] = "bold" if value <= NEAR * mean[i, j] else "normal"
             place = {"xytext": (0, -8), "textcoords": "offset points"}
             axes.annotate(f"{value:#.3g}", (x[column], y[row]), **text, **place)
     rows, usable = near_rows(mean), grid.amount > 0

@@ -1,9 +1,10 @@
 r"""How far the best weight decay moves when the learning rate moves: one number for a grid of runs.
 
-For each learning rate the best amount is where its row of the grid is lowest (between two cells by the parabola through
-the lowest cell and its neighbours, in ``log2 lam``). The drift is the least-squares slope of ``log2 lam_best`` against
-``log2 lr``, over the rows whose lowest error is within a quarter of the grid's lowest; the separability figure is its
-size: 0 where lr and lam can be tuned one at a time, 1 on the diagonal ``lr * lam = constant``.
+For each learning rate the best amount is where its row of the grid is lowest: between two cells by the parabola through
+the lowest cell and its neighbours, in ``log2 lam``, and in the middle of cells that tie. The drift is the least-squares
+slope of ``log2 lam_best`` against ``log2 lr``, over the rows with an error at most 5 % above the grid's lowest: nobody
+tunes the amount where every cell is worse. The separability figure is the drift's size: 0 where lr and lam can be tuned
+one at a time, 1 on the diagonal ``lr * lam = constant``.
 
 The interval is a bootstrap: it resamples each cell's seeds, or the rows where there is one seed.
 """
@@ -15,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Separability", "mean_over_seeds", "near_rows", "row_optima", "separability"]
+__all__ = ["NEAR", "Separability", "mean_over_seeds", "near_rows", "row_optima", "separability"]
 
-_NEAR = 1.25  # rows count whose lowest error is at most this many times the grid's lowest
+NEAR = 1.05  # cells that are good, and rows that count: at most this many times the grid's lowest error
+_TIE = 1e-5  # in shares: accuracies are of single precision
 _DRAWS = 2000
 
 
@@ -57,27 +59,27 @@ def mean_over_seeds(errors: Any, otherwise: Any = np.nan) -> Any:
 
 
 def near_rows(mean: Any) -> Any:
-    """Return the indices of the rows whose lowest error is within a quarter of the grid's lowest; nan is no cell."""
+    """Return the indices of the rows whose lowest error is at most :data:`NEAR` times the grid's; nan is no cell."""
     lowest = np.where(np.isnan(mean), np.inf, mean).min(axis=1)
-    return np.flatnonzero(lowest <= _NEAR * lowest.min()) if np.isfinite(lowest).any() else np.empty(0, dtype=int)
+    return np.flatnonzero(lowest <= NEAR * lowest.min()) if np.isfinite(lowest).any() else np.empty(0, dtype=int)
 
 
 def row_optima(errors: Any, log_amount: Any) -> tuple[Any, Any]:
-    """Return the best ``log2 lam`` of each row, and whether it lies at an edge of the grid.
+    """Return the best ``log2 lam`` of each row, and whether it, or a cell that ties with it, is at an edge of the grid.
 
     ``errors`` has shape (rows, amounts), nan for a missing cell and a cell in each row; ``log_amount`` ascends.
     """
     filled = np.where(np.isnan(errors), np.inf, errors)
-    lowest = filled.argmin(axis=1)
-    edge = (lowest == 0) | (lowest == filled.shape[1] - 1)
-    optima = np.asarray(log_amount, dtype=float)[lowest]
-    for row, i in enumerate(lowest):
-        if edge[row] or not np.isfinite(filled[row, i - 1 : i + 2]).all():
+    lowest = filled.min(axis=1, keepdims=True)
+    tied = filled <= lowest + _TIE * abs(lowest)
+    edge = tied[:, 0] | tied[:, -1]
+    optima = tied @ np.asarray(log_amount, dtype=float) / tied.sum(axis=1)
+    for row, i in enumerate(filled.argmin(axis=1)):
+        if edge[row] or tied[row].sum() > 1 or not np.isfinite(filled[row, i - 1 : i + 2]).all():
             continue
         (x0, x1, x2), (e0, e1, e2) = log_amount[i - 1 : i + 2], filled[row, i - 1 : i + 2]
         left, right = (x1 - x0) * (e2 - e1), (x2 - x1) * (e1 - e0)
-        if left > right:  # else the three are equal
-            optima[row] = x1 - 0.5 * ((x1 - x0) * left + (x2 - x1) * right) / (left - right)
+        optima[row] = x1 - 0.5 * ((x1 - x0) * left + (x2 - x1) * right) / (left - right)
     return optima, edge
 
 

@@ -19,6 +19,7 @@ from lightning_wd.errors import choice
 PRESETS = {
     "tiny": (2, 2, 64),
     "tiny_wide": (2, 4, 128),
+    "tiny_wider": (2, 8, 256),
     "mini": (4, 4, 128),
     "small": (6, 6, 384),
     "gpt2": (12, 12, 768),  # 124M with GPT-2's 50,257 tokens and blocks of 1,024
@@ -59,7 +60,7 @@ class GPT(L.LightningModule):
     The loss is the mean of ``-log p(next token)``, in nats per token.
 
     Args:
-        preset: ``tiny``, ``tiny_wide``, ``mini``, ``small`` or ``gpt2``: layers, heads and width.
+        preset: ``tiny``, ``tiny_wide``, ``tiny_wider``, ``mini``, ``small`` or ``gpt2``: layers, heads and width.
         vocab_size: number of different tokens.
         block_size: the longest input, in tokens.
         dropout: probability of dropping a value after the embeddings, in attention and on each residual branch.

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "recipes"))
 # schedules reads the results of heatmaps
 STUDIES = (
     *("styles", "heatmaps", "schedules", "budgets", "restarts", "lost_decay", "masks", "muon_against_adamw"),
-    *("forgetting", "hyperball"),
+    *("forgetting", "hyperball", "width"),
 )
 
 

@@ -1,117 +1,111 @@
 """Fig. 1 of arXiv 1711.05101: AdamW against Adam with L2 under a fixed, a drop-step and a cosine schedule.
 
-Once at a common learning rate, that with the lowest sum of both best errors in the grids of study ``heatmaps``; once at
-each optimizer's best cell. Cells are chosen by the mean over the grids' seeds, and compared with other seeds.
+Each optimizer runs at its best cell of learning rate and decay, by the mean over a grid's seeds; other seeds compare
+them. The cells for cosine and drop-step are those of the study ``heatmaps``, whose grids ran under cosine; the fixed
+schedule has grids of its own.
 """
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from studies.finished_runs import base, mean_and_half_width, read_csv, read_runs, write_csv
 
 from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
+from lightning_wd.runs.heatmap import Cell, read_cells
 
-STYLE = {"adamw": "independent", "adam_l2": "l2"}
-SCHEDULES = {"constant": "fixed", "MultiStepLR": "drop-step", "warmup_cosine": "cosine"}
-
-
-def settings(out: Path) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return (lr, lam) of each optimizer at the common learning rate and at its best cell."""
-    cells: dict[str, dict[tuple[float, float], list[float]]] = defaultdict(lambda: defaultdict(list))
-    with (out.parent / "heatmaps/heatmap.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            cells[row["optimizer"]][float(row["lr"]), float(row["amount"])].append(float(row["error"]))
-    errors = {name: {cell: fmean(found) for cell, found in cells[name].items()} for name in STYLE}
-    best = {name: min(errors[name], key=errors[name].__getitem__) for name in STYLE}
-    rows = {  # the best cell at each learning rate
-        name: {lr: min((e, lam) for (x, lam), e in errors[name].items() if x == lr) for lr, _ in errors[name]}
-        for name in STYLE
-    }
-    shared = set.intersection(*(set(rows[name]) for name in STYLE))
-    common = min(shared, key=lambda lr: sum(rows[name][lr][0] for name in STYLE))
-    return {"common": {name: (common, rows[name][common][1]) for name in STYLE}, "best": best}
+# optimizer -> decay style, exponents of 2 of lr0 and lam in the grid under the fixed schedule: [first, last, step]
+GRIDS = {
+    "adamw": ("independent", "[-11,-8]", "[-14,-8,2]"),
+    "adam_l2": ("l2", "[-11,-8]", "[-15,-9,2]"),
+}
+SCHEDULES = ("fixed", "drop-step", "cosine")
 
 
-def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:
-    """Return the overrides of each sweep by its name."""
-    made = {}
-    seeds = "seed=1,2" if smoke else "seed=3,4,5,6,7,8"  # not those that chose the cells
-    for cells in settings(out).values():
-        for optimizer, (lr, lam) in cells.items():
-            shared = [
-                "hparams_search=resumable",
-                *base(data, smoke),
-                f"optimizer={optimizer}",
-                f"optimizer/decay={STYLE[optimizer]}",
-                f"optimizer.lr={lr!r}",
-                f"optimizer.weight_decay={lam!r}",
-                seeds,
-                "hydra.sweep.subdir=${lr_scheduler.name}_seed${seed}",
-            ]
-            name = f"{optimizer}_lr{lr!r}_wd{lam!r}"
-            made[f"{name}/smooth"] = [*shared, "lr_scheduler=constant,warmup_cosine"]
-            made[f"{name}/drop"] = [*shared, "lr_scheduler=drop_step", "~lr_scheduler.warmup_steps"]
-            if smoke:
-                made[f"{name}/drop"].remove("lr_scheduler.warmup_steps=0")
-                made[f"{name}/drop"].remove("~lr_scheduler.warmup_steps")
+def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable[[Path], list[str]]]:
+    """Return the overrides of each sweep by its name; those of the fixed schedule need the runs of its grids."""
+    made: dict[str, list[str] | Callable[[Path], list[str]]] = {}
+    under_cosine = [Cell(*(row[key] for key in Cell._fields)) for row in read_csv(out.parent / "heatmaps/heatmap.csv")]
+    for optimizer, (style, lr, decay) in GRIDS.items():
+        own = [*base(data, smoke), f"optimizer={optimizer}", f"optimizer/decay={style}"]
+        made[f"grid/{optimizer}"] = [
+            *("hparams_search=lr_wd_grid", *own, "lr_scheduler=constant"),
+            f"hparams_search.lr={'[-8,-8]' if smoke else lr}",
+            f"hparams_search.weight_decay={'[-10,-6,4]' if smoke else decay}",
+            f"hparams_search.seed='{'0' if smoke else '0,1'}'",
+        ]
+        own += ["hparams_search=resumable", "seed=1,2" if smoke else "seed=3,4,5,6,7,8"]  # not those of the grids
+        own.append("hydra.sweep.subdir=seed${seed}")
+        made[f"fixed/{optimizer}"] = partial(_at_the_fixed_best, [*own, "lr_scheduler=constant"], optimizer)
+        own += _at(best(under_cosine, optimizer))
+        made[f"cosine/{optimizer}"] = own
+        warm_up = [] if smoke else ["~lr_scheduler.warmup_steps"]  # which drop_step does not have
+        made[f"drop-step/{optimizer}"] = [
+            *(each for each in own if "warmup" not in each),
+            "lr_scheduler=drop_step",
+            *warm_up,
+        ]
     return made
 
 
-def report(runs: Path, out: Path) -> None:
-    """Write the runs, and the table of means with 95 % intervals."""
-    found = []
-    for run in read_runs(runs):
-        o, schedule = run.config["optimizer"], SCHEDULES[run.config["lr_scheduler"]["name"]]
-        found.append((o["name"], o["lr"], o["weight_decay"], schedule, run.config["seed"], run.test_error))
-    head = ["optimizer", "lr", "weight_decay", "schedule", "seed", "test_error_percent"]
-    write_csv(out / "runs.csv", head, sorted(found))
+def best(cells: Iterable[Cell], optimizer: str) -> tuple[float, float]:
+    """Return the lr and the amount of an optimizer's cell with the lowest mean error over the seeds."""
+    errors: dict[tuple[float, float], list[float]] = defaultdict(list)
+    for cell in cells:
+        if cell.optimizer == optimizer:
+            errors[cell.lr, cell.amount].append(cell.error)
+    return min(errors, key=lambda at: fmean(errors[at]))
 
-    rows = []
-    for setting, cells in settings(out).items():
-        for schedule in SCHEDULES.values():
-            w, l2 = (
-                [e for *run, _, e in found if run == [name, *cells[name], schedule]] for name in ("adamw", "adam_l2")
-            )
-            (mean_w, half_w), (mean_l2, half_l2) = mean_and_half_width(w), mean_and_half_width(l2)
-            relative = 100.0 * (mean_l2 - mean_w) / mean_l2
-            rows.append((setting, schedule, mean_w, half_w, mean_l2, half_l2, relative))
-    head = "setting schedule adamw adamw_half_width adam_l2 adam_l2_half_width relative_improvement_percent".split()
-    write_csv(out / "table.csv", head, rows)
+
+def _at(cell: tuple[float, float]) -> list[str]:
+    return [f"optimizer.lr={cell[0]!r}", f"optimizer.weight_decay={cell[1]!r}"]
+
+
+def _at_the_fixed_best(overrides: list[str], optimizer: str, runs: Path) -> list[str]:
+    return [*overrides, *_at(best(read_cells(runs / "grid")[0], optimizer))]
+
+
+def report(runs: Path, out: Path) -> None:
+    """Write the cells of the grids, the runs that compare, and the table of their means with 95 % intervals."""
+    write_csv(out / "grid.csv", Cell._fields, read_cells(runs / "grid")[0])
+    rows, table = [], []
+    for schedule in SCHEDULES:
+        line: list[float] = []
+        for optimizer in GRIDS:
+            found = read_runs(runs / schedule / optimizer)
+            found.sort(key=lambda run: run.config["seed"])
+            lr, amount = (found[0].config["optimizer"][key] for key in ("lr", "weight_decay"))
+            rows += [(schedule, optimizer, lr, amount, run.config["seed"], run.test_error) for run in found]
+            line += [lr, amount, *mean_and_half_width([run.test_error for run in found])]
+        table.append((schedule, *line, 100.0 * (line[6] - line[2]) / line[6]))
+    write_csv(out / "runs.csv", "schedule optimizer lr weight_decay seed test_error_percent".split(), rows)
+    head = [f"{name}{end}" for name in GRIDS for end in ("_lr", "_weight_decay", "", "_half_width")]
+    write_csv(out / "table.csv", ["schedule", *head, "relative_improvement_percent"], table)
 
 
 @in_style()
 def draw(out: Path) -> None:
     """Draw each run, and the means with 95 % intervals."""
-    found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-    for row in read_csv(out / "runs.csv"):
-        found[row["optimizer"], f"{row['lr']:.6g}", f"{row['weight_decay']:.6g}", row["schedule"]].append(
-            row["test_error_percent"]
-        )
-    chosen, titles = settings(out), {"common": "at a common learning rate", "best": "at each one's best cell"}
-    if chosen["common"] == chosen["best"]:
-        chosen, titles = {"common": chosen["common"]}, {"common": "at a common learning rate, the best of each"}
-    title = "Test error under three schedules: crosses are runs, dots their mean with its 95 % interval"
-    figure, axes = panels(2 * len(chosen), title, widths=(1, 2), height=3.2)  # a fixed rate needs its own scale
-    for place, (setting, cells) in enumerate(chosen.items()):
-        left, right = axes[2 * place : 2 * place + 2]
-        for number, (optimizer, (lr, lam)) in enumerate(cells.items()):
-            for x, schedule in enumerate(SCHEDULES.values()):
-                here = left if x == 0 else right
-                values = found[optimizer, f"{lr:.6g}", f"{lam:.6g}", schedule]
-                mean, half = mean_and_half_width(values)
-                at, color = x + 0.24 * (number - 0.5), COLORS[number]
-                label = f"{TITLES[optimizer]}, lr {lr:.3g}, lam {lam:.3g}" if x == 1 else None
-                here.errorbar([at], [mean], [half], fmt="os"[number], color=color, capsize=4, label=label)
-                here.plot([at + 0.07] * len(values), values, "x", color=color)
-        for here, first, last in ((left, 0, 1), (right, 1, 3)):
-            here.set_xticks(range(first, last), list(SCHEDULES.values())[first:last])
-            here.set_xlim(first - 0.5, last - 0.5)
-        right.set_title(titles[setting])
-        left.set_ylabel("test error (%)")
-    below(figure, "", axes[1].get_legend_handles_labels()[0])
+    rows = read_csv(out / "runs.csv")
+    figure, (axes,) = panels(1, "Test error under three schedules, each optimizer at its best cell", height=3.0)
+    for number, optimizer in enumerate(GRIDS):
+        for x, schedule in enumerate(SCHEDULES):
+            values = [r["test_error_percent"] for r in rows if (r["schedule"], r["optimizer"]) == (schedule, optimizer)]
+            mean, half = mean_and_half_width(values)
+            at, color = x + 0.24 * (number - 0.5), COLORS[number]
+            label = TITLES[optimizer] if x == 0 else None
+            axes.errorbar([at], [mean], [half], fmt="os"[number], color=color, capsize=4, label=label)
+            axes.plot([at + 0.07] * len(values), values, "x", color=color)
+    axes.set_xticks(range(len(SCHEDULES)), SCHEDULES)
+    axes.set_xlim(-0.5, len(SCHEDULES) - 0.5)
+    axes.set_ylabel("test error (%)")
+    below(
+        figure,
+        "Crosses: runs; dots and squares: their mean, with its 95 % interval.",
+        axes.get_legend_handles_labels()[0],
+    )
     save(figure, out / "schedules.png")

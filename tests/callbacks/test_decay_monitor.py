@@ -378,18 +378,25 @@ def test_clipped_gradients_are_those_the_optimizer_saw(settings: dict[str, Any],
     assert math.hypot(*norms) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_step_that_gradscaler_skips_is_neither_measured_nor_counted(tmp_path: Path) -> None:
-    class Overflow(Net):
-        def on_after_backward(self) -> None:
-            if self.trainer.global_step in (0, 2):
-                self.head.weight.grad = torch.full_like(self.head.weight, torch.inf)
+class Overflow(Net):
+    """Its gradients are infinite at some steps."""
 
+    def __init__(self, config: dict[str, Any], *steps: int) -> None:
+        super().__init__(config)
+        self.steps = steps
+
+    def on_after_backward(self) -> None:
+        if self.trainer.global_step in self.steps:
+            self.head.weight.grad = torch.full_like(self.head.weight, torch.inf)
+
+
+def test_a_step_that_gradscaler_skips_is_neither_measured_nor_counted(tmp_path: Path) -> None:
     for fused in (False, True):
         folder = tmp_path / str(fused)
         plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
         config = {"name": "adamw", "lr": 0.1, "weight_decay": 1.0, "fused": fused}
         monitor, logger = wd.DecayMonitor(1), RunCSVLogger(folder)
-        fit(Overflow(config), folder, monitor, plugins=[plugin], max_epochs=1, logger=logger)
+        fit(Overflow(config, 0, 2), folder, monitor, plugins=[plugin], max_epochs=1, logger=logger)
         rows = logged(folder)
         assert [row["step"] for row in rows] == [1, 3, 4]
         assert [row["wd/decay/shrink"] for row in rows] == pytest.approx([0.9, 0.81, 0.729], rel=1e-5)
@@ -399,17 +406,18 @@ def test_a_step_that_gradscaler_skips_is_neither_measured_nor_counted(tmp_path: 
 @pytest.mark.parametrize("skipped", [0, 2, 3])
 def test_a_fused_step_keeps_the_same_clock_when_gradscaler_skips(skipped: int, tmp_path: Path) -> None:
     """Step 3 is due: if it is skipped, step 4 is measured. Skipping another step changes nothing."""
-
-    class Overflow(Net):
-        def on_after_backward(self) -> None:
-            if self.trainer.global_step == skipped:
-                self.head.weight.grad = torch.full_like(self.head.weight, torch.inf)
-
     for fused in (False, True):
         folder = tmp_path / str(fused)
         plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
         config = {"name": "adamw", "lr": 0.1, "weight_decay": 1.0, "fused": fused}
-        fit(Overflow(config), folder, wd.DecayMonitor(3), plugins=[plugin], max_epochs=2, logger=RunCSVLogger(folder))
+        fit(
+            Overflow(config, skipped),
+            folder,
+            wd.DecayMonitor(3),
+            plugins=[plugin],
+            max_epochs=2,
+            logger=RunCSVLogger(folder),
+        )
         due = [0, 3, 6, 9]
         assert [row["step"] for row in logged(folder)] == [step + (step == skipped) for step in due]
 

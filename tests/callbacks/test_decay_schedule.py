@@ -273,7 +273,7 @@ def test_each_config_of_the_pack(name: str, tmp_path: Path) -> None:
     with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
         cfg = compose("train", [f"callbacks=decay_{name}"])
     schedule = instantiate(cfg.callbacks.decay_schedule)
-    assert (type(schedule), schedule.shape) == (wd.DecaySchedule, name)
+    assert (type(schedule), schedule.curve.shape) == (wd.DecaySchedule, name)
     more = {"restart_snapshot"} if name == "restarts" else set()
     assert set(cfg.callbacks) == {"plan_summary", "lr_monitor", "checkpoint", "decay_schedule"} | more
 
@@ -283,7 +283,7 @@ def test_dinos_schedule_from_the_command_line() -> None:
     with initialize_config_dir(str(ROOT / "recipes/conf"), version_base="1.3"):
         cfg = compose("train", [overrides[0], *(f"callbacks.decay_schedule.{setting}" for setting in overrides[1:])])
     schedule = instantiate(cfg.callbacks.decay_schedule)
-    assert (schedule.amount(0.04, 1.0), schedule.groups) == (0.4, ["decay"])
+    assert (schedule.amount(0.04, 1.0), schedule.curve.groups) == (0.4, ["decay"])
 
 
 @pytest.mark.slow
@@ -389,7 +389,7 @@ def test_the_checkpoints_base_wins_over_a_changed_decay(end: float, at_seven: Pa
         warnings.filterwarnings("ignore", message="DecaySchedule: the checkpoint and the configuration differ")
         seen = used_by(module, tmp_path, schedule, ckpt_path=at_seven)
     assert [decay for decay, _ in seen] == pytest.approx([0.04 * (1 - t / 15) for t in range(7, 15)])
-    assert schedule.end == end
+    assert schedule.curve.end == end
     again = used_by(Net(ADAMW), tmp_path, schedule)  # as it is configured
     assert again[-1][0] == pytest.approx(0.04 * (1 - (1 - end) * 14 / 15))
 

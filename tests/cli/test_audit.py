@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,138 +13,10 @@ import pytest
 
 from lightning_wd.cli import main
 
-MODEL = """
-import lightning as L
-import torch
-from torch import nn
-
-
-class MyNorm(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4))
-
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.pos_embed = nn.Parameter(torch.ones(1, 3, 4))
-        self.fc, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
-
-    def no_weight_decay(self):
-        return {"pos_embed"}
-
-
-class Wrapped(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.model = Model()
-
-
-class Args(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-
-
-class Broken(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(4, "4" + 4)
-
-
-class Bracketed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleDict({"[a]": nn.Linear(2, 2), "[/b]": nn.Linear(2, 2)})
-
-
-class Late(nn.Module):
-    def configure_model(self):
-        self.norm = nn.LayerNorm(4)
-
-
-class Part(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.temperature = nn.Parameter(torch.ones(()))
-
-    def configure_model(self):
-        self.norm = nn.LayerNorm(4)
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head, self.wte = nn.Linear(4, 8, bias=False), nn.Embedding(8, 4)
-        self.wte.weight = self.head.weight
-
-
-class Large(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(1, 1) for _ in range(2000))
-
-
-class Lit(L.LightningModule):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, eps=1e-9), nn.Linear(8, 1), nn.Linear(3, 3))
-
-    def training_step(self, batch, batch_idx):
-        loss = self.net[:3](batch).sub(1).square().mean()
-        self.log("loss", loss)
-        return {"loss": loss}
-
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(self.rows, 16)
-
-    def setup(self, stage):
-        self.rows = torch.randn(64, 4)
-
-
-class Dataless(Lit):
-    train_dataloader = L.LightningModule.train_dataloader
-
-    def training_step(self, batch):
-        return super().training_step(batch, 0)["loss"]
-
-
-class Manual(Lit):
-    automatic_optimization = False
-
-
-class Lossless(Lit):
-    def training_step(self, batch, batch_idx):
-        return None
-
-
-def rows():
-    return torch.randn(16, 4)
-
-
-class Loud(Model):
-    def __init__(self):
-        super().__init__()
-        print("building")
-
-
-ready = Model()
-number = 3
-
-
-def ends():
-    raise SystemExit(0)
-
-
-def text():
-    return "model"
-"""
-
 
 @pytest.fixture(autouse=True)
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "audited.py").write_text(MODEL)
+    shutil.copy(Path(__file__).parents[1] / "helpers" / "audited.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "audited", raising=False)
@@ -154,7 +27,15 @@ def run(*arguments: str) -> int:
     return main(["audit", *arguments])
 
 
-@pytest.mark.parametrize("arguments", ["audited:Lit --batch", "audited:Dataless --batch audited:rows"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "audited:Lit --batch",
+        "audited:Involved --batch",  # several loaders, a hook on the batch, the trainer
+        "audited:Dataless --batch audited:rows",
+        "audited:Dataless --batch audited:Rows",
+    ],
+)
 def test_what_decays_only_as_a_learning_rate(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments.split()) == 0
     out = capsys.readouterr().out
@@ -183,7 +64,7 @@ def test_what_decays_only_as_a_learning_rate(arguments: str, capsys: pytest.Capt
             "audited:Dataless --batch",
             "Dataless has no train_dataloader to take a batch from.\n  fix: write --batch my_",
         ),
-        ("audited:Lossless --batch", "training_step of Lossless returned no loss.\n  found: NoneType\n"),
+        ("audited:Lossless --batch", "training_step of Lossless returned no loss.\n  fix: return the loss, or a d"),
         ("audited:Lit --batch audited", "--batch 'audited' is not MODULE:NAME.\n  fix: write my_pkg.data:batch, as"),
         ("audited:Lit --batch audited:row", "'audited' has no 'row'.\n  nearest: 'rows'\n"),
     ],
@@ -283,7 +164,7 @@ def test_what_the_models_own_code_does_cannot_pass_for_a_result(
     assert run("audited:Loud", "--json") == 0
     out, err = capsys.readouterr()
     assert (len(json.loads(out)["parameters"]), err) == (5, "building\n")
-    (package / "script.py").write_text(f"{MODEL}\nraise SystemExit(0)\n")
+    (package / "script.py").write_text("raise SystemExit(0)\n")
     assert run("script:Model", "--fail-on", "decayed:norm") == 2
     assert "'script:Model' exits with status 0 when it is imported or built." in capsys.readouterr().err
     assert run("audited:ends", "--fail-on", "decayed:norm") == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.lit import Lit, fit
+from helpers.lit import Endless, Lit, fit
 
 import lightning_wd as wd
 from lightning_wd.configure import configure_optimizers
@@ -29,12 +29,6 @@ def test_steps_are_optimizer_steps(keywords: dict[str, Any], total: int, epoch: 
     timescale = Lit({"name": "adamw", "lr": 0.01, "decay": {"timescale_epochs": 4}})
     group = fit(timescale, tmp_path, **keywords).optimizers[0].param_groups[0]
     assert group["weight_decay"] == pytest.approx(1 / (0.01 * 4 * epoch))
-
-
-class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    def __iter__(self) -> Any:
-        while True:
-            yield torch.zeros(4)
 
 
 @pytest.mark.parametrize("amount", ["normalized", "timescale_epochs"])

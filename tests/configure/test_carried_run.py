@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.lit import Lit, fit, trainer
+from helpers.lit import Endless, Lit, fit, trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
@@ -295,12 +295,6 @@ def test_what_is_unfrozen_later_is_carried_over_too(tmp_path: Path) -> None:
     assert groups["net.0.bias"]["base_lr"] == pytest.approx(1e-3 * factor)
 
 
-class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    def __iter__(self) -> Any:
-        while True:
-            yield torch.zeros(4)
-
-
 class Of(Lit):
     """Its training data are what ``make`` returns for a loader's data."""
 
@@ -355,7 +349,8 @@ def test_a_batch_that_is_not_known_is_asked_for(make: Any, found: str, tmp_path:
     assert "optimizer.reference needs the global batch, which is not known here.\n  found: " + found in str(
         caught.value
     )
-    fix = "fix: pass it: configure_optimizers(self, ..., global_batch=<rows that an optimizer step sees>)"
+    steps = ", total_steps=<optimizer steps of the run>, steps_per_epoch=<optimizer steps of an epoch>" * (make is None)
+    fix = f"fix: pass it: configure_optimizers(self, ..., global_batch=<rows that an optimizer step sees>{steps})"
     assert fix in str(caught.value)
     module.steps = {"global_batch": 4, "total_steps": 6}
     assert of_group(fit(module, tmp_path, **keywords)) == pytest.approx((2e-3, 0.05))

@@ -149,6 +149,12 @@ def test_a_toward_of_what_does_not_decay_is_refused() -> None:
             "  fix: write optimizer.decay.normalized=null, or a decay style",
         ),
         ({"toward": "init"}, {"anchor_dtype": "int8"}, "optimizer.anchor_dtype 'int8' is unknown"),
+        (
+            {},
+            {"anchor_dtype": "bfloat16"},
+            "optimizer.anchor_dtype=bfloat16 has no effect: what decays towards zero has no anchor.\n"
+            "  fix: write optimizer.decay.toward=init or the path of a checkpoint, or leave out anchor_dtype",
+        ),
     ],
 )
 def test_bad_settings_are_refused_as_typed(decay: dict[str, Any], more: dict[str, Any], words: str) -> None:
@@ -169,6 +175,20 @@ RUNS: dict[str, dict[str, Any]] = {
     "hyperball-sgd": {"name": "sgdw", "decay": {"style": "hyperball"}},
     "hyperball-muon": {"name": "muon", "decay": {"style": "hyperball"}},
 }
+
+
+def test_the_dtype_of_the_anchors_of_rules() -> None:
+    """The config's is that of the rules that name a point; a rule that names none cannot have one."""
+    rule = {"name": "body.*", "toward": "init"}
+    built = wd.configure_optimizers(net(), {"anchor_dtype": "bfloat16", "mask": {"rules": [rule]}})["optimizer"]
+    assert {g["toward"]: g["anchor_dtype"] for g in built.param_groups} == {"init": "bfloat16", "zero": "bfloat16"}
+    own = {"rules": [{**rule, "anchor_dtype": "bfloat16"}]}
+    for name in ("adamw", "nadamw"):
+        built = wd.configure_optimizers(net(), {"name": name, "mask": own})["optimizer"]
+        assert {g["anchor_dtype"] for g in built.param_groups if g["toward"] == "init"} == {"bfloat16"}
+    words = r"anchor_dtype=bfloat16 of mask rule 1 \(name 'head.\*'\) has no effect: .*\n  fix: write toward: init or"
+    with pytest.raises(wd.MaskError, match=words):
+        wd.configure_optimizers(net(), {"mask": {"rules": [{"name": "head.*", "anchor_dtype": "bfloat16"}]}})
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -194,8 +214,9 @@ def test_a_killed_run_resumes_to_the_same_bits(run: str, tmp_path: Path, monkeyp
         assert 0.01 < metrics[f"{name}/angular_update"].item() < 0.03
 
 
-def test_what_is_unfrozen_decays_towards_what_it_was(tmp_path: Path) -> None:
-    config = {"name": "adamw", "lr": 0.02, "weight_decay": 1.0, "decay": {"toward": "init"}}
+@pytest.mark.parametrize("name", ["adamw", "adam_l2"])
+def test_what_is_unfrozen_decays_towards_what_it_was(name: str, tmp_path: Path) -> None:
+    config = {"name": name, "lr": 0.02, "weight_decay": 1.0, "decay": {"toward": "init"}}
 
     class Anchors(L.Callback):
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -36,6 +36,12 @@ class Lit(L.LightningModule):
         return configure_optimizers(self, self.hparams["optimizer"], self.hparams["lr_scheduler"], **self.steps)
 
 
+class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        while True:
+            yield torch.zeros(4)
+
+
 def trainer(tmp_path: Path, **keywords: Any) -> L.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     defaults = {"max_epochs": 2, "enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}

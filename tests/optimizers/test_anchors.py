@@ -395,6 +395,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
         wd.AdamW([nn.Parameter(torch.ones(2, device="meta"))], toward="init")
     with pytest.raises(wd.ConfigError, match="anchor_dtype 'int8' is unknown"):
         wd.AdamW([parameter(1.0)], toward="init", anchor_dtype="int8")
+    for cls in (wd.AdamW, wd.SGDW, AdamL2, Muon, wd.decoupled(torch.optim.NAdam)):
+        words = r"anchor_dtype='bfloat16' of \w+ has no effect: what decays.*\n  fix: write toward='init' or the path"
+        with pytest.raises(wd.ConfigError, match=words):
+            cls([nn.Parameter(torch.ones(2, 2))], anchor_dtype="bfloat16")
+    wd.AdamW([{"params": [parameter(1.0)], "toward": "init"}], anchor_dtype="bfloat16")
     with pytest.raises(wd.ConfigError, match="anchor_dtype='bfloat16' of group 0 holds no complex weights"):
         wd.AdamW([parameter(1.0, dtype=torch.complex64)], toward="init", anchor_dtype="bfloat16")
     with pytest.raises(wd.ConfigError, match="toward of group 0 'init' has no meaning with style 'hyperball'"):

@@ -15,7 +15,7 @@ from helpers.small_run import CrashAfter, CrashError, Net, fit
 
 import lightning_wd as wd
 from lightning_wd.optimizers import SGDL2, AdamL2
-from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, family, hyperparameters_of, optimizer_class
+from lightning_wd.optimizers.by_name import OPTIMIZERS, REQUIRED, entry, hyperparameters_of, optimizer_class
 from lightning_wd.styles import step_fraction
 
 
@@ -63,10 +63,10 @@ def test_torchs_own_give_the_fast_classes() -> None:
         ("torch.optim.adamw.AdamW", wd.AdamW, AdamL2, 1e-3),
         ("torch.optim.SGD", wd.SGDW, SGDL2, 1e-3),
     ):
-        assert family(path)[:4] == (cls, l2, lr, "adam")
+        assert entry(path)[:4] == (cls, l2, lr, "adam")
     assert optimizer_class("torch.optim.SGD", "l2") is SGDL2
     assert optimizer_class("torch.optim.NAdam", "l2") is optimizer_class("nadamw", "decoupled")
-    assert family("torch.optim.NAdam").lr == 2e-3  # the class's own default
+    assert entry("torch.optim.NAdam").lr == 2e-3  # the class's own default
 
 
 def test_the_keywords_are_the_classs_own() -> None:
@@ -75,7 +75,7 @@ def test_the_keywords_are_the_classs_own() -> None:
         "beta": 0.5,
         "anchor_dtype": None,  # of decoupled()
     }
-    assert family(f"{HERE}.Sized").lr is None
+    assert entry(f"{HERE}.Sized").lr is None
     assert hyperparameters_of(wd.SGDW).keys() == hyperparameters_of(optimizer_class("torch.optim.SGD", "l2")).keys()
 
 
@@ -106,7 +106,7 @@ def test_the_keywords_are_the_classs_own() -> None:
 )
 def test_what_is_wrong_is_said(name: Any, words: list[str]) -> None:
     with pytest.raises(wd.ConfigError) as caught:
-        family(name)
+        entry(name)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -114,7 +114,7 @@ def test_the_setting_is_called_as_its_place_is() -> None:
     with pytest.raises(
         wd.ConfigError, match=r"rules\[0\].optimizer 'adamx' is unknown(?s:.*)write rules\[0\].optimizer"
     ):
-        family("adamx", "rules[0].optimizer")
+        entry("adamx", "rules[0].optimizer")
 
 
 def test_every_name_has_both_forms() -> None:

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from helpers.planted import AtConstruction, Constant, Planted, Projected, TrustRatio
 
 import lightning_wd as wd
 from lightning_wd.optimizers.param_groups import fraction
@@ -96,74 +97,18 @@ def test_an_own_decoupled_rule_is_kept(name: str) -> None:
         wd.decoupled(base)([start()], lr=0.1, style="l2")
 
 
-class OwnDecay(torch.optim.Optimizer):
-    """A sign optimizer with a decay of its own: ``multiple`` times that of style decoupled, or constant."""
-
-    def __init__(self, params: Any, lr: float = 0.1, weight_decay: float = 0.0, multiple: float = 1.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "multiple": multiple})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.mul_(1 - self.fraction(group)).sub_(group["lr"] * p.grad.sign())
-
-    def fraction(self, group: dict[str, Any]) -> float:
-        return float(group["multiple"] * group["lr"] * group["weight_decay"])
-
-
-class OwnConstant(OwnDecay):
-    def fraction(self, group: dict[str, Any]) -> float:
-        return float(group["weight_decay"])
-
-
-class OwnAtConstruction(OwnDecay):
-    """It ignores its group: 0 must come with the constructor."""
-
-    def __init__(self, params: Any, lr: float = 0.1, weight_decay: float = 0.0, multiple: float = 1.0) -> None:
-        super().__init__(params, lr, weight_decay, multiple)
-        self.amount = weight_decay
-
-    def fraction(self, group: dict[str, Any]) -> float:
-        return float(group["lr"] * self.amount)
-
-
-class OwnWhileMoving(OwnDecay):
-    """SGDP's: ten times the decay while there is a gradient."""
-
-    def fraction(self, group: dict[str, Any]) -> float:
-        return super().fraction(group) * (10 if any(p.grad.any() for p in group["params"]) else 1)
-
-
-class TrustRatio(OwnDecay):
-    """LAMB's: what its weight_decay means depends on everything else."""
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        for group in self.param_groups:
-            for p in group["params"]:
-                update = p.grad.sign() + group["weight_decay"] * p
-                p.sub_(group["lr"] * update * p.norm() / update.norm())
+class Tenfold(Planted):
+    decay = staticmethod(lambda lam, lr, lr0: 10 * lr * lam)
 
 
 @pytest.mark.parametrize("cautious", [False, True])
 @pytest.mark.parametrize("style", ["decoupled", "independent", "constant", "corrected", "none"])
-@pytest.mark.parametrize(
-    ("base", "settings"),
-    [
-        (OwnDecay, {}),
-        (OwnDecay, {"multiple": 10.0}),
-        (OwnConstant, {}),
-        (OwnAtConstruction, {}),
-        (OwnWhileMoving, {}),
-    ],
-    ids=["own", "tenfold", "constant", "at construction", "while moving"],
-)
-def test_a_decay_of_its_own_happens_once(base: Any, settings: dict[str, Any], style: str, cautious: bool) -> None:
+@pytest.mark.parametrize("base", [Planted, Tenfold, Constant, AtConstruction, Projected])
+def test_a_decay_of_its_own_happens_once(base: Any, style: str, cautious: bool) -> None:
     """Against float64 NumPy: the decay of the style, and the sign of the gradient."""
     p = start()
     w = p.detach().numpy().copy()
-    optimizer = wd.decoupled(base)([p], lr=0.1, weight_decay=0.05, style=style, cautious_wd=cautious, **settings)
+    optimizer = wd.decoupled(base)([p], lr=0.1, beta=0.0, weight_decay=0.05, style=style, cautious_wd=cautious)
     for t in range(4):
         optimizer.param_groups[0]["lr"] = lr = 0.1 / (t + 1)
         p.grad = gradient(t)
@@ -175,11 +120,11 @@ def test_a_decay_of_its_own_happens_once(base: Any, settings: dict[str, Any], st
     assert optimizer.param_groups[0]["weight_decay"] == 0.05
 
 
-@pytest.mark.parametrize("base", [OwnDecay, OwnConstant, OwnWhileMoving])
+@pytest.mark.parametrize("base", [Planted, Constant, Projected])
 def test_a_decay_of_its_own_is_no_penalty(base: Any) -> None:
     with pytest.raises(wd.ConfigError) as caught:
         wd.decoupled(base)([start()], lr=0.1, weight_decay=0.05, style="l2")
-    style = "constant" if base is OwnConstant else "decoupled"
+    style = "constant" if base is Constant else "decoupled"
     assert f"cannot do style 'l2' of group 0: the weight_decay of {base.__name__} is no L2 penalty" in str(caught.value)
     assert f"identify({base.__name__}) says '{style}'." in str(caught.value)
 
@@ -243,7 +188,7 @@ def test_the_keywords_decide_and_survive_a_pickle() -> None:
 def test_plain_sgd_is_both() -> None:
     """Without momentum a penalty and decoupled decay are the same steps, so l2 is not refused."""
 
-    class Descent(OwnDecay):
+    class Descent(Planted):
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
             for group in self.param_groups:

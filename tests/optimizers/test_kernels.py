@@ -12,6 +12,7 @@ import torch
 from helpers.steps import OPTIMIZERS, inductor, run
 
 import lightning_wd as wd
+from lightning_wd.decay import STYLES
 from lightning_wd.optimizers import SGDL2, AdamL2, kernels
 from lightning_wd.optimizers.kernels import misfits
 
@@ -290,20 +291,38 @@ def test_kahan_follows_float32_through_training() -> None:
     assert plain > 10 * compensated
 
 
+def test_counts_of_steps_of_any_dtype() -> None:
+    """torch counts in float64 where that is the default dtype, and a state may hold both."""
+    for dtypes in ((torch.float32,) * 3, (torch.float64,) * 3, (torch.float32, torch.float64, torch.float32)):
+        steps = [torch.tensor(float(2**24 - 2 - i), dtype=dtype) for i, dtype in enumerate(dtypes)]
+        kernels.count_up(steps)
+        assert [(s.item(), s.dtype) for s in steps] == [(2**24 - 1 - i, dtype) for i, dtype in enumerate(dtypes)]
+
+
 # --- CUDA -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("style", ["decoupled", "independent", "constant", "corrected", "none", "l2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"style": style, "weight_decay": 1e-2} for style in STYLES if style != "hyperball"),
+        {"style": "hyperball"},
+        {"weight_decay": 1e-2, "cautious_wd": True},
+        {"weight_decay": 1e-2, "toward": "init"},
+        {"weight_decay": 1e-2, "toward": "init", "style": "l2"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
 @pytest.mark.parametrize("cls", [wd.AdamW, wd.SGDW])
-def test_a_captured_step_replays_at_another_learning_rate(cls: Any, style: str) -> None:
+def test_a_captured_step_replays_at_another_learning_rate(cls: Any, settings: dict[str, Any]) -> None:
     extra = {"capturable": True} if cls is wd.AdamW else {"momentum": 0.9}
     results = []
     for captured in (False, True):
-        p = torch.nn.Parameter(torch.linspace(-1, 1, 64, device="cuda"))
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 64, device="cuda").view(8, 8))
         lr = torch.tensor(0.1, device="cuda")
-        optimizer = cls([p], lr=lr, weight_decay=1e-2, style=style, fused=True, **extra)
+        optimizer = cls([p], lr=lr, fused=True, **settings, **extra)
         p.grad = torch.ones_like(p)
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):

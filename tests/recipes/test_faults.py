@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from checkpoints import BestCheckpoint, LastCheckpoint, damage, find_checkpoint
+from checkpoints import BestCheckpoint, LastCheckpoint, find_checkpoint
 from helpers.recipe import TRAIN, job_config, train, train_here
 from helpers.recipe_run import QUIET as NO_OUTPUT
 from helpers.recipe_run import Eventful, fit, rows, steps_saved
@@ -27,6 +27,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from train import main
 
 from lightning_wd.errors import ConfigError
+from lightning_wd.optimizers.weights_file import damage
 from lightning_wd.runs.folder import save_config
 
 DDP = ["trainer=ddp_cpu", "callbacks=none", "lr_scheduler=constant", "model.dropout=0.1", "data.batch_size=128"]

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import lightning_wd as wd
-from lightning_wd.decay import all_units
+from lightning_wd.conversions import all_units
 from lightning_wd.optimizers.by_name import OPTIMIZERS
 
 
@@ -202,7 +202,7 @@ def test_an_unknown_preset_names_the_nearest() -> None:
         GPT("smal")
     assert str(caught.value).split("\n") == [
         "model.preset 'smal' is unknown.",
-        "  valid: tiny, tiny_wide, mini, small, gpt2",
+        "  valid: tiny, tiny_wide, tiny_wider, mini, small, gpt2",
         "  nearest: 'small'",
         "  fix: write model.preset=small",
     ]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import damage
 from helpers.recipe import job
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 import lightning_wd as wd
 from lightning_wd.errors import CheckpointMismatchError, ConfigError, MaskError
+from lightning_wd.optimizers.weights_file import damage
 
 CONF = Path(__file__).parents[2] / "conf"
 OURS = (ConfigError, MaskError, CheckpointMismatchError)

@@ -18,20 +18,26 @@ from data.fashion_small import FashionSmall
 from helpers.real_data import REAL, needs_real_data
 from helpers.recipe import ROOT
 from models.conv_net import ConvNet
+from models.gpt import GPT
 from models.mlp import MLP
 from studies import (
+    best_rates,
     budgets,
     finished_runs,
     forgetting,
+    heatmaps,
     hyperball,
     lost_decay,
     muon_against_adamw,
     schedules,
     styles,
+    width,
 )
 from studies.run import STUDIES
 
 import lightning_wd as wd
+from lightning_wd.runs.heatmap import Cell, grids
+from lightning_wd.runs.sweep import octaves
 
 FASHION = REAL / "fashion_mnist"
 
@@ -58,32 +64,66 @@ def test_the_cells_of_a_sweep_share_images_that_stay_on_the_device() -> None:
     assert sets[0].data_ptr() == sets[1].data_ptr()
 
 
-def test_schedules_compare_the_common_and_the_best_cells(tmp_path: Path) -> None:
-    """By the mean over seeds: at lr 0.2 the two together are best, 14 + 15; alone adamw at 0.1 and adam_l2 at 0.2."""
+def test_schedules_compare_cells_that_were_chosen_under_them(tmp_path: Path) -> None:
+    """By the mean over seeds: cosine and drop-step in the heatmap, the fixed schedule in a grid of its own."""
+    heatmap = ["optimizer,style,unit,lr,amount,seed,error,metric"]
+    for optimizer, best in {"adamw": 0.1, "adam_l2": 0.2, "sgdw": 0.4}.items():
+        for lr, seed, error in ((best, 0, 13.0), (best, 1, 15.0), (0.8, 0, 12.0), (0.8, 1, 17.0)):
+            heatmap.append(f"{optimizer},x,weight_decay,{lr},{lr / 8},{seed},{error},test/acc")
+            folder = tmp_path / "runs/grid" / f"{optimizer}_lr{lr}_seed{seed}"
+            folder.mkdir(parents=True)
+            fixed = {"name": optimizer, "lr": lr / 16, "weight_decay": lr / 32}
+            (folder / "config.yaml").write_text(yaml.safe_dump({"optimizer": fixed, "seed": seed}))
+            (folder / "metrics.csv").write_text(f"epoch,step,test/acc\n1,10,{1 - error / 100}\n")
     (tmp_path / "heatmaps").mkdir()
-    rows = ["optimizer,style,unit,lr,amount,seed,error,metric"]
-    for name, cells in {
-        "adamw": {(0.1, 1.0): 13.0, (0.1, 2.0): 20.0, (0.2, 1.0): 19.0, (0.2, 2.0): 14.0, (0.4, 1.0): 12.9 + 5},
-        "adam_l2": {(0.1, 1.0): 17.0, (0.1, 2.0): 18.0, (0.2, 1.0): 15.0, (0.2, 2.0): 16.0, (0.05, 1.0): 19.5},
-        "sgdw": {(0.3, 1.0): 1.0},
-    }.items():
-        rows += [f"{name},x,weight_decay,{lr},{lam},0,{error},test/acc" for (lr, lam), error in cells.items()]
-        # by seed 1 alone the cells at lr 0.4 and 0.05 would win
-        rows += [
-            f"{name},x,weight_decay,{lr},{lam},1,{error + (-1 if lr in (0.05, 0.4) else 4)},test/acc"
-            for (lr, lam), error in cells.items()
-        ]
-    (tmp_path / "heatmaps/heatmap.csv").write_text("\n".join(rows) + "\n")
-    assert schedules.settings(tmp_path / "schedules") == {
-        "common": {"adamw": (0.2, 2.0), "adam_l2": (0.2, 1.0)},
-        "best": {"adamw": (0.1, 1.0), "adam_l2": (0.2, 1.0)},
-    }
+    (tmp_path / "heatmaps/heatmap.csv").write_text("\n".join(heatmap) + "\n")
     made = schedules.sweeps(tmp_path, tmp_path / "schedules", False)
-    assert sorted({name.partition("/")[0] for name in made}) == [
-        "adam_l2_lr0.2_wd1.0",
-        "adamw_lr0.1_wd1.0",
-        "adamw_lr0.2_wd2.0",
-    ]
+    for optimizer, lr in {"adamw": 0.1, "adam_l2": 0.2}.items():
+        grid, fixed_best = made[f"grid/{optimizer}"], made[f"fixed/{optimizer}"]
+        assert isinstance(grid, list)
+        assert "lr_scheduler=constant" in grid
+        assert callable(fixed_best)
+        assert fixed_best(tmp_path / "runs")[-3:] == [
+            "lr_scheduler=constant",
+            f"optimizer.lr={lr / 16}",
+            f"optimizer.weight_decay={lr / 32}",
+        ]
+        for schedule in ("cosine", "drop-step"):
+            overrides = made[f"{schedule}/{optimizer}"]
+            assert isinstance(overrides, list)
+            assert {f"optimizer.lr={lr}", f"optimizer.weight_decay={lr / 8}"} < set(overrides)
+
+
+def test_no_best_cell_of_the_heatmap_lies_at_an_edge() -> None:
+    rows = finished_runs.read_csv(ROOT / "docs/studies/heatmaps/heatmap.csv")
+    for grid in grids(Cell(*(row[key] for key in Cell._fields)) for row in rows):
+        _, *axes = heatmaps.GRIDS[grid.title.partition(",")[0]]
+        for values, exponents in zip((grid.lr, grid.amount), axes, strict=True):
+            assert values.tolist() == [float(x) for x in octaves(yaml.safe_load(exponents)).split(",")]
+        i, j = grid.best
+        assert min(grid.best) > 0
+        assert all(grid.mean[beside] > grid.mean[i, j] for beside in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)))
+
+
+def test_the_width_leaves_independent_decay_alone() -> None:
+    """At width 256 and the lr where both styles decay alike at width 64; without gradients a step only decays."""
+    shares: dict[tuple[str, bool], list[float]] = {}
+    for style, amount in width.DECAY.items():
+        model = GPT(best_rates.PRESETS[256])
+        mask = {"rules": [yaml.safe_load(width.rule(256, False))]}
+        optimizer = {"name": "adamw", "lr": 2.0**-8, "weight_decay": amount, "decay": {"style": style}, "mask": mask}
+        before = {name: tensor.norm().item() for name, tensor in model.named_parameters() if tensor.ndim == 2}
+        for tensor in model.parameters():
+            tensor.grad = torch.zeros_like(tensor)
+        wd.configure_optimizers(model, optimizer)["optimizer"].step()
+        for name, norm in before.items():
+            removed = 1 - model.get_parameter(name).norm().item() / norm
+            shares.setdefault((style, name.startswith("blocks")), []).append(removed * 2**7)
+    assert {key: len(found) for key, found in shares.items()} == {
+        (style, hidden): 8 if hidden else 2 for style in width.DECAY for hidden in (False, True)
+    }
+    for (style, hidden), found in shares.items():
+        assert found == pytest.approx([0.25 if hidden and style == "decoupled" else 1.0] * len(found), rel=1e-3)
 
 
 def test_muon_and_adamw_are_compared_at_the_rate_that_is_best_for_each(tmp_path: Path) -> None:
@@ -135,19 +175,20 @@ def test_fine_tuning_takes_the_amount_that_is_best_on_both_halves(tmp_path: Path
     assert forgetting.accuracies(run, "val") == pytest.approx([*among_five, among_five[0], 0.0])  # of equals the first
 
 
-def test_the_best_rates_of_the_widths_are_those_of_the_runs(tmp_path: Path) -> None:
-    rows = finished_runs.read_csv(ROOT / "docs/studies/hyperball/runs.csv")
-    for row in rows:
-        width, style, lr = int(row["width"]), row["style"], row["lr"]
-        folder = tmp_path / f"{width}/{style}" / f"lr{lr}_seed{row['seed']}"
+@pytest.mark.parametrize("study", [hyperball, width])
+def test_the_best_rates_of_the_widths_are_those_of_the_runs(study: Any, tmp_path: Path) -> None:
+    known = ROOT / "docs/studies" / study.__name__.rpartition(".")[2]
+    for row in finished_runs.read_csv(known / "runs.csv"):
+        lr = row["lr"]
+        folder = tmp_path / f"{int(row['width'])}/{row['style']}" / f"lr{lr}_seed{row['seed']}"
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(f"{{optimizer: {{lr: {lr}}}, seed: {int(row['seed'])}}}\n")
         (folder / "metrics.csv").write_text(f"epoch,step,test/loss\n1,10,{row['loss_nats']}\n")
-    hyperball.report(tmp_path, tmp_path / "out")
+    study.report(tmp_path, tmp_path / "out")
     for name in ("runs.csv", "table.csv"):
-        expected = finished_runs.read_csv(ROOT / "docs/studies/hyperball" / name)
-        for found, known in zip(finished_runs.read_csv(tmp_path / "out" / name), expected, strict=True):
-            assert found == pytest.approx(known, rel=1e-4)  # from losses of six digits
+        expected = finished_runs.read_csv(known / name)
+        for found, row in zip(finished_runs.read_csv(tmp_path / "out" / name), expected, strict=True):
+            assert found == pytest.approx(row, rel=1e-4)  # from losses of six digits
 
 
 def test_intervals_are_students() -> None:

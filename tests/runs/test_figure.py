@@ -14,8 +14,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from lightning_wd.configure.optimizer_config import OPTIMIZERS
-from lightning_wd.decay import STYLES
 from lightning_wd.runs.figure import COLORS, STYLE_COLORS, TITLES, below, curve, in_style, key, panels, save
+from lightning_wd.styles import STYLES
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, [1]), (3, [3]), (4, [2, 2]), (5, [2, 3]), (7, [2, 2, 3])])

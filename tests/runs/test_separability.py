@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_wd.runs.separability import row_optima, separability
+from lightning_wd.runs.separability import near_rows, row_optima, separability
 
 
 @settings(max_examples=30, deadline=None)
@@ -54,9 +54,25 @@ def test_rows_far_from_the_best_do_not_count() -> None:
     assert math.isnan(separability(errors[None, 3:], 2.0 ** x[3:], 2.0**x).drift)
 
 
+def test_rows_without_a_cell_within_5_percent_of_the_best_do_not_count() -> None:
+    x = np.arange(4.0)
+    errors = np.array([10.0, 10.49, 10.51, 10.0])[:, None] + (x[None, :] - np.array([1, 1, 2, 1])[:, None]) ** 2
+    assert near_rows(errors).tolist() == [0, 1, 3]
+    assert (separability(errors[None], 2.0**x, 2.0**x).rows, separability(errors[None], 2.0**x, 2.0**x).drift) == (3, 0)
+
+
 def test_the_best_of_a_row_lies_between_cells() -> None:
     y = np.array([0.0, 1.0, 3.0])  # unevenly spaced
-    errors = np.array([(y - 1.25) ** 2, (y - 0.0) ** 2, [3.0, np.nan, 2.0], [1.0, 1.0, 1.0]])
+    errors = np.array([(y - 1.25) ** 2, (y - 0.0) ** 2, [3.0, np.nan, 2.0]])
     optima, edge = row_optima(errors, y)
-    assert optima == pytest.approx([1.25, 0.0, 3.0, 0.0])
-    assert edge.tolist() == [False, True, True, True]
+    assert optima == pytest.approx([1.25, 0.0, 3.0])
+    assert edge.tolist() == [False, True, True]
+
+
+def test_of_cells_that_tie_the_best_is_the_middle() -> None:
+    """Not the first, nor what the last digit of a mean says: the middle row is AdamW's at lr 2^-9 in the studies."""
+    study = [20.11000117, 20.11666697, 20.10999917, 20.1099992, 22.7666656, 54.7000001]
+    errors = np.array([[3.0, 1.0, 1.0, 2.0, 2.0, 2.0], study, [1.0] * 6])
+    optima, edge = row_optima(errors, np.arange(-14.0, -2, 2))
+    assert optima == pytest.approx([-11.0, (-14 - 10 - 8) / 3, -9.0])
+    assert edge.tolist() == [False, True, True]
