@@ -76,8 +76,8 @@ def misspelt(arguments: Sequence[str]) -> str | None:
             for option in _values(each):
                 if option not in (*options, "null"):
                     close, (key, _, typed) = nearest(option, options), str(each.input_line).partition("=")
-                    meant = re.sub(rf"(?<!\w){re.escape(option)}(?!\w)", close or "<one of them>", typed)
-                    fixed = f"{key}={meant}"
+                    right = re.sub(rf"(?<!\w){re.escape(option)}(?!\w)", close or "<one of them>", typed)
+                    fixed = f"{key}={right}"
                     return _words(f"{group} has no option {option!r}", options, close, fixed)
         if any(each.is_sweep_override() for each in chosen):
             return None  # the keys differ from job to job

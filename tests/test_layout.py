@@ -41,7 +41,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "distributed": frozenset({"errors", "_lightning", "_private", "_hydra", "runs"}),
     "_hydra": frozenset(),  # imported when Hydra composes: whatever it needs, it imports inside a function
     "conf": frozenset({"_hydra"}),
-    "cli": frozenset({"errors", "conversions"}),  # without torch, so that `--help` is quick; the rest inside functions
+    "cli": frozenset(
+        {"errors", "styles", "conversions"}
+    ),  # without torch, so that `--help` is quick; the rest inside functions
 }
 LAZILY_ANYTHING = {"_hydra", "cli"}
 

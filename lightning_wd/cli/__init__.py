@@ -16,6 +16,7 @@ import lightning_wd
 from lightning_wd.cli import audit, convert, draw, identify_class
 from lightning_wd.conversions import UNITS
 from lightning_wd.errors import ConfigError, MaskError, as_typed
+from lightning_wd.styles import STYLES
 
 __all__ = ["main"]
 
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("model", metavar="MODULE:NAME", help="a class or function without arguments, or a module")
     add("--mask", default="standard", help="a preset, a YAML file, or a mapping '{base: ..., rules: [...]}'")
-    add("--style", help="the decay style; 'corrected' leaves the output layer decoupled")
+    add("--style", help=f"one of {', '.join(STYLES)}; 'corrected' leaves the output layer decoupled")
     add("--against", metavar="POLICY", help="also print the difference to timm, transformers or ndim")
     add("--json", action="store_true", help="print plain data instead of tables")
     batch = (

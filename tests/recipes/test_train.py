@@ -79,7 +79,7 @@ def test_the_run_folder_holds_what_the_contract_says(default_run: tuple[Path, st
     assert set(groups.values()) == {"decay", "no_decay"}
 
 
-def test_help_has_every_option_and_only_keys_that_are_there(tmp_path: Path) -> None:
+def test_help_has_every_option_and_every_key(tmp_path: Path) -> None:
     text = train_here("--help", cwd=tmp_path).stdout
     assert max(map(len, text.splitlines())) <= 80
     groups, _, keys = text.partition("\nKeys, ")
@@ -89,9 +89,21 @@ def test_help_has_every_option_and_only_keys_that_are_there(tmp_path: Path) -> N
         options = {path.stem for place in places for path in place.glob("*.yaml")}
         assert options <= set(re.findall(r"\w+", words)), group
     known = [compose_keys(*chosen) for chosen in ([], ["optimizer=sgdw"], ["data=shakespeare", "model=gpt"])]
-    for line in re.findall(r"^  (\S[\w., ]*?)  ", keys, re.M):
-        for key in line.split(", "):
-            assert any(OmegaConf.select(cfg, key, default="absent") != "absent" for cfg in known), key
+    said = {key for line in re.findall(r"^  (\S[\w., ]*?)  ", keys, re.M) for key in line.split(", ")}
+    for key in said:
+        assert any(OmegaConf.select(cfg, key, default="absent") != "absent" for cfg in known), key
+    default = leaves(OmegaConf.to_container(known[0]))
+    unsaid = {key for key in default if not re.match(r"(callbacks|logger|optimizer\.decay\.typical)\.|.*\._", key)}
+    assert unsaid - said == set()
+
+
+def leaves(node: Any, above: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the values of a config."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
 
 
 def compose_keys(*overrides: str) -> Any:
