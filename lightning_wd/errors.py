@@ -35,6 +35,7 @@ __all__ = [
     "number",
     "spelled",
     "warn",
+    "written",
 ]
 
 
@@ -163,6 +164,15 @@ def listed(names: Iterable[object], limit: int = 5) -> str:
     return ", ".join(every[:limit]) + (f", and {len(every) - limit} more" if len(every) > limit else "")
 
 
+def written(name: str, value: object) -> str:
+    """Return how to set a key; an element of a list has no override of Hydra's.
+
+    >>> written("optimizer.lr", 0.1), written("optimizer.betas[1]", 0.99)
+    ('write optimizer.lr=0.1', 'set optimizer.betas[1] to 0.99')
+    """
+    return f"set {name} to {value}" if "[" in name else f"write {name}={value}"
+
+
 def number(
     name: str,
     value: object,
@@ -204,11 +214,11 @@ def number(
     bounds = [(">" if exclusive else ">=", minimum), ("<", below), ("<=", at_most)]
     bound = " and ".join(f"{sign} {limit:g}" for sign, limit in bounds if math.isfinite(limit))
     valid = f"a {'' if infinite or whole else 'finite '}{kind} {bound}".rstrip()
-    fix = f"write {name}=<{valid}>"
+    fix = written(name, f"<{valid}>")
     if given < 0 and fits(-given):
-        fix = f"write {name}={-given:g}, without the sign"
+        fix = written(name, f"{-given:g}") + ", without the sign"
     elif whole and math.isfinite(given) and fits(round(given)):
-        fix = f"write {name}={round(given)}"
+        fix = written(name, round(given))
     elif isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
         fix += "; in YAML read without OmegaConf 1e-4 is text: write 1.0e-4"
     problem = f"{name} must be a {kind} {bound}".rstrip()
@@ -241,7 +251,7 @@ def choice(
         return value
     alias = (aliases or {}).get(str(value).lower())
     close = None if alias else nearest(str(value).lower(), valid)
-    fix = alias or (f"write {name}={close}" if close else f"write one of the valid names{f', or {also}' * bool(also)}")
+    fix = alias or (written(name, close) if close else f"write one of the valid names{f', or {also}' * bool(also)}")
     every = [*valid, also] if also else valid
     raise error(f"{name} {value!r} is unknown.", valid=every, nearest=close, fix=fix)
 
@@ -258,7 +268,7 @@ def flag(name: str, value: object, *, optional: bool = False) -> Any:
     if isinstance(value, bool) or (optional and value is None):
         return value
     valid = "true, false or null" if optional else "true or false"
-    raise ConfigError(f"{name} must be {valid} but got {value!r}.", fix=f"write {name}=true")
+    raise ConfigError(f"{name} must be {valid} but got {value!r}.", fix=written(name, "true"))
 
 
 def keys(

@@ -37,6 +37,8 @@ def _read_keywords(typed: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise ConfigError(f"{text!r} is not KEY=VALUE.", fix="write for example momentum=0.9 or betas=[0.9,0.99]")
+        if key in read:
+            raise ConfigError(f"{key!r} is given twice.", fix=f"write {key}= once")
         try:
             made: Any = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))
         except (YAMLError, OmegaConfBaseException) as error:

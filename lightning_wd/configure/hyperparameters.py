@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_wd.errors import ConfigError, choice, flag, number
+from lightning_wd.errors import ConfigError, choice, flag, number, written
 from lightning_wd.optimizers.by_name import OPTIMIZERS, hyperparameters_of
 
 __all__ = ["check_hyperparameter", "hyperparameter_types"]
@@ -44,7 +44,7 @@ def check_hyperparameter(where: str, value: Any, default: Any, *, of_ours: bool 
         return value
     if isinstance(default, str):
         if not isinstance(value, str):
-            raise ConfigError(f"{where} must be text but got {value!r}.", fix=f"write {where}={default}")
+            raise ConfigError(f"{where} must be text but got {value!r}.", fix=written(where, default))
         return value
     minimum = -math.inf if (default or 0) < 0 or not of_ours else 0.0
     below = 1.0 if of_ours and key in _BELOW_ONE else math.inf

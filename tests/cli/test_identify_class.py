@@ -26,6 +26,7 @@ def test_identify_prints_the_evidence(capsys: pytest.CaptureFixture[str]) -> Non
         (["torch.optim.Adam", "betas=[2,2]"], ["Adam cannot be made with betas=(2, 2)."]),
         (["torch.optim.Adam", "betas"], ["'betas' is not KEY=VALUE.", "fix: write for example momentum=0.9"]),
         (["torch.optim.Adam", "betas=[0.9"], ["the value of 'betas=[0.9' cannot be read as YAML."]),
+        (["torch.optim.Adam", "eps=1", "eps=2"], ["'eps' is given twice.", "fix: write eps= once"]),
         (["torch.optim.swa_utils.Needs"], ["torch.optim.swa_utils has no 'Needs'"]),
     ],
 )

@@ -167,7 +167,13 @@ def test_a_left_over_partial_is_refused(misuse: Any) -> None:
             ["optimizer.amsgrad is not a setting of sgdw", "belongs to adamw", "override /optimizer: sgdw"],
         ),
         ({"betas": [0.9]}, ["optimizer.betas must be 2 numbers but got [0.9]"]),
-        ({"betas": [0.9, 1.0]}, ["optimizer.betas[1] must be a number >= 0 and < 1 but got 1.0"]),
+        (
+            {"betas": [0.9, 1.0]},
+            [
+                "optimizer.betas[1] must be a number >= 0 and < 1 but got 1.0",
+                "fix: set optimizer.betas[1] to <a finite",
+            ],
+        ),
         ({"fused": "yes"}, ["optimizer.fused must be true, false or null but got 'yes'"]),
         ({"amsgrad": 1}, ["optimizer.amsgrad must be true or false but got 1"]),
         ({"name": ["adamw"]}, ["optimizer.name ['adamw'] is unknown"]),
