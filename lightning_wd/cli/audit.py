@@ -27,6 +27,7 @@ _STATES = ("decayed", "excluded", "frozen")
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print a model's decay plan; return 1 where a tensor is in a state that ``--fail-on`` forbids."""
     from lightning_wd.mask import plan_decay
     from lightning_wd.mask.peers import POLICIES, peer_plan
 

@@ -20,6 +20,7 @@ _STYLE_OF = {"decoupled": "decoupled", "independent": "independent", "sgd_l2": "
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print an amount of decay in the units asked for, carried over first where that is asked."""
     lines = []
     if any(getattr(options, name) is not None for name in (*_CARRY, "lr_rule")):
         _carry_over(options)

@@ -9,6 +9,7 @@ __all__ = ["curves", "heatmap"]
 
 
 def heatmap(options: argparse.Namespace) -> int:
+    """Draw the heatmap of a sweep into its folder, and print what is best."""
     from lightning_wd.runs.heatmap import write_heatmap
 
     made, metric, unfinished = write_heatmap(options.folder, options.metric)
@@ -28,6 +29,7 @@ def heatmap(options: argparse.Namespace) -> int:
 
 
 def curves(options: argparse.Namespace) -> int:
+    """Draw the curves of several runs into one picture."""
     from lightning_wd.runs.curves import overlay
 
     print(f"written: {overlay(options.folders, options.out, options.metric)}")

@@ -15,6 +15,7 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print what the weight_decay of a class means."""
     from lightning_wd.optimizers.dotted_path import import_optimizer
     from lightning_wd.optimizers.identify import identify
 

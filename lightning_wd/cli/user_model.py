@@ -44,6 +44,7 @@ def build_model(target: str) -> nn.Module:
 
 
 def import_target(target: str, what: str = "model") -> Any:
+    """Import ``MODULE:NAME``; ``what`` it is stands in the errors."""
     path, _, name = target.partition(":")
     if not path or not name or path.startswith("."):
         raise ConfigError(
