@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from lightning_wd.errors import ConfigError, nearest
 from lightning_wd.runs.figure import COLORS, LINES, below, curve, in_style, key, panels, save
+from lightning_wd.runs.secrets import names_secret
 from lightning_wd.styles import step_fraction
 
 __all__ = ["curves", "draw_monitor", "overlay", "read_metrics"]
@@ -20,9 +22,12 @@ __all__ = ["curves", "draw_monitor", "overlay", "read_metrics"]
 
 def _finish(axes: Any, title: str, unit: str, *, log: bool) -> None:
     """Label a panel, and scale it by logarithms where asked: over less than a decade their ticks are hard to read."""
+    from matplotlib.ticker import MaxNLocator
+
     heights = [height for line in axes.get_lines() for height in line.get_ydata()]
     if log and heights and max(heights) > 10 * min(heights) > 0:
         axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     axes.set(title=title, xlabel="optimizer step", ylabel=unit)
 
 
@@ -76,7 +81,13 @@ def curves(folder: Path, title: str) -> Path | None:
                 curve(axes, points, parts.index(part) if part in parts else len(COLORS) - 1, label=part)
         _finish(axes, name, unit, log=name == "loss")
         handles |= {line.get_label(): line for line in axes.get_lines()}
-    caption = [f"{g['name']}: {g['tensors']} tensors, {g['numel']:,} parameters" for g in groups]
+    ends = {label.rpartition("/")[2]: (lams[0][1], lams[-1][1]) for label, lams in coefficients.items()}
+    caption = [
+        f"{g['name']}: {g['tensors']} tensors, {g['numel']:,} parameters"
+        + ", lam " * (g["name"] in ends)
+        + " to ".join(dict.fromkeys(f"{lam:.3g}" for lam in ends.get(g["name"], ())))
+        for g in groups
+    ]
     below(figure, "; ".join(caption), list(handles.values()))
     return save(figure, folder / "curves.png")
 
@@ -137,17 +148,37 @@ def overlay(folders: Sequence[str | Path], out: str | Path, metrics: Sequence[st
             close = nearest(name, names)
             fix = f"write --metric {close or names[0]}"
             raise ConfigError(f"no run has the metric {name!r}.", valid=names, nearest=close, fix=fix)
-    common = os.path.commonpath([run.resolve().parent for run in runs])
-    figure, grid = panels(len(wanted), "Metrics of several runs" if len(wanted) > 1 else wanted[0], height=3)
+    labels = _labels(list(runs))
+    several = f"Metrics of {len(runs)} run{'s' * (len(runs) > 1)}"
+    figure, grid = panels(len(wanted), several if len(wanted) > 1 else wanted[0], height=3)
     for axes, metric in zip(grid, wanted, strict=True):
         for number, (run, series) in enumerate(runs.items()):
             if metric in series:
-                label = run.resolve().relative_to(common).as_posix()
-                curve(axes, series[metric], number, LINES[number // len(COLORS) % len(LINES)], label)
-        _finish(axes, metric, metric.rpartition("/")[2], log=metric.endswith("loss"))
+                line = LINES[number // len(COLORS) % len(LINES)]
+                curve(axes, series[metric], number, line, labels[run])
+        _finish(axes, metric if len(wanted) > 1 else "", "", log=metric.endswith("loss"))
     handles = {line.get_label(): line for axes in grid for line in axes.get_lines()}
     below(figure, "", list(handles.values()), columns=1)
     return save(figure, Path(out))
+
+
+def _labels(runs: Sequence[Path]) -> dict[Path, str]:
+    """Name each run by its path from the folder of all, and by the overrides of Hydra that not all runs have."""
+    from omegaconf import OmegaConf
+
+    common = os.path.commonpath([run.resolve().parent for run in runs])
+    labels: dict[Path, str] = {}
+    given: dict[Path, list[str]] = {}
+    for run in runs:
+        labels[run] = run.resolve().relative_to(common).as_posix()
+        places = [place / ".hydra/overrides.yaml" for place in (run.resolve(), *run.resolve().parents)]
+        path = next((each for each in places if each.is_file() and each.is_relative_to(common)), None)
+        given[run] = [] if path is None else list(map(str, OmegaConf.load(path)))
+    shared = set.intersection(*map(set, given.values()))
+    for run, overrides in given.items():
+        if own := [each for each in overrides if each not in shared and not names_secret(each.partition("=")[0])]:
+            labels[run] = textwrap.fill(f"{labels[run]}: {' '.join(own)}", 110)
+    return labels
 
 
 # panel -> (unit, quantity -> line): measured quantities are solid, predicted ones dashed
