@@ -106,7 +106,7 @@ def test_a_mapping_is_called_as_the_modules_hyperparameters_are() -> None:
 def test_a_class_in_place_of_a_mapping_is_named_by_its_path() -> None:
     fix = r"fix: pass OptimizerConfig\(name='torch\.optim\.adamw\.AdamW'\) or the same keys as a dict"
     with pytest.raises(
-        wd.ConfigError, match=rf"^opt must be a mapping, as OptimizerConfig is, but got type\.\n.*\n  {fix}"
+        wd.ConfigError, match=rf"^optimizer must be a mapping, as OptimizerConfig is, but got type\.\n.*\n  {fix}"
     ):
         Net(torch.optim.AdamW).configure_optimizers()
 
