@@ -184,6 +184,7 @@ def _labels(runs: Sequence[Path]) -> dict[Path, str]:
 # panel -> (unit, quantity -> line): measured quantities are solid, predicted ones dashed
 _PANELS = {
     "size of the weights": ("RMS", {"weight_rms": "-", "weight_rms_predicted": "--"}),
+    "distance to the anchor": ("||w - w*||", {"anchor_distance": "-"}),
     "effective decay": ("d_t, part removed per step", {"d_t": "-"}),
     "timescale": ("1 / d_t, in epochs", {"timescale_epochs": "-"}),
     "angular update": ("radians per step", {"angular_update": "-", "angular_update_predicted": "--"}),
@@ -199,12 +200,14 @@ _PREDICTED = {  # what theory says, where a quantity has a prediction
     "noise at the learning rate of the moment; a schedule may move on before they do.",
     "grad_weight_ratio_predicted": "Predicted: where the gradients of SGD settle on layers before a norm.",
 }
+_HYPERBALL = "Predicted: hyperball turns a tensor by arctan of the learning rate, if the update is orthogonal to it."
 
 
 @in_style()
 def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) -> Path | None:
     """Draw each quantity of each group against the step; return the path, or None if there is nothing to draw.
 
+    A quantity that is 0 throughout in all groups has no panel. Where groups coincide, their colours alternate.
     ``history`` has a mapping for each measured step, with the keys ``step`` and ``wd/<group>/<quantity>``.
     """
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -213,7 +216,7 @@ def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) ->
             if metric.startswith("wd/") and math.isfinite(value):
                 series[metric].append((row["step"], value))
     groups = sorted({metric.removeprefix("wd/").rpartition("/")[0] for metric in series})
-    seen = {metric.rpartition("/")[2] for metric in series}
+    seen = {metric.rpartition("/")[2] for metric, points in series.items() if any(value for _, value in points)}
     drawn = {name: panel for name, panel in _PANELS.items() if seen.intersection(panel[1])}
     if not drawn:
         return None
@@ -223,9 +226,16 @@ def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) ->
         for number, group in enumerate(groups):
             for quantity, line in quantities.items():
                 if points := series.get(f"wd/{group}/{quantity}"):
-                    curve(axes, points, number, line)
+                    covers = any(points == series.get(f"wd/{other}/{quantity}") for other in groups[:number])
+                    curve(axes, points, number, (0, (6, 6)) if covers else line)
         _finish(axes, name, unit, log=True)
     handles = [key(group, COLORS[number % len(COLORS)]) for number, group in enumerate(groups)]
     handles += [key(meaning, "0.4", line) for line, meaning in _LINES.items() if line in lines]
-    below(figure, " ".join(text for name, text in _PREDICTED.items() if name in seen), handles)
+    texts = [text for name, text in _PREDICTED.items() if name in seen]
+    turned, settled = (
+        {group for group in groups if f"wd/{group}/{quantity}_predicted" in series}
+        for quantity in ("angular_update", "weight_rms")
+    )
+    texts += [_HYPERBALL] * bool(turned - settled)
+    below(figure, " ".join(texts), handles)
     return save(figure, path)

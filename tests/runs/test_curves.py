@@ -77,6 +77,27 @@ def test_the_monitors_picture_has_no_empty_panel_and_says_what_predicted_means(
     assert draw_monitor([{"step": 0}], tmp_path / "y.png", "title") is None
 
 
+def test_the_monitors_picture_of_hyperball_of_an_anchor_and_of_groups_that_coincide(
+    tmp_path: Path, drawn: list[Any]
+) -> None:
+    history = [
+        {
+            "step": step,
+            "wd/decay/d_t": 0.0,  # of no group is there any: no panel
+            "wd/decay/angular_update": 0.1,
+            "wd/decay_muon/angular_update": 0.1,
+            "wd/decay/angular_update_predicted": 0.2,
+            "wd/decay/anchor_distance": 1.0,
+        }
+        for step in range(3)
+    ]
+    assert draw_monitor(history, tmp_path / "x.png", "title") is not None
+    (_, distance, unit), (angle, update, _) = drawn
+    assert (distance, unit, update) == ("distance to the anchor", "||w - w*||", "angular update")
+    assert [line.get_linestyle() for line in angle.get_lines()] == ["-", "--", "--"]
+    assert angle.figure.legends[0].get_title().get_text().startswith("Predicted: hyperball turns a tensor by arctan")
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     for name in ("first", "second", "third"):
