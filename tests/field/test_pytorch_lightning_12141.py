@@ -50,7 +50,7 @@ def test_the_way_out_has_the_names_of_the_backbones_parameters(tmp_path: Path) -
             self.net = torch.nn.ModuleDict({"features": self._modules.pop("backbone")})  # type: ignore[dict-item]
 
         @property
-        def backbone(self) -> Any:
+        def backbone(self) -> Any:  # type: ignore[override]
             return self.net["features"]
 
     callbacks: list[L.Callback] = [BackboneFinetuning(1)]
