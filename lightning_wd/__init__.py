@@ -6,6 +6,7 @@ imported on first use.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'lightning_wd' has no attribute {name!r}")
+        raise AttributeError(f"module 'lightning_wd' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     value = getattr(import_module(f"lightning_wd.{_HOME[name]}"), name)
     globals()[name] = value
     return value

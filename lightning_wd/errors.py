@@ -56,6 +56,10 @@ class ExplainedError(Exception):
     def __init__(self, problem: str, **parts: Any) -> None:
         super().__init__(explain(problem, **parts) if parts else problem)  # a pickle brings the whole message
 
+    def __repr__(self) -> str:
+        """Return name and message, line by line: what Hydra shows of an error inside ``instantiate``."""
+        return f"{type(self).__name__}: {self}"
+
 
 class ConfigError(ExplainedError, ValueError):
     """A setting that cannot be honoured: an unknown key, a value out of range, two amounts at once."""

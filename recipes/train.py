@@ -107,9 +107,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         for logger in loggers:
             logger.save()
-        decay = trainer.optimizers[0].param_groups[0]["weight_decay"] if trainer.optimizers else 0.0
         name, style = TITLES.get(cfg.optimizer.name, cfg.optimizer.name), cfg.optimizer.decay.style
-        curves(folder, f"{name}, lr {optimizer['lr']:g}, style {style}, lam {decay:.3g}")
+        curves(folder, f"{name}, lr {optimizer['lr']:g}, style {style}")
         if last.trained:
             print(effect)
         print(f"run folder: {folder}", flush=True)

@@ -225,3 +225,13 @@ def test_a_warning_points_at_the_code_that_called_the_package() -> None:
     with pytest.warns(UserWarning, match="fix: y") as caught:
         warn("x.", fix="y")
     assert caught[0].filename == __file__
+
+
+def test_hydra_shows_an_error_line_by_line() -> None:
+    """It puts the ``repr`` of what a target raises into its own message."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    with pytest.raises(InstantiationException) as caught:
+        instantiate({"_target_": "lightning_wd.OptimizerConfig", "name": "adamw", "lr": "abc"})
+    assert "ConfigError: optimizer.lr must be a number >= 0 but got 'abc'.\n  found: str\n" in str(caught.value)

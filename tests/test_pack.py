@@ -151,7 +151,7 @@ def test_the_docs_list_every_option() -> None:
     for path in FILES:
         options.setdefault(str(path.parent), []).append(path.stem)
     assert {group: re.findall(r"`(\w+)`", row) for group, row in rows.items()} == options
-    block, _ = re.findall(r"```yaml\n(.*?)```", page, re.S)  # and the model of an app with an inline optimizer
+    block, *_ = re.findall(r"```yaml\n(.*?)```", page, re.S)
     assert block in (ROOT / "tests/stranger/conf/app.yaml").read_text()
 
 

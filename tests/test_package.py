@@ -46,8 +46,9 @@ def test_every_public_name_is_importable() -> None:
     import lightning_wd as wd
 
     assert [name for name in wd.__all__ if getattr(wd, name, None) is None] == []
-    with pytest.raises(AttributeError, match="has no attribute 'AdamWW'"):
+    with pytest.raises(AttributeError, match="has no attribute 'AdamWW'") as caught:
         wd.AdamWW  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("AdamWW", wd)  # for Python's "Did you mean: 'AdamW'?"
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def test_the_module_of_the_readme_trains_from_the_groups_of_the_readme(
 
     class_block, model_line, override_line = (block for language, block in BLOCKS if language == "python")
     (app,) = (block for language, block in BLOCKS if language == "yaml")
-    _, model_yaml = (block for language, block in blocks(HYDRA_PAGE) if language == "yaml")
+    _, model_yaml, callback_yaml = (block for language, block in blocks(HYDRA_PAGE) if language == "yaml")
     (tmp_path / "model").mkdir()
     (tmp_path / "app.yaml").write_text(app)
     (tmp_path / "hydra").mkdir()
@@ -47,10 +47,16 @@ def test_the_module_of_the_readme_trains_from_the_groups_of_the_readme(
     )
     (tmp_path / "hydra/default.yaml").write_text("run: {dir: logs}\n")
     (tmp_path / "model/mine.yaml").write_text(model_yaml)
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/default.yaml").touch()
+    (tmp_path / "callbacks/override.yaml").write_text(callback_yaml)
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
         cfg = hydra.compose("app", ["optimizer=sgdw"])
-        nested = hydra.compose("nested", ["optimizer@model.optimizer=sgdw"]).model.optimizer
-    assert (cfg.optimizer.name, cfg.lr_scheduler.name, nested.name) == ("sgdw", "warmup_cosine", "sgdw")
+        nested = hydra.compose("nested", ["optimizer@model.optimizer=sgdw"]).model
+        outside = hydra.compose("app", ["+callbacks=override", "optimizer@callbacks.override.optimizer=sgdw"]).callbacks
+    for each in (cfg, nested, hydra.utils.instantiate(outside.override)):
+        schedule = each.scheduler if each is nested else each.lr_scheduler
+        assert (each.optimizer["name"], schedule["name"]) == ("sgdw", "warmup_cosine")
 
     names: dict[str, Any] = {"hydra": hydra, "cfg": cfg}
     exec(class_block, names)

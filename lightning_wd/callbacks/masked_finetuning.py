@@ -233,7 +233,8 @@ class MaskedFinetuning(Callback):
 def _rules(what: str, patterns: Any) -> list[Rule]:
     if isinstance(patterns, str) or not isinstance(patterns, Sequence):
         raise ConfigError(
-            f"MaskedFinetuning {what} must be a list of patterns but got {patterns!r}.", fix="write ['head.*']"
+            f"MaskedFinetuning {what} must be a list of patterns but got {patterns!r}.",
+            fix=f"write {[patterns if isinstance(patterns, str) else 'head.*']}",
         )
     return [Rule(name=pattern, wd_mult=1) for pattern in patterns]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 __all__ = ["curves", "heatmap"]
@@ -17,7 +18,11 @@ def heatmap(options: argparse.Namespace) -> int:
         i, j = grid.best
         s = grid.separability
         print(f"{grid.title}: best {grid.mean[i, j]:.4g} at lr {grid.lr[i]:g}, {grid.unit} {grid.amount[j]:g}")
-        print(f"  separability {s} (95 %, {s.resampled} resampled)")
+        if math.isnan(s.drift):
+            near = f"{s.rows} of {len(grid.lr)} learning rates within 5 % of the best error"
+            print(f"  separability {s}: {near}, where it takes 3")
+        else:
+            print(f"  separability {s} (95 %, {s.resampled} resampled)")
         if s.at_edge:
             print(f"  {s.at_edge} of {s.rows} rows are best at an edge of the grid: widen it")
         if missing := int((grid.errors != grid.errors).sum()):

@@ -144,10 +144,11 @@ def as_keywords(cls: type[CheckedMapping], value: object, what: str) -> dict[str
         made = value.func
         cls.refuse_call(f"a partial of {getattr(made, '__module__', '')}.{getattr(made, '__qualname__', '')}")
     if not isinstance(value, Mapping):
+        given = repr(f"{value.__module__}.{value.__qualname__}") if isinstance(value, type) else "..."
         raise ConfigError(
             f"{what} must be a mapping, as {cls.__name__} is, but got {type(value).__name__}.",
             found=repr(value)[:200],
-            fix=f"pass {cls.__name__}(name=...) or the same keys as a dict",
+            fix=f"pass {cls.__name__}(name={given}) or the same keys as a dict",
         )
     keywords = {str(key): item for key, item in value.items() if key not in ("_convert_", "_recursive_")}
     partial = keywords.pop("_partial_", False)

@@ -36,10 +36,12 @@ def check_neighbours(module: nn.Module, scheduled: bool) -> None:
     callbacks = getattr(attached_trainer(module), "callbacks", [])
     for cls in (type(callback) for callback in callbacks):
         if any(base.__name__ == "BackboneFinetuning" for base in cls.__mro__):
+            backbone = getattr(module, "backbone", None)  # perhaps a property, whose parameters have other names
+            pattern = f"{next((name for name, each in module.named_modules() if each is backbone), 'backbone')}.*"
             raise ConfigError(
                 f"{cls.__name__} adds the backbone as one group and then writes the learning rate of the last group "
                 "only, but the mask splits the backbone into groups that decay and groups that do not.",
-                fix="write MaskedFinetuning(freeze=['backbone.*'], unfreeze={<epoch>: ['backbone.*']}) in its place",
+                fix=f"write MaskedFinetuning(freeze=[{pattern!r}], unfreeze={{<epoch>: [{pattern!r}]}}) in its place",
             )
     name = type(module).__name__
     automatic = getattr(module, "automatic_optimization", False)  # else Lightning calls neither method

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from lightning_wd.errors import ConfigError, nearest
 from lightning_wd.runs.figure import COLORS, LINES, below, curve, in_style, key, panels, save
+from lightning_wd.runs.secrets import names_secret
 from lightning_wd.styles import step_fraction
 
 __all__ = ["curves", "draw_monitor", "overlay", "read_metrics"]
@@ -20,9 +22,12 @@ __all__ = ["curves", "draw_monitor", "overlay", "read_metrics"]
 
 def _finish(axes: Any, title: str, unit: str, *, log: bool) -> None:
     """Label a panel, and scale it by logarithms where asked: over less than a decade their ticks are hard to read."""
+    from matplotlib.ticker import MaxNLocator
+
     heights = [height for line in axes.get_lines() for height in line.get_ydata()]
     if log and heights and max(heights) > 10 * min(heights) > 0:
         axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     axes.set(title=title, xlabel="optimizer step", ylabel=unit)
 
 
@@ -76,7 +81,13 @@ def curves(folder: Path, title: str) -> Path | None:
                 curve(axes, points, parts.index(part) if part in parts else len(COLORS) - 1, label=part)
         _finish(axes, name, unit, log=name == "loss")
         handles |= {line.get_label(): line for line in axes.get_lines()}
-    caption = [f"{g['name']}: {g['tensors']} tensors, {g['numel']:,} parameters" for g in groups]
+    ends = {label.rpartition("/")[2]: (lams[0][1], lams[-1][1]) for label, lams in coefficients.items()}
+    caption = [
+        f"{g['name']}: {g['tensors']} tensors, {g['numel']:,} parameters"
+        + ", lam " * (g["name"] in ends)
+        + " to ".join(dict.fromkeys(f"{lam:.3g}" for lam in ends.get(g["name"], ())))
+        for g in groups
+    ]
     below(figure, "; ".join(caption), list(handles.values()))
     return save(figure, folder / "curves.png")
 
@@ -137,22 +148,43 @@ def overlay(folders: Sequence[str | Path], out: str | Path, metrics: Sequence[st
             close = nearest(name, names)
             fix = f"write --metric {close or names[0]}"
             raise ConfigError(f"no run has the metric {name!r}.", valid=names, nearest=close, fix=fix)
-    common = os.path.commonpath([run.resolve().parent for run in runs])
-    figure, grid = panels(len(wanted), "Metrics of several runs" if len(wanted) > 1 else wanted[0], height=3)
+    labels = _labels(list(runs))
+    several = f"Metrics of {len(runs)} run{'s' * (len(runs) > 1)}"
+    figure, grid = panels(len(wanted), several if len(wanted) > 1 else wanted[0], height=3)
     for axes, metric in zip(grid, wanted, strict=True):
         for number, (run, series) in enumerate(runs.items()):
             if metric in series:
-                label = run.resolve().relative_to(common).as_posix()
-                curve(axes, series[metric], number, LINES[number // len(COLORS) % len(LINES)], label)
-        _finish(axes, metric, metric.rpartition("/")[2], log=metric.endswith("loss"))
+                line = LINES[number // len(COLORS) % len(LINES)]
+                curve(axes, series[metric], number, line, labels[run])
+        _finish(axes, metric if len(wanted) > 1 else "", "", log=metric.endswith("loss"))
     handles = {line.get_label(): line for axes in grid for line in axes.get_lines()}
     below(figure, "", list(handles.values()), columns=1)
     return save(figure, Path(out))
 
 
+def _labels(runs: Sequence[Path]) -> dict[Path, str]:
+    """Name each run by its path from the folder of all, and by the overrides of Hydra that not all runs have."""
+    from omegaconf import OmegaConf
+
+    common = os.path.commonpath([run.resolve().parent for run in runs])
+    labels: dict[Path, str] = {}
+    given: dict[Path, list[str]] = {}
+    for run in runs:
+        labels[run] = run.resolve().relative_to(common).as_posix()
+        places = [place / ".hydra/overrides.yaml" for place in (run.resolve(), *run.resolve().parents)]
+        path = next((each for each in places if each.is_file() and each.is_relative_to(common)), None)
+        given[run] = [] if path is None else list(map(str, OmegaConf.load(path)))
+    shared = set.intersection(*map(set, given.values()))
+    for run, overrides in given.items():
+        if own := [each for each in overrides if each not in shared and not names_secret(each.partition("=")[0])]:
+            labels[run] = textwrap.fill(f"{labels[run]}: {' '.join(own)}", 110)
+    return labels
+
+
 # panel -> (unit, quantity -> line): measured quantities are solid, predicted ones dashed
 _PANELS = {
     "size of the weights": ("RMS", {"weight_rms": "-", "weight_rms_predicted": "--"}),
+    "distance to the anchor": ("||w - w*||", {"anchor_distance": "-"}),
     "effective decay": ("d_t, part removed per step", {"d_t": "-"}),
     "timescale": ("1 / d_t, in epochs", {"timescale_epochs": "-"}),
     "angular update": ("radians per step", {"angular_update": "-", "angular_update_predicted": "--"}),
@@ -168,12 +200,14 @@ _PREDICTED = {  # what theory says, where a quantity has a prediction
     "noise at the learning rate of the moment; a schedule may move on before they do.",
     "grad_weight_ratio_predicted": "Predicted: where the gradients of SGD settle on layers before a norm.",
 }
+_HYPERBALL = "Predicted: hyperball turns a tensor by arctan of the learning rate, if the update is orthogonal to it."
 
 
 @in_style()
 def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) -> Path | None:
     """Draw each quantity of each group against the step; return the path, or None if there is nothing to draw.
 
+    A quantity that is 0 throughout in all groups has no panel. Where groups coincide, their colours alternate.
     ``history`` has a mapping for each measured step, with the keys ``step`` and ``wd/<group>/<quantity>``.
     """
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -182,7 +216,7 @@ def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) ->
             if metric.startswith("wd/") and math.isfinite(value):
                 series[metric].append((row["step"], value))
     groups = sorted({metric.removeprefix("wd/").rpartition("/")[0] for metric in series})
-    seen = {metric.rpartition("/")[2] for metric in series}
+    seen = {metric.rpartition("/")[2] for metric, points in series.items() if any(value for _, value in points)}
     drawn = {name: panel for name, panel in _PANELS.items() if seen.intersection(panel[1])}
     if not drawn:
         return None
@@ -192,9 +226,16 @@ def draw_monitor(history: Sequence[dict[str, float]], path: Path, title: str) ->
         for number, group in enumerate(groups):
             for quantity, line in quantities.items():
                 if points := series.get(f"wd/{group}/{quantity}"):
-                    curve(axes, points, number, line)
+                    covers = any(points == series.get(f"wd/{other}/{quantity}") for other in groups[:number])
+                    curve(axes, points, number, (0, (6, 6)) if covers else line)
         _finish(axes, name, unit, log=True)
     handles = [key(group, COLORS[number % len(COLORS)]) for number, group in enumerate(groups)]
     handles += [key(meaning, "0.4", line) for line, meaning in _LINES.items() if line in lines]
-    below(figure, " ".join(text for name, text in _PREDICTED.items() if name in seen), handles)
+    texts = [text for name, text in _PREDICTED.items() if name in seen]
+    turned, settled = (
+        {group for group in groups if f"wd/{group}/{quantity}_predicted" in series}
+        for quantity in ("angular_update", "weight_rms")
+    )
+    texts += [_HYPERBALL] * bool(turned - settled)
+    below(figure, " ".join(texts), handles)
     return save(figure, path)

@@ -109,12 +109,12 @@ def panels(
 
 
 def curve(
-    axes: Any, points: Sequence[tuple[float, float]], color: int | str = 0, line: str = "-", label: str = ""
+    axes: Any, points: Sequence[tuple[float, float]], color: int | str = 0, line: Any = "-", label: str = ""
 ) -> None:
     """Draw points as a line in a colour, or in that of a number, with dots where they are few."""
     marker = "o" if len(points) < 25 else ""
     color = color if isinstance(color, str) else COLORS[color % len(COLORS)]
-    axes.plot(*zip(*points, strict=True), line, color=color, label=label, marker=marker, markersize=3)
+    axes.plot(*zip(*points, strict=True), linestyle=line, color=color, label=label, marker=marker, markersize=3)
 
 
 def key(label: str, color: str, line: Any = "-") -> Any:

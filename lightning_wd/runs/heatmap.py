@@ -252,13 +252,12 @@ def _panel(axes: Any, grid: Grid, low: float, high: float, unit: str) -> Any:
     (left, right), (bottom, top) = _edges(x)[j : j + 2], _edges(y)[i : i + 2]
     box = {"xy": (left, bottom), "width": right - left, "height": top - bottom, "fill": False, "zorder": 5}
     axes.add_patch(Rectangle(**box, edgecolor=COLORS[1], linewidth=2.5))
-    moved = "too few rows" if math.isnan(grid.separability.drift) else grid.separability
-    axes.set_title(f"{_title(grid)}: best {mean[i, j]:.4g}{unit}\nseparability {moved}")
+    axes.set_title(f"{_title(grid)}: best {mean[i, j]:.4g}{unit}\nseparability {grid.separability}")
     amount = _AMOUNT.get(grid.style.removesuffix(" cautious"), "weight decay")
     axes.set_xlabel(amount if grid.unit == "weight_decay" else f"{grid.unit} decay")
     axes.set_ylabel("learning rate")
-    axes.set_xticks(x, [_name(value) for value in grid.amount])
-    axes.set_yticks(y, [_name(value) for value in grid.lr])
+    axes.set_xticks(x, _names(grid.amount))
+    axes.set_yticks(y, _names(grid.lr))
     return image
 
 
@@ -285,6 +284,8 @@ def _edges(centres: Any) -> Any:
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def _name(value: float) -> str:
-    exponent = math.log2(value) if value > 0 else math.nan
-    return f"$2^{{{exponent:.0f}}}$" if exponent.is_integer() else f"{value:.3g}"
+def _names(values: Any) -> list[str]:
+    """Return the values as powers of two where all are, beside a 0, and else as decimals."""
+    exponents = np.log2(values[values > 0])
+    powers = bool((exponents == exponents.round()).all())
+    return [f"$2^{{{math.log2(value):.0f}}}$" if powers and value > 0 else f"{value:.3g}" for value in values]

@@ -47,6 +47,8 @@ class Separability:
 
     def __str__(self) -> str:
         """Return ``figure [low, high]``."""
+        if np.isnan(self.drift):
+            return "unknown, too few rows"
         return f"{self.figure:.2f} [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
 
 

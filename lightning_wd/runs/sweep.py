@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -117,7 +118,8 @@ class SweepProgress(Callback):
     """Print ``sweep: 7 of 36 cells done, 29 left, about 4 min`` after each cell.
 
     Each finished cell adds a line to ``sweep.jsonl`` in the sweep's folder, from the process that it ran in (rank 0 if
-    distributed). Cells that a rerun skips do not count in the estimate of the time left.
+    distributed). A job that logs its metrics elsewhere has finished where it did not fail. Cells that a rerun skips do
+    not count in the estimate of the time left.
     """
 
     @rank_zero_only
@@ -135,18 +137,22 @@ class SweepProgress(Callback):
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Print the line."""
         folder, cell = Path(config.hydra.sweep.dir), Path(config.hydra.runtime.output_dir)
+        metrics = cell / "metrics.csv"
+        if metrics.is_file():
+            done, written = finished(cell) is not None, metrics.stat().st_mtime
+        else:
+            done, written = job_return.status is JobStatus.COMPLETED, time.time()
         with (folder / _FILE).open("a+", encoding="utf-8") as file:
-            if finished(cell) is not None:
-                line = {"cell": cell.name, "written": (cell / "metrics.csv").stat().st_mtime}
-                file.write(json.dumps(line) + "\n")
+            if done:
+                file.write(json.dumps({"cell": cell.name, "written": written}) + "\n")
             file.seek(0)
             note, *cells = map(json.loads, file)
-        done, ran = len(cells), sum(each["written"] >= note["started"] for each in cells)
+        count, ran = len(cells), sum(each["written"] >= note["started"] for each in cells)
         if note["cells"] is None:
-            print(f"sweep: {done} cells done", flush=True)
+            print(f"sweep: {count} cells done", flush=True)
             return
-        left = note["cells"] - done
+        left = note["cells"] - count
         seconds = left * (time.time() - note["started"]) / max(1, ran)
         rest = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         about = f", about {rest}" if ran and left else ""
-        print(f"sweep: {done} of {note['cells']} cells done, {left} left{about}", flush=True)
+        print(f"sweep: {count} of {note['cells']} cells done, {left} left{about}", flush=True)

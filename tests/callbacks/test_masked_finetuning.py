@@ -385,8 +385,10 @@ def test_refusals(tmp_path: Path) -> None:
         match=r"cannot unfreeze into new groups what the optimizer already holds.\n  found: 6 frozen param",
     ):
         fit(All(), tmp_path, finetuning())
-    with pytest.raises(wd.ConfigError, match=r"freeze must be a list of patterns but got 'head\.\*'"):
-        wd.MaskedFinetuning("head.*")  # type: ignore[arg-type]
+    with pytest.raises(
+        wd.ConfigError, match=r"freeze must be a list of patterns but got 'net\.\*'\.\n  fix: write \['net\.\*'\]"
+    ):
+        wd.MaskedFinetuning("net.*")  # type: ignore[arg-type]
     with pytest.raises(wd.ConfigError, match=r"MaskedFinetuning's epoch must be a whole number >= 0 but got 1.5"):
         wd.MaskedFinetuning(["*"], {1.5: ["*"]})  # type: ignore[dict-item]
     with pytest.raises(wd.ConfigError, match=r"MaskedFinetuning's epoch must be a whole number .*'²'"):

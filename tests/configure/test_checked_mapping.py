@@ -103,6 +103,14 @@ def test_a_mapping_is_called_as_the_modules_hyperparameters_are() -> None:
         Net({}, {"name": "ReduceLROnPlateau"}).configure_optimizers()
 
 
+def test_a_class_in_place_of_a_mapping_is_named_by_its_path() -> None:
+    fix = r"fix: pass OptimizerConfig\(name='torch\.optim\.adamw\.AdamW'\) or the same keys as a dict"
+    with pytest.raises(
+        wd.ConfigError, match=rf"^optimizer must be a mapping, as OptimizerConfig is, but got type\.\n.*\n  {fix}"
+    ):
+        Net(torch.optim.AdamW).configure_optimizers()
+
+
 def test_a_resumed_optimizer_says_where_on_resume_is_typed() -> None:
     def build(**settings: Any) -> torch.optim.Optimizer:
         config = compose(overrides=["+optimizer@model.optimizer=adamw"])

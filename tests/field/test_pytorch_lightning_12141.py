@@ -41,6 +41,25 @@ def test_backbone_finetuning_is_refused_before_training(override: bool, tmp_path
     )
 
 
+def test_the_way_out_has_the_names_of_the_backbones_parameters(tmp_path: Path) -> None:
+    """A backbone may be a property, as of a module that wraps the user's net."""
+
+    class Wraps(Net):
+        def __init__(self) -> None:
+            super().__init__(ADAMW)
+            self.net = torch.nn.ModuleDict({"features": self._modules.pop("backbone")})  # type: ignore[dict-item]
+
+        @property
+        def backbone(self) -> Any:  # type: ignore[override]
+            return self.net["features"]
+
+    callbacks: list[L.Callback] = [BackboneFinetuning(1)]
+    with pytest.raises(
+        wd.ConfigError, match=r"freeze=\['net\.features\.\*'\], unfreeze={<epoch>: \['net\.features\.\*'\]}"
+    ):
+        fit(Wraps(), tmp_path, *callbacks)
+
+
 def test_beside_an_optimizer_of_torch_it_is_left_alone(tmp_path: Path) -> None:
     assert len(fit(Torchs(), tmp_path, BackboneFinetuning(1), wd.DecayMonitor()).optimizers[0].param_groups) == 2
 

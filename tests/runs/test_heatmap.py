@@ -174,6 +174,20 @@ def test_every_cell_has_diverged(tmp_path: Path) -> None:
     assert math.isnan(grid.separability.drift)
 
 
+def test_too_few_learning_rates_near_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And decimals stay decimals where only some are powers of two."""
+    for lr, loss in ((1e-3, 3.0), (4e-3, 2.0), (1.6e-2, 1.0)):
+        for amount in (0.0, 0.1, 1.0):
+            optimizer = {"name": "adamw", "lr": lr, "weight_decay": amount, "decay": {"style": "decoupled"}}
+            run_folder(tmp_path / f"{lr}_{amount}", optimizer, {"test/loss": loss})
+    assert main(["heatmap", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "separability unknown, too few rows: 1 of 3 learning rates within 5 % of the best error, where it" in printed
+    axes, _ = draw(grids(read_cells(tmp_path)[0]), "test loss").axes
+    assert axes.get_title().splitlines()[1] == "separability unknown, too few rows"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.1", "1"]
+
+
 def test_a_cell_as_lightning_hydra_template_lays_it_out(tmp_path: Path) -> None:
     """The metrics under ``csv/version_0``, Hydra's config above, the optimizer written inline below the model."""
     for number, lr in enumerate(("0.1", "0.2")):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from helpers.recipe import ROOT, TRAIN, train, train_here
 from hydra import compose, initialize_config_dir
+from hydra.core.utils import JobReturn, JobStatus
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
@@ -172,6 +173,22 @@ def test_only_rank_zero_counts_a_cell(
         SweepProgress().on_job_end(config, None)
     assert capsys.readouterr().out.startswith("sweep: 1 of 2 cells done, 1 left")
     assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_job_that_logs_elsewhere_has_finished_where_it_did_not_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in an app of the user's, whose metrics lie under ``csv/version_0`` or at a server."""
+    sweeper = {"_target_": "BasicSweeper", "params": {"seed": "1,2"}}
+    hydra = {"sweep": {"dir": str(tmp_path)}, "sweeper": sweeper, "overrides": {"task": []}}
+    config = OmegaConf.create({"hydra": {**hydra, "runtime": {"output_dir": str(tmp_path / "seed1")}}})
+    SweepProgress().on_multirun_start(config)
+    for status in (JobStatus.FAILED, JobStatus.COMPLETED):
+        SweepProgress().on_job_end(config, JobReturn(status=status))
+    assert [line[:34] for line in capsys.readouterr().out.splitlines()] == [
+        "sweep: 0 of 2 cells done, 2 left",
+        "sweep: 1 of 2 cells done, 1 left, ",
+    ]
 
 
 def test_the_grid_composes_with_any_optimizer_and_style() -> None:
