@@ -14,7 +14,7 @@ test-zoo: .venv-zoo/installed ## the suite, the zoo of architectures and docs/co
 	.venv-zoo/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-oldest: .venv-oldest/installed ## the suite on the oldest supported versions; PYTHON=python3.10 (several GB)
-	.venv-oldest/bin/python -m pytest -W default::DeprecationWarning -n 2 --dist loadgroup $(ARGS)
+	.venv-oldest/bin/python -m pytest -W default::DeprecationWarning -W "default:unclosed <socket:ResourceWarning" -n 2 --dist loadgroup $(ARGS)
 
 test-clients: .venv-clients/installed ## our callbacks in other projects' own LightningModules (several GB)
 	.venv-clients/bin/python -m pytest tests/clients $(ARGS)

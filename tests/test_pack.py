@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.ddp import SHARDS_ON_CPU
 from helpers.hydra_app import write_app
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -377,6 +378,8 @@ def test_each_node_instantiates_on_its_own(group: str, tmp_path: Path, monkeypat
             continue  # online: it needs an account
         if group == "trainer" and path.stem in ("gpu", "ddp"):
             continue  # they need a GPU
+        if group == "trainer" and path.stem.startswith("fsdp") and not SHARDS_ON_CPU:
+            continue  # refused in words: tests/distributed/test_strategies.py
         node = compose("app", [f"+{group}={path.stem}"])[group]
         alone = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
         made = instantiate(alone)

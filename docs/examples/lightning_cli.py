@@ -1,6 +1,6 @@
 """LightningCLI: optimizer, decay and mask from the command line, for a module that knows nothing about them.
 
-pip install "jsonargparse[signatures]"
+pip install "jsonargparse[signatures]>=4.46"
 python docs/examples/lightning_cli.py fit --config docs/examples/lightning_cli.yaml
 python docs/examples/lightning_cli.py fit --trainer.max_steps 4 \
     --trainer.callbacks+=lightning_wd.OptimizerOverride \

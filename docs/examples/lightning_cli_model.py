@@ -1,6 +1,6 @@
 """LightningCLI: a module that takes its optimizer and schedule as arguments, with an option for each of their keys.
 
-pip install "jsonargparse[signatures]"
+pip install "jsonargparse[signatures]>=4.46"
 python docs/examples/lightning_cli_model.py fit --config docs/examples/lightning_cli_model.yaml
 python docs/examples/lightning_cli_model.py fit --trainer.max_steps 4 \
     --model.optimizer.name=sgdw --model.optimizer.lr=0.05 --model.optimizer.decay.style=independent \

@@ -15,6 +15,8 @@ from lightning_wd.errors import ConfigError, listed
 
 __all__ = ["damage", "read_weights"]
 
+_DIRECTORY = 0x10  # the attribute of MS-DOS
+
 
 def read_weights(path: str, key: str = "toward") -> dict[str, Tensor]:
     """Return the weights in a file: of a Lightning checkpoint (``state_dict``), or of a plain state dict.
@@ -72,8 +74,12 @@ def damage(path: Path) -> str | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
+            for (
+                info
+            ) in archive.infolist():  # torch reads nothing from a directory, zipfile nothing from an empty member
+                if info.external_attr & _DIRECTORY or (info.CRC and not info.file_size):
+                    return f"the header of {info.filename} is wrong"
             broken = archive.testzip()
-    # what zipfile raises for damaged headers: an unknown method, encryption, an impossible offset, an undecodable name
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except Exception as error:  # each decompressor that a damaged header may name has errors of its own
         return f"{path.stat().st_size} bytes; {error}"
-    return f"the checksum of {broken} is wrong" if broken else None
+    return None if broken is None else f"the checksum of {broken or 'a record without a name'} is wrong"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lightning_wd as wd
-from lightning_wd.optimizers.weights_file import read_weights
+from lightning_wd.optimizers.weights_file import damage, read_weights
 
 VALUES = torch.arange(64.0)
 
@@ -49,6 +49,30 @@ def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
     path.write_bytes(whole)  # mended
     os.utime(path, ns=(1, 1))  # a clock may be coarser than this test is fast
     assert torch.equal(read_weights(str(path))["w"], VALUES)
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "value", "found"),
+    [
+        (
+            "data/0",
+            38,
+            0x10,
+            "the header of archive/data/0 is wrong",
+        ),  # a directory: torch loads memory as it lies there
+        ("byteorder", 24, 0, "the header of archive/byteorder is wrong"),  # empty
+        ("data/0", 10, 8, "Error -3 while decompressing data"),  # compressed
+        ("version", 46, 0, "the checksum of a record without a name is wrong"),
+    ],
+)
+def test_a_spoilt_directory_of_the_archive_is_seen(
+    record: str, field: int, value: int, found: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "archive.ckpt"
+    spoilt = bytearray(saved(path))
+    spoilt[spoilt.rindex(f"archive/{record}".encode()) - 46 + field] = value  # its last entry lists what is inside
+    path.write_bytes(spoilt)
+    assert found in str(damage(path))
 
 
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])

@@ -28,6 +28,7 @@ def test_each_row_fills_the_width(count: int, rows: list[int], tmp_path: Path) -
     assert (width, height > 300) == (1328, True)
     found = [round(each.get_position().y0, 3) for each in axes]
     assert [found.count(y) for y in sorted(set(found), reverse=True)] == rows
+    figure.draw_without_rendering()  # at the figure's own resolution, in which the boxes below are
     boxes = [each.get_position() for each in axes]
     assert min(box.x0 for box in boxes) < 0.15
     assert max(box.x1 for box in boxes) > 0.95
