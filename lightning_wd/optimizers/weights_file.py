@@ -74,9 +74,8 @@ def damage(path: Path) -> str | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            for (
-                info
-            ) in archive.infolist():  # torch reads nothing from a directory, zipfile nothing from an empty member
+            # torch reads nothing from a directory, zipfile compares nothing with the checksum of an empty record
+            for info in archive.infolist():
                 if info.external_attr & _DIRECTORY or (info.CRC and not info.file_size):
                     return f"the header of {info.filename} is wrong"
             broken = archive.testzip()

@@ -54,15 +54,10 @@ def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "field", "value", "found"),
     [
-        (
-            "data/0",
-            38,
-            0x10,
-            "the header of archive/data/0 is wrong",
-        ),  # a directory: torch loads memory as it lies there
-        ("byteorder", 24, 0, "the header of archive/byteorder is wrong"),  # empty
-        ("data/0", 10, 8, "Error -3 while decompressing data"),  # compressed
-        ("version", 46, 0, "the checksum of a record without a name is wrong"),
+        pytest.param("data/0", 38, 0x10, "the header of archive/data/0 is wrong", id="a directory"),
+        pytest.param("byteorder", 24, 0, "the header of archive/byteorder is wrong", id="empty"),
+        pytest.param("data/0", 10, 8, "Error -3 while decompressing data", id="compressed"),
+        pytest.param("version", 46, 0, "the checksum of a record without a name is wrong", id="nameless"),
     ],
 )
 def test_a_spoilt_directory_of_the_archive_is_seen(
@@ -70,9 +65,9 @@ def test_a_spoilt_directory_of_the_archive_is_seen(
 ) -> None:
     path = tmp_path / "archive.ckpt"
     spoilt = bytearray(saved(path))
-    spoilt[spoilt.rindex(f"archive/{record}".encode()) - 46 + field] = value  # its last entry lists what is inside
+    spoilt[spoilt.rindex(f"archive/{record}".encode()) - 46 + field] = value  # its entry in the list at the end
     path.write_bytes(spoilt)
-    assert found in str(damage(path))
+    assert found in str(damage(path))  # where a record is a directory, torch returns whatever is in memory
 
 
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
