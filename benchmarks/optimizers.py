@@ -314,7 +314,7 @@ def main() -> None:
         "",
         f"`python {' '.join(sys.argv)}`",
         "",
-        f"{datetime.date.today()}, {machine}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch "
+        f"{datetime.date.today()}, {machine}, {torch.get_num_threads()} of {os.cpu_count()} cores, torch "
         f"{torch.__version__}, float32. Others: {', '.join(versions()) or 'none'}.",
         "Ratio: median over rounds against the first row in the same round; interval: its quartiles. Share: bytes that",
         "a step must move, over its time, against the bandwidth of an in-place `x.add_(y)` in the same round. Built:",
