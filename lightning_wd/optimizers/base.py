@@ -360,10 +360,14 @@ class DecayGroups(Optimizer):
         return torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(p.detach() if anchor is None else anchor)
 
     def _keep_own_state(
-        self, group: dict[str, Any], params: list[Tensor], kinds: Mapping[Any, Tensor]
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        kinds: Mapping[Any, Tensor],
+        states: list[dict[str, Any]] | None = None,
     ) -> list[dict[str, Any]]:
         """Make what a step needs beside the kernel's own state, where the weights are; return all states."""
-        states = [self.state[p] for p in params]
+        states = states or [self.state[p] for p in params]
         if pulls(group):
             dtype = torch.bfloat16 if group["anchor_dtype"] else None
             wanted = {(p.device, dtype or p.dtype) for p in kinds.values()}

@@ -138,7 +138,8 @@ def _run_native(formula: Formula, flags: Flags, columns: _Columns, rows: _Rows, 
     params = columns[0]
     step = library(formula, params[0].dtype, flags).step
     expected = [*map(_nbytes, params)]
-    for name, column in zip(formula.columns(flags), columns, strict=True):  # read and written by address, so checked
+    names = formula.columns(flags)[1:]
+    for name, column in zip(names, columns[1:], strict=True):  # read and written by address, so checked
         narrow = name == "anchor" and "narrow_anchor" in flags
         own = [2 * (n // params[0].itemsize) for n in expected] if narrow else expected
         if not all(map(_is_cpu, column)) or [*map(_nbytes, column)] != own:

@@ -55,16 +55,23 @@ class KernelStep(DecayGroups):
         raise NotImplementedError
 
     def _parts(
-        self, index: int, group: dict[str, Any], params: list[Tensor], columns: list[list[Tensor]], **how: Any
+        self,
+        index: int,
+        group: dict[str, Any],
+        params: list[Tensor],
+        columns: list[list[Tensor]],
+        states: list[dict[str, Any]] | None = None,
+        **how: Any,
     ) -> tuple[list[Part], list[list[Any]]]:
         """Choose the kernels of a group's tensors; those on a hyperball are parts of their own.
 
-        Also return two columns, of anchors and of radii; one that the group has not is empty.
+        Also return two columns, of anchors and of radii; one that the group has not is empty. A caller that has looked
+        the states up passes them: each look-up hashes a weight.
         """
         kinds = kinds_of(params)
         anchors, radii = [], []
         if group["kahan"] or group["toward"] != "zero" or group["style"] == "hyperball":
-            states = self._keep_own_state(group, params, kinds)
+            states = self._keep_own_state(group, params, kinds, states)
             anchors = [state["anchor"] for state in states] if pulls(group) else []
             radii = [state.get("radius") for state in states] if group["style"] == "hyperball" else []
         turning = [radius is not None for radius in radii]

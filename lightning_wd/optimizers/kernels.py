@@ -74,7 +74,7 @@ class Part(NamedTuple):
         return [self._replace(indices=half) for half in halves if half] if all(halves) else [self]
 
 
-# A group, its columns (in the order of its `_init_group`), whether a tensor is complex or sparse, and its parts.
+# A group, its columns (in the order of its `_collect`), whether a tensor is complex or sparse, and its parts.
 Work = tuple[dict[str, Any], list[list[Any]], bool, list[Part]]
 
 

@@ -57,26 +57,19 @@ class SGDStep(KernelStep):
         init(params, lr, momentum, dampening, amount, nesterov, **flags)
 
     def _collect(self, index: int, group: dict[str, Any]) -> Work:
-        columns: list[list[Any]] = [[], [], []]
-        sparse = self._init_group(group, *columns)
-        params, grads, buffers = columns
+        params = [p for p in group["params"] if p.grad is not None]
+        grads: list[Any] = [p.grad for p in params]
+        for p in params if group["fused"] else ():
+            device_dtype_check_for_fused(p)
+        states = [self.state[p] for p in params] if group["momentum"] != 0 else None
+        buffers: list[Any] = [state.get("momentum_buffer") for state in states or ()]
+        sparse = any(map(attrgetter("is_sparse"), grads))
         new = [buffer is None for buffer in buffers]
         # A new buffer gets its gradient's layout.
         held = [g if is_new else b for b, g, is_new in zip(buffers, grads, new, strict=True)] if any(new) else buffers
         flawed = _unfused if not group["fused"] else _skipped
-        parts, own = self._parts(index, group, params, [grads, held], sparse=sparse, flawed=flawed)
-        return group, [*columns, *own], sparse, _split_first_steps(parts, new)
-
-    def _init_group(self, group: dict[str, Any], *columns: list[Any]) -> bool:
-        """Collect parameters, gradients and buffers as torch's method does; return whether a gradient is sparse."""
-        params, grads, buffers = columns
-        params += [p for p in group["params"] if p.grad is not None]
-        grads += [p.grad for p in params]
-        for p in params if group["fused"] else ():
-            device_dtype_check_for_fused(p)
-        if group["momentum"] != 0:
-            buffers += [self.state[p].get("momentum_buffer") for p in params]
-        return any(map(attrgetter("is_sparse"), grads))
+        parts, own = self._parts(index, group, params, [grads, held], states, sparse=sparse, flawed=flawed)
+        return group, [params, grads, buffers, *own], sparse, _split_first_steps(parts, new)
 
     def _update(
         self, group: dict[str, Any], columns: list[list[Any]], sparse: bool, part: Part, state: Mapping[Tensor, Any]
