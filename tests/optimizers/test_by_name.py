@@ -111,9 +111,8 @@ def test_what_is_wrong_is_said(name: Any, words: list[str]) -> None:
 
 
 def test_the_setting_is_called_as_its_place_is() -> None:
-    with pytest.raises(
-        wd.ConfigError, match=r"rules\[0\].optimizer 'adamx' is unknown(?s:.*)write rules\[0\].optimizer"
-    ):
+    found = r"rules\[0\].optimizer 'adamx' is unknown(?s:.*)set rules\[0\].optimizer to adamaxw"
+    with pytest.raises(wd.ConfigError, match=found):
         entry("adamx", "rules[0].optimizer")
 
 
