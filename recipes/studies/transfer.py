@@ -160,7 +160,7 @@ def draw(out: Path) -> None:
     for row in read_csv(out / "runs.csv"):
         values[row["task"], row["optimizer"], row["change"], row["variant"]][row["seed"]] = row["value"]
     places = [(optimizer, change) for optimizer in FAMILIES for change in CHANGES]
-    title = "What a tuned pair costs over the best one, after a change of batch and steps"
+    title = "Regret of a tuned pair after a change of batch and steps (0: the best cell of the grid)"
     figure, grid = panels(2, title, height=3.8, share_y=True)
     for axes, (task, (label, unit)) in zip(grid, MEASURES.items(), strict=True):
         for height, (name, change) in enumerate(places):
@@ -183,8 +183,8 @@ def draw(out: Path) -> None:
     grid[0].set_yticks(range(len(places)), [f"{TITLES[name]}, {CHANGES[change][0]}" for name, change in places])
     grid[0].invert_yaxis()
     text = (
-        "Dots: means over the seeds (crosses); arrow: the loss was not finite. Shaded: with each seed it is worse "
-        "to carry over than not to. A variant that is the same run as another is not drawn."
+        "Dots: means over the seeds (crosses); arrow: the loss was not finite. Shaded: carrying over is worse "
+        "than the tuned pair with each seed. A variant that equals another is drawn once."
     )
     below(figure, text, grid[0].get_legend_handles_labels()[0])
     save(figure, out / "transfer.png")
