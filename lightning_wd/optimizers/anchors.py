@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_wd.errors import ConfigError, ExplainedError, listed, nearest, warn
-from lightning_wd.mask.module_tree import without_wrappers
+from lightning_wd.mask.module_tree import is_sharded, without_wrappers
 from lightning_wd.optimizers.hyperball import local
 from lightning_wd.optimizers.weights_file import read_weights
 from lightning_wd.styles import NO_AMOUNT
@@ -144,7 +144,7 @@ def _like(saved: Tensor, p: Tensor, name: str, toward: str) -> Tensor:
             valid=str(tuple(p.shape)),
             fix="give the checkpoint of this model, or a mask rule with toward: zero for this parameter",
         )
-    if not hasattr(p, "device_mesh"):
+    if not is_sharded(p):
         return saved
     from torch.distributed.tensor import distribute_tensor
 
