@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from lightning_wd._private import is_fsdp1_piece
 from lightning_wd.conversions import adamw_angle
 from lightning_wd.mask.module_tree import is_sharded
-from lightning_wd.optimizers.hyperball import flat_norm
+from lightning_wd.optimizers.hyperball import flat_norm, local
 from lightning_wd.optimizers.param_groups import as_float, group_style, stepper_of
 from lightning_wd.scale_invariance import INVARIANT, dense, radial_products, radial_share
 
@@ -258,8 +258,7 @@ def _rounded_away(old: list[Tensor], centres: list[Tensor | None], d: float) -> 
 
 def _local(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a sharded tensor, and any other tensor as it is; dense, complex numbers as pairs."""
-    tensor = tensor.detach()
-    return dense(tensor.to_local() if is_sharded(tensor) else tensor)  # type: ignore[attr-defined]
+    return dense(local(tensor.detach()))
 
 
 def _share(tensor: Tensor) -> float:
