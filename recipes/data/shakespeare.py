@@ -54,10 +54,12 @@ class Shakespeare(L.LightningDataModule):
         batch_size: windows in a batch on each process.
         block_size: characters in a window.
         num_workers: loader processes; 0 is fastest: a batch is one index operation in memory.
+        train_size: characters to train on, the first of the training text; None for all.
 
     Raises:
         DataError: the file is truncated or altered, or missing and cannot be downloaded (in ``prepare_data``).
-        ConfigError: a block is longer than the validation text (in ``setup``).
+        ConfigError: a block is longer than the validation text or the training text, or the training text is shorter
+            than ``train_size`` (in ``setup``).
     """
 
     sources = (
@@ -70,7 +72,14 @@ class Shakespeare(L.LightningDataModule):
 
     vocab_size = 65
 
-    def __init__(self, root: str, batch_size: int = 16, block_size: int = 64, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 16,
+        block_size: int = 64,
+        num_workers: int = 0,
+        train_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
 
@@ -95,7 +104,14 @@ class Shakespeare(L.LightningDataModule):
                 found=f"{len(tokens) - cut} characters of validation text",
                 fix=f"write data.block_size=<1 to {len(tokens) - cut - 1}>",
             )
-        self.train = Windows(tokens[:cut], block_size, stride=1)
+        wanted = cut if self.hparams["train_size"] is None else self.hparams["train_size"]
+        if not block_size < wanted <= cut:
+            raise ConfigError(
+                f"data.train_size={wanted} does not fit the training text.",
+                found=f"{cut} characters, in windows of {block_size} and the one after",
+                fix=f"write data.train_size=<{block_size + 1} to {cut}>",
+            )
+        self.train = Windows(tokens[:wanted], block_size, stride=1)
         self.val = Windows(tokens[cut:], block_size, stride=block_size)
 
     def decode(self, tokens: Tensor) -> str:
