@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from lightning_wd.errors import ConfigError
 from lightning_wd.runs.curves import read_metrics
 from lightning_wd.runs.secrets import flat
 
-__all__ = ["SweepProgress", "count_jobs", "finished", "octaves", "skip_finished"]
+__all__ = ["SweepProgress", "count_jobs", "finished", "leftovers", "octaves", "skip_finished"]
 
 _FILE = "sweep.jsonl"
 
@@ -97,6 +98,19 @@ def _of_cell(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "hparams_search": None, "ckpt_path": None if resumed else config.get("ckpt_path")}
 
 
+def leftovers(folder: str | Path) -> list[Path]:
+    """Return the finished cells of a sweep's folder that its last sweep did not go over, such as those of a wider grid.
+
+    Args:
+        folder: the sweep's folder, where :class:`SweepProgress` has noted the last sweep.
+    """
+    top = Path(folder)
+    _, *cells = map(json.loads, (top / _FILE).read_text(encoding="utf-8").splitlines())
+    own = {top / each["cell"] for each in cells}
+    there = (path.parent for path in sorted(top.glob("**/metrics.csv")))
+    return [cell for cell in there if cell not in own and finished(cell)]
+
+
 def count_jobs(config: Any) -> int | None:
     """Return how many jobs a sweep will launch, by Hydra's config of it, or None if its sweeper does not tell."""
     from hydra.core.global_hydra import GlobalHydra
@@ -119,7 +133,7 @@ class SweepProgress(Callback):
 
     Each finished cell adds a line to ``sweep.jsonl`` in the sweep's folder, from the process that it ran in (rank 0 if
     distributed). A job that logs its metrics elsewhere has finished where it did not fail. Cells that a rerun skips do
-    not count in the estimate of the time left.
+    not count in the estimate of the time left. Finished cells of other sweeps in the same folder are named at the end.
     """
 
     @rank_zero_only
@@ -144,7 +158,7 @@ class SweepProgress(Callback):
             done, written = job_return.status is JobStatus.COMPLETED, time.time()
         with (folder / _FILE).open("a+", encoding="utf-8") as file:
             if done:
-                file.write(json.dumps({"cell": cell.name, "written": written}) + "\n")
+                file.write(json.dumps({"cell": os.path.relpath(cell, folder.resolve()), "written": written}) + "\n")
             file.seek(0)
             note, *cells = map(json.loads, file)
         count, ran = len(cells), sum(each["written"] >= note["started"] for each in cells)
@@ -156,3 +170,12 @@ class SweepProgress(Callback):
         rest = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         about = f", about {rest}" if ran and left else ""
         print(f"sweep: {count} of {note['cells']} cells done, {left} left{about}", flush=True)
+
+    @rank_zero_only
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
+        """Name the cells of other sweeps: whoever reads the folder reads them too."""
+        folder = Path(config.hydra.sweep.dir)
+        if others := leftovers(folder):
+            names = ", ".join(str(cell.relative_to(folder)) for cell in others[:3])
+            more = f", and {len(others) - 3} more" if len(others) > 3 else ""
+            print(f"sweep: {folder} has finished cells of other sweeps, too: {names}{more}", flush=True)

@@ -73,11 +73,28 @@ def main(argv: Sequence[str] | None = None) -> int:
                     file=sys.stderr,
                 )
                 return int(stop.code or 1)
+            if refused(work / name / sweep):
+                return 1
         if not options.draw_only:
+            if refused(work / name):
+                return 1
             study.report(work / name, out / name)
         study.draw(out / name)
         print(f"study {name}: {out / name} written after {(time.time() - started) / 60:.1f} min", flush=True)
     return 0
+
+
+def refused(folder: Path) -> bool:
+    """Whether finished cells of other sweeps lie in a sweep's folder: reports read all that they find."""
+    from lightning_wd.runs.sweep import leftovers  # not before the environment is set
+
+    for note in sorted(folder.glob("**/sweep.jsonl")):
+        if others := leftovers(note.parent):
+            names = ", ".join(cell.name for cell in others)
+            print(f"{note.parent} has finished cells that its last sweep did not go over: {names}", file=sys.stderr)
+            print("fix: delete them, or choose another folder with --work", file=sys.stderr)
+            return True
+    return False
 
 
 def run_sweep(overrides: Sequence[str], output: Output) -> None:

@@ -20,8 +20,8 @@ from lightning_wd.runs.heatmap import Cell, read_cells
 
 # optimizer -> decay style, exponents of 2 of lr0 and lam in the grid under the fixed schedule: [first, last, step]
 GRIDS = {
-    "adamw": ("independent", "[-11,-8]", "[-14,-8,2]"),
-    "adam_l2": ("l2", "[-11,-8]", "[-15,-9,2]"),
+    "adamw": ("independent", "[-11,-8]", "[-18,-8,2]"),
+    "adam_l2": ("l2", "[-11,-8]", "[-19,-9,2]"),
 }
 SCHEDULES = ("fixed", "drop-step", "cosine")
 
@@ -36,10 +36,10 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
             *("hparams_search=lr_wd_grid", *own, "lr_scheduler=constant"),
             f"hparams_search.lr={'[-8,-8]' if smoke else lr}",
             f"hparams_search.weight_decay={'[-10,-6,4]' if smoke else decay}",
-            f"hparams_search.seed='{'0' if smoke else '0,1'}'",
+            f"hparams_search.seed='{'0' if smoke else '0,1,2'}'",
         ]
         own += ["hparams_search=resumable", "seed=1,2" if smoke else "seed=3,4,5,6,7,8"]  # not those of the grids
-        own.append("hydra.sweep.subdir=seed${seed}")
+        own.append("hydra.sweep.subdir=lr${optimizer.lr}_wd${optimizer.weight_decay}_seed${seed}")
         made[f"fixed/{optimizer}"] = partial(_at_the_fixed_best, [*own, "lr_scheduler=constant"], optimizer)
         own += _at(best(under_cosine, optimizer))
         made[f"cosine/{optimizer}"] = own

@@ -35,7 +35,7 @@ from studies import (
     transfer,
     width,
 )
-from studies.run import STUDIES
+from studies.run import STUDIES, refused
 
 import lightning_wd as wd
 from lightning_wd.runs.heatmap import Cell, grids
@@ -64,6 +64,21 @@ def test_the_cells_of_a_sweep_share_images_that_stay_on_the_device() -> None:
         assert (len(data.train), len(data.val)) == (1000, 5000)
         sets.append(data.read(FASHION, train=True)[0])
     assert sets[0].data_ptr() == sets[1].data_ptr()
+
+
+def test_cells_of_another_grid_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for cell in ("lr1", "lr2", "lr3"):
+        (tmp_path / "grid" / cell).mkdir(parents=True)
+        (tmp_path / "grid" / cell / "metrics.csv").write_text("epoch,step,test/acc\n1,10,0.5\n")
+    notes = [{"cells": 2, "started": 0}, {"cell": "lr1", "written": 1}, {"cell": "lr2", "written": 2}]
+    (tmp_path / "grid/sweep.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    assert refused(tmp_path)
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/grid has finished cells that its last sweep did not go over: lr3\n"
+        "fix: delete them, or choose another folder with --work\n"
+    )
+    shutil.rmtree(tmp_path / "grid/lr3")
+    assert not refused(tmp_path)
 
 
 def test_schedules_compare_cells_that_were_chosen_under_them(tmp_path: Path) -> None:

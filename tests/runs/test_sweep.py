@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from lightning_wd.errors import ConfigError
 from lightning_wd.runs.heatmap import read_cells, write_heatmap
-from lightning_wd.runs.sweep import SweepProgress, count_jobs, finished, octaves, skip_finished
+from lightning_wd.runs.sweep import SweepProgress, count_jobs, finished, leftovers, octaves, skip_finished
 
 TOY = ["callbacks=none", "data.batch_size=256", "trainer.max_epochs=2", "trainer.enable_progress_bar=false"]
 GRID = ["hparams_search=lr_wd_grid", "hparams_search.lr=[-9,-7]", "hparams_search.weight_decay=[-8,-6,2]", *TOY]
@@ -173,6 +173,28 @@ def test_only_rank_zero_counts_a_cell(
         SweepProgress().on_job_end(config, None)
     assert capsys.readouterr().out.startswith("sweep: 1 of 2 cells done, 1 left")
     assert len((tmp_path / "sweep.jsonl").read_text().splitlines()) == 2
+
+
+def test_finished_cells_of_another_sweep_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that the last sweep went over are its own, whether it ran or skipped them."""
+    monkeypatch.chdir(tmp_path)
+    for cells in (["lr1/seed1", "lr2/seed1", "lr3/seed1"], ["lr2/seed1"]):
+        sweeper = {"_target_": "BasicSweeper", "params": {"lr": ",".join(cells)}}
+        hydra = {"sweep": {"dir": "grid"}, "sweeper": sweeper, "overrides": {"task": []}}
+        SweepProgress().on_multirun_start(OmegaConf.create({"hydra": hydra}))
+        for cell in cells:
+            folder = tmp_path / "grid" / cell
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.csv").write_text("epoch,step,test/acc\n0,10,0.5\n")
+            job = OmegaConf.create({"hydra": {**hydra, "runtime": {"output_dir": str(folder)}}})
+            SweepProgress().on_job_end(job, None)
+        SweepProgress().on_multirun_end(OmegaConf.create({"hydra": hydra}))
+    *_, before, line = capsys.readouterr().out.splitlines()
+    assert before == "sweep: 1 of 1 cells done, 0 left"
+    assert line == "sweep: grid has finished cells of other sweeps, too: lr1/seed1, lr3/seed1"
+    assert leftovers("grid") == [Path("grid/lr1/seed1"), Path("grid/lr3/seed1")]
 
 
 def test_a_job_that_logs_elsewhere_has_finished_where_it_did_not_fail(
