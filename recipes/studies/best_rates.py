@@ -72,6 +72,6 @@ def draw(out: Path, title: str, axis: dict[str, str]) -> None:
         axes.set_xscale("log", base=2)
         axes.set(title=f"AdamW, {style}", xlabel=label)
     grid[0].set_ylabel("loss (nats per character)")
-    text = "Lines: mean over the seeds (crosses). Dotted: the best learning rate, by the parabola through the cells."
+    text = "Lines: mean over the seeds (crosses). Dotted: the seeds' best learning rates, their mean in octaves."
     below(figure, text, grid[0].get_legend_handles_labels()[0])
     save(figure, out / f"{out.name}.png")

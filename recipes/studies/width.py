@@ -16,7 +16,7 @@ from lightning_wd.runs.sweep import octaves
 RATES = (-10, -5)  # exponents of 2
 DECAY = {"decoupled": 2.0, "independent": 2.0**-7}  # alike at lr 2^-8 and width 64: a timescale of 128 steps
 STEPS = 300
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2, 3, 4, 5)
 
 
 def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str]]:

@@ -500,6 +500,18 @@ def test_a_block_that_does_not_fit_says_what_does(poem: type[Shakespeare], tmp_p
         poem(str(tmp_path), block_size=30).setup("fit")
 
 
+def test_training_takes_the_first_characters(poem: type[Shakespeare], tmp_path: Path) -> None:
+    data = poem(str(tmp_path), block_size=7, train_size=9)
+    data.setup("fit")
+    whole = poem(str(tmp_path), block_size=7)
+    whole.setup("fit")
+    assert [data.decode(window) for window, _ in data.train] == [whole.decode(whole.train[n][0]) for n in (0, 1)]
+    assert torch.equal(data.val.pieces, whole.val.pieces)
+    for size in (7, 1000):
+        with pytest.raises(ConfigError, match=rf"data\.train_size={size} does not fit.*\n.*\n  fix: write .*<8 to "):
+            poem(str(tmp_path), block_size=7, train_size=size).setup("fit")
+
+
 # --- an interrupted run ---------------------------------------------------------------------------------------------
 
 

@@ -213,23 +213,22 @@ def test_the_best_rates_of_the_widths_are_those_of_the_runs(study: Any, tmp_path
 
 
 def test_what_is_best_at_the_reference_is_carried_over_by_the_key(tmp_path: Path) -> None:
-    """By the mean error of Fashion-MNIST and the mean loss of the GPT; a loss that is not finite is never best."""
-    # of two seeds; by the first alone the third cell would win, by accuracy the first one
-    values = {"fashion": [("0.9,nan", "0.9,1.0"), ("0.8,1.0", "0.8,1.0"), ("0.85,1.0", "0.7,1.0")]}
-    values["gpt"] = [(",nan", ",1.0"), (",1.5", ",1.5"), (",1.4", ",1.8")]
-    for task, found in values.items():
+    """By the mean loss; one that is not finite is never best."""
+    # of two seeds; by the first alone the third cell would win, by accuracy the first or the third one
+    found = [("0.9,nan", "0.9,1.0"), ("0.7,1.5", "0.7,1.5"), ("0.8,1.4", "0.8,1.8")]
+    for task in ("fashion", "gpt"):
         for place, best in {"reference": (0.25, 0.5), "batch": (0.5, 2.0)}.items():
             for (lr, lam), seeds in zip(((0.125, 0.5), best, (1.0, 1.0)), found, strict=True):
-                for seed, value in zip((0, 4), seeds, strict=True):
+                for seed, value in zip((0, 1), seeds, strict=True):
                     folder = tmp_path / f"{task}/sgdw/{place}/grid/lr{lr}_wd{lam}_seed{seed}"
                     folder.mkdir(parents=True)
                     (folder / "config.yaml").write_text(f"optimizer: {{lr: {lr}, weight_decay: {lam}}}\n")
                     (folder / "metrics.csv").write_text(f"epoch,step,test/acc,test/loss\n1,10,{value}\n")
     made = transfer.sweeps(tmp_path, tmp_path, False)
     for task, batch in {"fashion": 25, "gpt": 8}.items():
-        here = [f"data.batch_size={4 * batch}", "trainer.max_steps=50", "seed=1,2,3"]
+        here = [f"data.batch_size={4 * batch}", "trainer.max_steps=100", "seed=3,4,5,6,7,8"]
         tuned = ["optimizer.lr=0.25", "optimizer.weight_decay=0.5"]
-        key = [f"optimizer.reference.global_batch={batch}", "optimizer.reference.steps=200"]
+        key = [f"optimizer.reference.global_batch={batch}", "optimizer.reference.steps=400"]
         key.append("+callbacks.plan_summary._target_=lightning_wd.DecayPlanSummary")
         for variant, expected in {
             "best": ["optimizer.lr=0.5", "optimizer.weight_decay=2.0"],
@@ -246,19 +245,19 @@ def test_what_is_best_at_the_reference_is_carried_over_by_the_key(tmp_path: Path
 
 
 def test_half_of_a_rule_that_is_the_whole_or_nothing_is_not_run_again() -> None:
-    before = {"global_batch": 8, "steps": 200}
+    before = {"global_batch": 8, "steps": 400}
     found = {
         (name, batch, steps): list(transfer.variants(name, before, batch, steps))
         for name in ("adamw", "sgdw")
-        for batch, steps in ((32, 50), (8, 800), (32, 200))
+        for batch, steps in ((32, 100), (8, 1600), (32, 400))
     }
     assert found == {
-        ("adamw", 32, 50): ["as_tuned", "carried", "lr_only", "decay_only"],
-        ("adamw", 8, 800): ["as_tuned", "carried"],
-        ("adamw", 32, 200): ["as_tuned", "carried", "lr_only"],
-        ("sgdw", 32, 50): ["as_tuned", "carried", "decay_only"],
-        ("sgdw", 8, 800): ["as_tuned", "carried"],
-        ("sgdw", 32, 200): ["as_tuned", "carried", "lr_only"],
+        ("adamw", 32, 100): ["as_tuned", "carried", "lr_only", "decay_only"],
+        ("adamw", 8, 1600): ["as_tuned", "carried"],
+        ("adamw", 32, 400): ["as_tuned", "carried", "lr_only"],
+        ("sgdw", 32, 100): ["as_tuned", "carried", "decay_only"],
+        ("sgdw", 8, 1600): ["as_tuned", "carried"],
+        ("sgdw", 32, 400): ["as_tuned", "carried", "lr_only"],
     }
 
 
@@ -275,8 +274,7 @@ def test_the_regrets_are_those_of_the_runs(tmp_path: Path) -> None:
             (folder / "decay_plan.json").write_text(json.dumps({"carried_over": {"here": pair}}))
             pair = {"lr": 7.0, "weight_decay": 7.0}
         (folder / "config.yaml").write_text(json.dumps({"optimizer": pair, "seed": int(row["seed"])}))
-        acc, loss = (1 - row["value"] / 100, 1.0) if row["task"] == "fashion" else ("", row["value"])
-        (folder / "metrics.csv").write_text(f"epoch,step,test/acc,test/loss\n1,10,{acc},{loss}\n")
+        (folder / "metrics.csv").write_text(f"epoch,step,test/loss\n1,10,{row['value']}\n")
     transfer.report(tmp_path, tmp_path / "out")
     expected = finished_runs.read_csv(ROOT / "docs/studies/transfer/table.csv")
     for found, known in zip(finished_runs.read_csv(tmp_path / "out/table.csv"), expected, strict=True):
