@@ -15,7 +15,7 @@ from lightning_wd.runs.heatmap import Cell, write_heatmap, write_pictures
 # optimizer -> decay style, exponents of 2 of lr0 and lam: [first, last, step]
 GRIDS = {
     "sgd_l2": ("l2", "[-7,-2]", "[-13,-3,2]"),
-    "sgdw": ("independent", "[-7,-1]", "[-14,-4,2]"),
+    "sgdw": ("independent", "[-7,1]", "[-14,-4,2]"),
     "adam_l2": ("l2", "[-10,-2]", "[-25,-5,2]"),
     "adamw": ("independent", "[-10,-2]", "[-14,-4,2]"),
 }

@@ -43,7 +43,7 @@ GRIDS = {
     },
     ("gpt", "adamw"): {
         "reference": ([-10, -7], [-3, 3, 2]),
-        "batch": ([-9, -6], [-1, 5, 2]),
+        "batch": ([-11, -6], [-5, 5, 2]),
         "steps": ([-10, -7], [-3, 3, 2]),
         "both": ([-9, -6], [-3, 3, 2]),
     },
@@ -54,13 +54,19 @@ GRIDS = {
         "both": ([-2, 1], [-8, -2, 2]),
     },
     ("gpt", "sgdw"): {
-        "reference": ([-7, -4], [-7, -1, 2]),
-        "batch": ([-5, -2], [-7, -1, 2]),
-        "steps": ([-8, -5], [-7, -1, 2]),
+        "reference": ([-7, -2], [-11, -1, 2]),
+        "batch": ([-5, -1], [-11, -1, 2]),
+        "steps": ([-8, -4], [-7, -1, 2]),
         "both": ([-6, -3], [-7, -1, 2]),
     },
 }
-VARIANTS = {"as_tuned": "as tuned", "carried": "carried over", "lr_only": "lr only", "decay_only": "decay only"}
+VARIANTS = {
+    "as_tuned": "as tuned",
+    "carried": "carried over",
+    "lr_only": "lr only",
+    "decay_only": "decay only",
+    "epochs": "lr carried over, timescale kept in epochs",
+}
 CHOOSE, COMPARE = (0, 1, 2), (3, 4, 5, 6, 7, 8)  # seeds
 
 
@@ -99,39 +105,43 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
             if change == "reference":
                 continue
             here.append(compare)
-            made[f"{task}/{name}/{change}/best"] = partial(at_the_best_cell, here, f"{task}/{name}/{change}/grid", 1.0)
-            for variant, (factor, own) in variants(name, before, batch, steps).items():
-                chosen = partial(at_the_best_cell, [*here, *own], f"{task}/{name}/reference/grid", factor)
+            made[f"{task}/{name}/{change}/best"] = partial(at_the_best_cell, here, f"{task}/{name}/{change}/grid", (1.0, 1.0))
+            for variant, (factors, own) in variants(name, before, batch, steps).items():
+                chosen = partial(at_the_best_cell, [*here, *own], f"{task}/{name}/reference/grid", factors)
                 made[f"{task}/{name}/{change}/{variant}"] = chosen
     return made
 
 
-def variants(optimizer: str, before: dict[str, int], batch: int, steps: int) -> dict[str, tuple[float, list[str]]]:
-    """Return the factor of lr and the overrides of each variant, without those that another one equals."""
+def variants(
+    optimizer: str, before: dict[str, int], batch: int, steps: int
+) -> dict[str, tuple[tuple[float, float], list[str]]]:
+    """Return the factors of lr and lambda and the overrides of each variant, without those that another one equals."""
     reference = [f"optimizer.reference.{key}={value}" for key, value in before.items()]
     reference.append("+callbacks.plan_summary._target_=lightning_wd.DecayPlanSummary")  # writes down what came out
     carried, decayed = (
         wd.carry_over(1.0, 1.0, reference=before | own, global_batch=batch, steps=steps, family=FAMILIES[optimizer])
         for own in ({}, {"lr_rule": "none"})
     )
-    made: dict[tuple[float, float], tuple[str, float, list[str]]] = {}
-    for variant, pair, factor, own in (
-        ("as_tuned", (1.0, 1.0), 1.0, []),
-        ("carried", carried, 1.0, reference),
-        ("lr_only", (carried.lr, 1.0), carried.lr, []),
-        ("decay_only", decayed, 1.0, [*reference, "optimizer.reference.lr_rule=none"]),
+    as_it_is, rows = (1.0, 1.0), batch / before["global_batch"]
+    made: dict[tuple[float, float], tuple[str, tuple[float, float], list[str]]] = {}
+    for variant, pair, factors, own in (
+        ("as_tuned", as_it_is, as_it_is, []),
+        ("carried", carried, as_it_is, reference),
+        ("lr_only", (carried.lr, 1.0), (carried.lr, 1.0), []),
+        ("decay_only", decayed, as_it_is, [*reference, "optimizer.reference.lr_rule=none"]),
+        ("epochs", (carried.lr, rows / carried.lr), (carried.lr, rows / carried.lr), []),  # lr * lambda ~ batch
     ):
-        made.setdefault(pair, (variant, factor, own))
-    return {variant: (factor, own) for variant, factor, own in made.values()}
+        made.setdefault(pair, (variant, factors, own))
+    return {variant: (factors, own) for variant, factors, own in made.values()}
 
 
-def at_the_best_cell(overrides: list[str], grid: str, factor: float, runs: Path) -> list[str]:
-    """Add the pair that is best in a grid by the mean over its seeds, with a factor for the learning rate."""
+def at_the_best_cell(overrides: list[str], grid: str, factors: tuple[float, float], runs: Path) -> list[str]:
+    """Add the pair that is best in a grid by the mean over its seeds, times the factors of lr and of lambda."""
     cells: dict[tuple[float, float], list[float]] = defaultdict(list)
     for run in read_runs(runs / grid):
         cells[pair_of(run)].append(score(run))
     lr, lam = min(cells, key=lambda pair: fmean(cells[pair]))
-    return [*overrides, f"optimizer.lr={lr * factor!r}", f"optimizer.weight_decay={lam!r}"]
+    return [*overrides, f"optimizer.lr={lr * factors[0]!r}", f"optimizer.weight_decay={lam * factors[1]!r}"]
 
 
 def score(run: Run) -> float:
@@ -195,7 +205,7 @@ def draw(out: Path) -> None:
                     continue
                 regrets = [value - best[seed] for seed, value in each.items()]
                 look = {"color": COLORS[number], "linestyle": ""}
-                heights = [height + 0.2 * (number - 1.5)] * len(regrets)
+                heights = [height + 0.16 * (number - 2)] * len(regrets)
                 axes.plot(regrets, heights, "x", alpha=0.7, **look)
                 axes.plot(fmean(regrets), heights[0], "o", label="" if height else VARIANTS[variant], **look)
                 if math.inf in regrets:
