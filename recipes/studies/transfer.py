@@ -105,7 +105,9 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
             if change == "reference":
                 continue
             here.append(compare)
-            made[f"{task}/{name}/{change}/best"] = partial(at_the_best_cell, here, f"{task}/{name}/{change}/grid", (1.0, 1.0))
+            made[f"{task}/{name}/{change}/best"] = partial(
+                at_the_best_cell, here, f"{task}/{name}/{change}/grid", (1.0, 1.0)
+            )
             for variant, (factors, own) in variants(name, before, batch, steps).items():
                 chosen = partial(at_the_best_cell, [*here, *own], f"{task}/{name}/reference/grid", factors)
                 made[f"{task}/{name}/{change}/{variant}"] = chosen
