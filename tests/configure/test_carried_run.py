@@ -429,9 +429,16 @@ def test_the_summary_says_what_was_carried_over(tmp_path: Path, capsys: pytest.C
 def test_more_rows_than_the_reference_saw_are_remarked(tmp_path: Path) -> None:
     config = {**TUNED, "reference": {"global_batch": 4, "steps": 4}}
     fit(Lit(config), tmp_path, callbacks=[wd.DecayPlanSummary()])
-    (remark,) = json.loads((tmp_path / "decay_plan.json").read_text())["carried_over"]["remarks"]
-    assert remark.startswith("4 x the reference's rows are seen: ")
-    assert remark.endswith("(tokens per parameter)^-0.527 (arXiv 2505.13738), here x 0.482; not applied")
+    carried = json.loads((tmp_path / "decay_plan.json").read_text())["carried_over"]
+    by_parameters, by_epochs = carried["remarks"]
+    assert by_parameters.startswith("4 x the reference's rows are seen: ")
+    assert by_parameters.endswith("(tokens per parameter)^-0.527 (arXiv 2505.13738), here x 0.482; not applied")
+    # batch 4 and 16 steps: lr and, per epoch of the same rows, steps are as there, so 0.1 keeps its timescale in epochs
+    assert carried["here"] == {"global_batch": 4, "steps": 16, "lr": 1e-3, "weight_decay": 0.025}
+    assert by_epochs == (
+        "4 x the reference's rows are seen: if they are epochs of the same data, weight_decay 0.1 here keeps the "
+        "timescale in epochs, as arXiv 2405.13698 measures it; not applied"
+    )
 
 
 def test_what_the_yaml_files_have_is_no_reference() -> None:
