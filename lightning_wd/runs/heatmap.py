@@ -237,7 +237,7 @@ def _panel(axes: Any, grid: Grid, low: float, high: float, unit: str) -> Any:
             light = np.dot(colormap(scale(value))[:3], [0.299, 0.587, 0.114]) > 0.5
             text = {
                 "color": "black" if light else "white",
-                "fontsize": 7.5,
+                "fontsize": min(7.5, 60 / len(x)),
                 "zorder": 7,
                 "ha": "center",
                 "va": "center",
@@ -256,7 +256,8 @@ def _panel(axes: Any, grid: Grid, low: float, high: float, unit: str) -> Any:
     amount = _AMOUNT.get(grid.style.removesuffix(" cautious"), "weight decay")
     axes.set_xlabel(amount if grid.unit == "weight_decay" else f"{grid.unit} decay")
     axes.set_ylabel("learning rate")
-    axes.set_xticks(x, _names(grid.amount))
+    every = math.ceil(len(x) / 9)  # labels that stand clear of each other
+    axes.set_xticks(x[::every], _names(grid.amount)[::every])
     axes.set_yticks(y, _names(grid.lr))
     return image
 

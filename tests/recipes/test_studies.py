@@ -111,7 +111,7 @@ def test_schedules_compare_cells_that_were_chosen_under_them(tmp_path: Path) -> 
             assert {f"optimizer.lr={lr}", f"optimizer.weight_decay={lr / 8}"} < set(overrides)
 
 
-def test_no_best_cell_of_the_heatmap_lies_at_an_edge_but_hardly_any_decay() -> None:
+def test_no_best_cell_of_the_heatmap_lies_at_an_edge() -> None:
     rows = finished_runs.read_csv(ROOT / "docs/studies/heatmaps/heatmap.csv")
     for grid in grids(Cell(*(row[key] for key in Cell._fields)) for row in rows):
         _, *axes = heatmaps.GRIDS[grid.title.partition(",")[0]]
@@ -119,9 +119,6 @@ def test_no_best_cell_of_the_heatmap_lies_at_an_edge_but_hardly_any_decay() -> N
             assert values.tolist() == [float(x) for x in octaves(yaml.safe_load(exponents)).split(",")]
         i, j = grid.best
         neighbors = [(i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)]
-        if grid.title == "adam_l2, l2":
-            assert grid.amount[j] == 2.0**-19  # the first, without which hardly anything decays
-            neighbors.remove((i, j - 1))
         assert min(n for pair in neighbors for n in pair) >= 0
         assert all(grid.mean[beside] > grid.mean[i, j] for beside in neighbors)
 
