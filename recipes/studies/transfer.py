@@ -21,12 +21,14 @@ import lightning_wd as wd
 from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
 from lightning_wd.runs.sweep import octaves
 
-STEPS, BATCHES = 400, {"fashion": 25, "gpt": 8}  # of the reference
-# label, factor of the batch, factor of the steps
+# of the reference; the data in images or characters
+STEPS, BATCHES, DATA = 400, {"fashion": 25, "gpt": 8}, {"fashion": 500, "gpt": 10000}
+# label, factors of batch, steps and data
 CHANGES = {
-    "batch": ("4 x batch, 1/4 of the steps", 4, 0.25),
-    "steps": ("4 x steps", 1, 4),
-    "both": ("4 x batch, same steps", 4, 1),
+    "batch": ("4 x batch, 1/4 of the steps", 4, 0.25, 1),
+    "steps": ("4 x steps", 1, 4, 1),
+    "both": ("4 x batch, same steps", 4, 1, 1),
+    "data": ("4 x steps on 4 x data", 1, 4, 4),
 }
 MEASURES = {  # the loss in nats: it shows overfitting sooner than the error does
     "fashion": ("test loss on 500 images of Fashion-MNIST", "nats per image"),
@@ -40,12 +42,14 @@ GRIDS = {
         "batch": ([-6, -1], [-4, 2, 2]),
         "steps": ([-5, -1], [-6, 0, 2]),
         "both": ([-4, 0], [-6, 2, 2]),
+        "data": ([-5, -2], [-6, 0, 2]),
     },
     ("gpt", "adamw"): {
         "reference": ([-10, -7], [-3, 3, 2]),
         "batch": ([-11, -6], [-5, 5, 2]),
         "steps": ([-10, -7], [-3, 3, 2]),
         "both": ([-9, -6], [-3, 3, 2]),
+        "data": ([-10, -7], [-5, 1, 2]),
     },
     ("fashion", "sgdw"): {
         "reference": ([-5, 0], [-8, -2, 2]),
@@ -75,11 +79,11 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
     tasks = {
         "fashion": [
             *("experiment=fashion_small", f"data.root={data}/fashion_mnist"),
-            *("data.train_size=500", "trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=1000"),
+            *("trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=1000"),
         ],
         "gpt": [
-            *("data=shakespeare", f"data.root={data}/tinyshakespeare", "data.block_size=32", "data.train_size=10000"),
-            *("model=gpt", "model.preset=tiny", "model.block_size=32", "trainer.max_epochs=-1"),
+            *("data=shakespeare", f"data.root={data}/tinyshakespeare", "data.block_size=32", "trainer.max_epochs=-1"),
+            *("model=gpt", "model.preset=tiny", "model.block_size=32"),
             *("trainer.limit_val_batches=0", "+trainer.limit_test_batches=0.25", "trainer.log_every_n_steps=50"),
         ],
     }
@@ -94,28 +98,31 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
         ]
         choose, compare = (f"seed={','.join(map(str, seeds[: 1 if smoke else None]))}" for seeds in (CHOOSE, COMPARE))
         before = {"global_batch": BATCHES[task], "steps": 8 if smoke else STEPS}
-        for change, (_, rows, times) in {"reference": ("", 1, 1), **CHANGES}.items():
+        for change, grid in grids.items():
+            _, rows, times, more = CHANGES.get(change, ("", 1, 1, 1))
             batch, steps = before["global_batch"] * rows, int(before["steps"] * times)
             here = [*run, f"data.batch_size={batch}", f"trainer.max_steps={steps}"]
-            grid = [
+            if not smoke:
+                here.append(f"data.train_size={DATA[task] * more}")
+            pairs = [
                 f"optimizer.{key}={octaves(exponents[:1] * 2 if smoke else exponents)}"
-                for key, exponents in zip(("lr", "weight_decay"), grids[change], strict=True)
+                for key, exponents in zip(("lr", "weight_decay"), grid, strict=True)
             ]
-            made[f"{task}/{name}/{change}/grid"] = [*here, *grid, choose]
+            made[f"{task}/{name}/{change}/grid"] = [*here, *pairs, choose]
             if change == "reference":
                 continue
             here.append(compare)
             made[f"{task}/{name}/{change}/best"] = partial(
                 at_the_best_cell, here, f"{task}/{name}/{change}/grid", (1.0, 1.0)
             )
-            for variant, (factors, own) in variants(name, before, batch, steps).items():
+            for variant, (factors, own) in variants(name, before, batch, steps, more).items():
                 chosen = partial(at_the_best_cell, [*here, *own], f"{task}/{name}/reference/grid", factors)
                 made[f"{task}/{name}/{change}/{variant}"] = chosen
     return made
 
 
 def variants(
-    optimizer: str, before: dict[str, int], batch: int, steps: int
+    optimizer: str, before: dict[str, int], batch: int, steps: int, more: float
 ) -> dict[str, tuple[tuple[float, float], list[str]]]:
     """Return the factors of lr and lambda and the overrides of each variant, without those that another one equals."""
     reference = [f"optimizer.reference.{key}={value}" for key, value in before.items()]
@@ -124,14 +131,14 @@ def variants(
         wd.carry_over(1.0, 1.0, reference=before | own, global_batch=batch, steps=steps, family=FAMILIES[optimizer])
         for own in ({}, {"lr_rule": "none"})
     )
-    as_it_is, rows = (1.0, 1.0), batch / before["global_batch"]
+    as_it_is, epoch = (1.0, 1.0), before["global_batch"] / batch * more  # as long, in steps, as there
     made: dict[tuple[float, float], tuple[str, tuple[float, float], list[str]]] = {}
     for variant, pair, factors, own in (
         ("as_tuned", as_it_is, as_it_is, []),
         ("carried", carried, as_it_is, reference),
         ("lr_only", (carried.lr, 1.0), (carried.lr, 1.0), []),
         ("decay_only", decayed, as_it_is, [*reference, "optimizer.reference.lr_rule=none"]),
-        ("epochs", (carried.lr, rows / carried.lr), (carried.lr, rows / carried.lr), []),  # lr * lambda ~ batch
+        ("epochs", (carried.lr, 1 / (carried.lr * epoch)), (carried.lr, 1 / (carried.lr * epoch)), []),
     ):
         made.setdefault(pair, (variant, factors, own))
     return {variant: (factors, own) for variant, factors, own in made.values()}
@@ -155,8 +162,8 @@ def score(run: Run) -> float:
 def report(runs: Path, out: Path) -> None:
     """Write each run, and each variant's mean, less that of the best cell (``regret``), and of the tuned pair as is."""
     rows, table = [], []
-    for task, optimizer in GRIDS:
-        for change in ("reference", *CHANGES):
+    for (task, optimizer), grids in GRIDS.items():
+        for change in grids:
             values: dict[str, dict[int, float]] = {}
             pairs: dict[str, tuple[float, float]] = {}
             for variant in ("grid", "best", *VARIANTS):
@@ -193,7 +200,7 @@ def draw(out: Path) -> None:
     values: dict[tuple[str, ...], dict[float, float]] = defaultdict(dict)
     for row in read_csv(out / "runs.csv"):
         values[row["task"], row["optimizer"], row["change"], row["variant"]][row["seed"]] = row["value"]
-    places = [(optimizer, change) for optimizer in FAMILIES for change in CHANGES]
+    places = [(name, change) for name in FAMILIES for change in GRIDS["gpt", name] if change in CHANGES]
     title = "Regret of a tuned pair after a change of batch and steps (0: the best cell of the grid)"
     figure, grid = panels(2, title, height=3.8, share_y=True)
     for axes, (task, (label, unit)) in zip(grid, MEASURES.items(), strict=True):

@@ -239,14 +239,14 @@ def test_what_is_best_at_the_reference_is_carried_over_by_the_key(tmp_path: Path
     lr_only = made["gpt/sgdw/both/lr_only"]
     assert callable(lr_only)
     assert lr_only(tmp_path)[-2:] == ["optimizer.lr=1.0", "optimizer.weight_decay=0.5"]  # linear in the batch
-    factors, own = transfer.variants("adamw", {"global_batch": 8, "steps": 400}, 32, 400)["epochs"]
+    factors, own = transfer.variants("adamw", {"global_batch": 8, "steps": 400}, 32, 400, 1)["epochs"]
     assert (factors, own) == ((2.0, 2.0), [])  # lr * lambda is 4 times as large, an epoch has a quarter of the steps
 
 
 def test_half_of_a_rule_that_is_the_whole_or_nothing_is_not_run_again() -> None:
     before = {"global_batch": 8, "steps": 400}
     found = {
-        (name, batch, steps): list(transfer.variants(name, before, batch, steps))
+        (name, batch, steps): list(transfer.variants(name, before, batch, steps, 1))
         for name in ("adamw", "sgdw")
         for batch, steps in ((32, 100), (8, 1600), (32, 400))
     }
