@@ -222,8 +222,9 @@ def test_what_is_best_at_the_reference_is_carried_over_by_the_key(tmp_path: Path
                     (folder / "config.yaml").write_text(f"optimizer: {{lr: {lr}, weight_decay: {lam}}}\n")
                     (folder / "metrics.csv").write_text(f"epoch,step,test/acc,test/loss\n1,10,{value}\n")
     made = transfer.sweeps(tmp_path, tmp_path, False)
-    for task, batch in {"fashion": 25, "gpt": 8}.items():
-        here = [f"data.batch_size={4 * batch}", "trainer.max_steps=100", "seed=3,4,5,6,7,8"]
+    for task, (batch, data) in {"fashion": (25, 500), "gpt": (8, 10000)}.items():
+        here = [f"data.batch_size={4 * batch}", "trainer.max_steps=100", f"data.train_size={data}"]
+        here.append("seed=3,4,5,6,7,8")
         tuned = ["optimizer.lr=0.25", "optimizer.weight_decay=0.5"]
         key = [f"optimizer.reference.global_batch={batch}", "optimizer.reference.steps=400"]
         key.append("+callbacks.plan_summary._target_=lightning_wd.DecayPlanSummary")
@@ -258,6 +259,13 @@ def test_half_of_a_rule_that_is_the_whole_or_nothing_is_not_run_again() -> None:
         ("sgdw", 8, 1600): ["as_tuned", "carried"],
         ("sgdw", 32, 400): ["as_tuned", "carried", "lr_only"],
     }
+    # on 4 times the data the timescale in epochs and in runs are one
+    assert list(transfer.variants("adamw", before, 8, 1600, 4)) == ["as_tuned", "carried"]
+    made = transfer.sweeps(Path("data"), Path("out"), False)
+    for change, size in {"steps": 10000, "data": 40000}.items():
+        grid = made[f"gpt/adamw/{change}/grid"]
+        assert isinstance(grid, list)
+        assert {"trainer.max_steps=1600", f"data.train_size={size}"} < set(grid)
 
 
 def test_the_regrets_are_those_of_the_runs(tmp_path: Path) -> None:
