@@ -26,13 +26,13 @@ STEPS, BATCHES, DATA = 400, {"fashion": 25, "gpt": 8}, {"fashion": 500, "gpt": 1
 # label, factors of batch, steps and data
 CHANGES = {
     "batch": ("4 x batch, 1/4 of the steps", 4, 0.25, 1),
-    "steps": ("4 x steps", 1, 4, 1),
+    "steps": ("4 x steps, same data", 1, 4, 1),
     "both": ("4 x batch, same steps", 4, 1, 1),
-    "data": ("4 x steps on 4 x data", 1, 4, 4),
+    "data": ("4 x steps, 4 x data", 1, 4, 4),
 }
 MEASURES = {  # the loss in nats: it shows overfitting sooner than the error does
-    "fashion": ("test loss on 500 images of Fashion-MNIST", "nats per image"),
-    "gpt": ("validation loss on 10,000 characters", "nats per character"),
+    "fashion": ("small Fashion-MNIST: test loss", "nats per image"),
+    "gpt": ("character GPT: validation loss", "nats per character"),
 }
 FAMILIES = {"adamw": "adam", "sgdw": "sgd"}
 # exponents of 2 of lr and of lambda (decoupled): first, last, step
@@ -69,7 +69,7 @@ VARIANTS = {
     "carried": "carried over",
     "lr_only": "lr only",
     "decay_only": "decay only",
-    "epochs": "lr carried over, timescale kept in epochs",
+    "epochs": "timescale kept in epochs",
 }
 CHOOSE, COMPARE = (0, 1, 2), (3, 4, 5, 6, 7, 8)  # seeds
 
@@ -216,7 +216,7 @@ def draw(out: Path) -> None:
                 look = {"color": COLORS[number], "linestyle": ""}
                 heights = [height + 0.16 * (number - 2)] * len(regrets)
                 axes.plot(regrets, heights, "x", alpha=0.7, **look)
-                axes.plot(fmean(regrets), heights[0], "o", label="" if height else VARIANTS[variant], **look)
+                axes.plot(fmean(regrets), heights[0], "o", label=VARIANTS[variant], **look)
                 if math.inf in regrets:
                     axes.plot(1, heights[0], ">", transform=axes.get_yaxis_transform(), clip_on=False, **look)
         axes.axvline(0, color="0.4", linestyle=":")
@@ -227,5 +227,6 @@ def draw(out: Path) -> None:
         "Dots: means over the seeds (crosses); arrow: the loss was not finite. Shaded: carrying over is worse "
         "than the tuned pair with each seed. A variant that equals another is drawn once."
     )
-    below(figure, text, grid[0].get_legend_handles_labels()[0])
+    handles, labels = grid[0].get_legend_handles_labels()
+    below(figure, text, list(dict(zip(labels, handles, strict=True)).values()))  # one for each variant
     save(figure, out / "transfer.png")
