@@ -155,8 +155,9 @@ class SweepProgress(Callback):
     """Print ``sweep: 7 of 36 cells done, 29 left, about 4 min`` after each cell.
 
     Each cell adds a line to ``sweep.jsonl`` in the sweep's folder, from the process that it ran in (rank 0 if
-    distributed), also where it is not finished. A job that logs its metrics elsewhere has finished where it did not fail. Cells that a rerun skips do
-    not count in the estimate of the time left. Finished cells of other sweeps in the same folder are named at the end.
+    distributed), also where it is not finished. A job that logs its metrics elsewhere has finished where it did not
+    fail. Cells that a rerun skips do not count in the estimate of the time left. Finished cells of other sweeps in the
+    same folder are named at the end.
     """
 
     @rank_zero_only
