@@ -6,6 +6,7 @@ It is finished when its ``metrics.csv`` holds a complete row of test metrics.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -101,14 +102,31 @@ def _of_cell(config: dict[str, Any]) -> dict[str, Any]:
 def leftovers(folder: str | Path) -> list[Path]:
     """Return the finished cells of a sweep's folder that its last sweep did not go over, such as those of a wider grid.
 
+    Metrics anywhere below a cell that has none at its top are that cell's.
+
     Args:
         folder: the sweep's folder, where :class:`SweepProgress` has noted the last sweep.
     """
     top = Path(folder)
     _, *cells = map(json.loads, (top / _FILE).read_text(encoding="utf-8").splitlines())
     own = {top / each["cell"] for each in cells}
-    there = (path.parent for path in sorted(top.glob("**/metrics.csv")))
-    return [cell for cell in there if cell not in own and finished(cell)]
+    own_below = {cell for cell in own if not (cell / "metrics.csv").is_file()}
+    return [cell for cell in _finished_below(top) if cell not in own and own_below.isdisjoint(cell.parents)]
+
+
+def _finished_below(folder: Path) -> list[Path]:
+    """Return the finished cells in a folder of the user's, where other programs may have a ``metrics.csv``, too."""
+    there = (path.parent for path in sorted(folder.glob("**/metrics.csv")))
+    return [cell for cell in there if _is_log(cell / "metrics.csv") and finished(cell)]
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a file can be read as steps and numbers."""
+    try:
+        read_metrics(path)
+    except (OSError, LookupError, TypeError, ValueError, csv.Error):
+        return False
+    return True
 
 
 def count_jobs(config: Any) -> int | None:
@@ -128,40 +146,46 @@ def count_jobs(config: Any) -> int | None:
     return math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in overrides if o.is_discrete_sweep())
 
 
+def _folder(config: Any) -> Path:
+    """Return the sweep's folder, also where the job has changed the working directory (``hydra.job.chdir``)."""
+    return Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)
+
+
 class SweepProgress(Callback):
     """Print ``sweep: 7 of 36 cells done, 29 left, about 4 min`` after each cell.
 
-    Each finished cell adds a line to ``sweep.jsonl`` in the sweep's folder, from the process that it ran in (rank 0 if
-    distributed). A job that logs its metrics elsewhere has finished where it did not fail. Cells that a rerun skips do
-    not count in the estimate of the time left. Finished cells of other sweeps in the same folder are named at the end.
+    Each cell adds a line to ``sweep.jsonl`` in the sweep's folder, from the process that it ran in (rank 0 if
+    distributed), also where it is not finished. A job that logs its metrics elsewhere has finished where it did not
+    fail. Cells that a rerun skips do not count in the estimate of the time left. Finished cells of other sweeps in the
+    same folder are named at the end.
     """
 
     @rank_zero_only
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Note how many cells there are, and the time."""
-        folder = Path(config.hydra.sweep.dir)
+        folder = _folder(config)
         folder.mkdir(parents=True, exist_ok=True)
         note = {"cells": count_jobs(config), "started": time.time()}
         (folder / _FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
-        there = sum(finished(path.parent) is not None for path in folder.glob("**/metrics.csv"))
-        if there:
-            print(f"sweep: {there} cells in {folder} are already finished", flush=True)
+        if there := len(_finished_below(folder)):
+            print(f"sweep: {there} cells in {config.hydra.sweep.dir} are already finished", flush=True)
 
     @rank_zero_only
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Print the line."""
-        folder, cell = Path(config.hydra.sweep.dir), Path(config.hydra.runtime.output_dir)
+        folder, cell = _folder(config), Path(config.hydra.runtime.output_dir)
         metrics = cell / "metrics.csv"
-        if metrics.is_file():
+        if _is_log(metrics):
             done, written = finished(cell) is not None, metrics.stat().st_mtime
         else:
             done, written = job_return.status is JobStatus.COMPLETED, time.time()
+        line = {"cell": os.path.relpath(cell, folder), "written": written, "finished": done}
         with (folder / _FILE).open("a+", encoding="utf-8") as file:
-            if done:
-                file.write(json.dumps({"cell": os.path.relpath(cell, folder.resolve()), "written": written}) + "\n")
+            file.write(json.dumps(line) + "\n")
             file.seek(0)
             note, *cells = map(json.loads, file)
-        count, ran = len(cells), sum(each["written"] >= note["started"] for each in cells)
+        over = [each for each in cells if each["finished"]]
+        count, ran = len(over), sum(each["written"] >= note["started"] for each in over)
         if note["cells"] is None:
             print(f"sweep: {count} cells done", flush=True)
             return
@@ -174,8 +198,8 @@ class SweepProgress(Callback):
     @rank_zero_only
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Name the cells of other sweeps: whoever reads the folder reads them too."""
-        folder = Path(config.hydra.sweep.dir)
+        folder = _folder(config)
         if others := leftovers(folder):
             names = ", ".join(str(cell.relative_to(folder)) for cell in others[:3])
             more = f", and {len(others) - 3} more" if len(others) > 3 else ""
-            print(f"sweep: {folder} has finished cells of other sweeps, too: {names}{more}", flush=True)
+            print(f"sweep: {config.hydra.sweep.dir} has finished cells of other sweeps, too: {names}{more}", flush=True)

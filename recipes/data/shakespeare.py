@@ -119,7 +119,8 @@ class Shakespeare(L.LightningDataModule):
         return "".join(self.vocabulary[token] for token in tokens.tolist())
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return train_loader(self, self.train, samples=len(self.train) // self.hparams["block_size"])
+        samples = max(1, len(self.train) // self.hparams["block_size"])
+        return train_loader(self, self.train, samples)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return eval_loader(self, self.val)

@@ -90,7 +90,7 @@ def refused(folder: Path) -> bool:
 
     for note in sorted(folder.glob("**/sweep.jsonl")):
         if others := leftovers(note.parent):
-            names = ", ".join(cell.name for cell in others)
+            names = ", ".join(str(cell.relative_to(note.parent)) for cell in others)
             print(f"{note.parent} has finished cells that its last sweep did not go over: {names}", file=sys.stderr)
             print("fix: delete them, or choose another folder with --work", file=sys.stderr)
             return True

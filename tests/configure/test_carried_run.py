@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -439,6 +440,31 @@ def test_more_rows_than_the_reference_saw_are_remarked(tmp_path: Path) -> None:
         "4 x the reference's rows are seen: if they are epochs of the same data, weight_decay 0.1 here keeps the "
         "timescale in epochs, as arXiv 2405.13698 measures it; not applied"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "batch", "steps", "remarks", "by_epochs"),
+    [  # 50,000 rows in batches of 128 are 391 steps of an epoch, of 512 are 98, of 1024 are 49
+        ({}, 512, 98, 0, ""),
+        ({"name": "sgdw"}, 1024, 49, 0, ""),
+        ({}, 512, 196, 2, "2.01 x: 0.2"),  # the rate is twice as large, an epoch has a quarter of the steps
+        ({"decay": {"style": "independent"}}, 512, 196, 2, "2.01 x: 0.4"),
+        ({"name": "sgdw"}, 512, 196, 1, "2.01 x: 0.1"),  # the rate is 4 times as large
+        ({"weight_decay": 0.0}, 512, 196, 0, ""),
+        ({"weight_decay": 0.0, "mask": {"rules": [{"name": "net.0.weight", "weight_decay": 0.1}]}}, 512, 196, 1, ""),
+        ({"weight_decay": None, "decay": {"timescale_epochs": 5}}, 512, 196, 1, ""),
+    ],
+)
+def test_what_is_remarked_of_the_rows(
+    config: dict[str, Any], batch: int, steps: int, remarks: int, by_epochs: str
+) -> None:
+    """Not that the last batch of an epoch is rounded up otherwise, and nothing of a decay that is off."""
+    config = {**TUNED, "reference": {"global_batch": 128, "steps": 391}, **config}
+    made = configure_optimizers(Lit(), config, total_steps=steps, steps_per_epoch=98, global_batch=batch)["optimizer"]
+    found = made.carried.describe(made)["remarks"]
+    assert len(found) == remarks
+    said = re.findall("(.* x) the .*: if they are epochs of the same data, weight_decay (.*) here", "\n".join(found))
+    assert [": ".join(each) for each in said] == ([by_epochs] if by_epochs else [])
 
 
 def test_what_the_yaml_files_have_is_no_reference() -> None:

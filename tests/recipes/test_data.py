@@ -507,6 +507,10 @@ def test_training_takes_the_first_characters(poem: type[Shakespeare], tmp_path: 
     whole.setup("fit")
     assert [data.decode(window) for window, _ in data.train] == [whole.decode(whole.train[n][0]) for n in (0, 1)]
     assert torch.equal(data.val.pieces, whole.val.pieces)
+    with pytest.raises(ConfigError, match=r"found: 1 rows .*\n  fix: write data\.batch_size=<at most 1>"):
+        data.train_dataloader()
+    data.hparams["batch_size"] = 1
+    assert [inputs.shape for inputs, _ in data.train_dataloader()] == [(1, 7)]
     for size in (7, 1000):
         with pytest.raises(ConfigError, match=rf"data\.train_size={size} does not fit.*\n.*\n  fix: write .*<8 to "):
             poem(str(tmp_path), block_size=7, train_size=size).setup("fit")

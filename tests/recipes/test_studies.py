@@ -67,14 +67,14 @@ def test_the_cells_of_a_sweep_share_images_that_stay_on_the_device() -> None:
 
 
 def test_cells_of_another_grid_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for cell in ("lr1", "lr2", "lr3"):
+    for cell in ("lr1", "lr2", "lr3/seed0"):
         (tmp_path / "grid" / cell).mkdir(parents=True)
         (tmp_path / "grid" / cell / "metrics.csv").write_text("epoch,step,test/acc\n1,10,0.5\n")
     notes = [{"cells": 2, "started": 0}, {"cell": "lr1", "written": 1}, {"cell": "lr2", "written": 2}]
     (tmp_path / "grid/sweep.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
     assert refused(tmp_path)
     assert capsys.readouterr().err == (
-        f"{tmp_path}/grid has finished cells that its last sweep did not go over: lr3\n"
+        f"{tmp_path}/grid has finished cells that its last sweep did not go over: lr3/seed0\n"
         "fix: delete them, or choose another folder with --work\n"
     )
     shutil.rmtree(tmp_path / "grid/lr3")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checks import check_devices
+from checks import check_devices, check_numbers
 from helpers.recipe import train_here
 from lightning.pytorch.accelerators import CUDAAccelerator
 from omegaconf import OmegaConf
@@ -68,3 +68,16 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
         "  found: 2 GPUs",
         "  fix: write trainer.devices=2, or trainer=ddp_cpu for processes on the CPU",
     ]
+
+
+@pytest.mark.parametrize("key", ["data.block_size", "data.train_size", "model.block_size"])
+def test_parts_of_a_text_are_whole_numbers(key: str) -> None:
+    cfg = OmegaConf.create({"seed": 0, "data": {"train_size": None}})
+    check_numbers(cfg)
+    for value in ("all", 7.5, 0):
+        OmegaConf.update(cfg, key, value)
+        with pytest.raises(ConfigError, match=rf"^{key} must be a whole number >= 1 but got {value!r}\."):
+            check_numbers(cfg)
+    OmegaConf.update(cfg, key, 1e4)
+    check_numbers(cfg)
+    assert type(OmegaConf.select(cfg, key)) is int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from helpers.recipe import ROOT, TRAIN, train, train_here
 from hydra import compose, initialize_config_dir
 from hydra.core.utils import JobReturn, JobStatus
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_wd.errors import ConfigError
 from lightning_wd.runs.heatmap import read_cells, write_heatmap
@@ -159,12 +160,16 @@ def test_the_jobs_of_a_glob_are_counted() -> None:
         assert count_jobs(OmegaConf.create({"hydra": hydra})) == 2 * len({"conv_net", "mlp", "resnet", "shake_shake"})
 
 
+def _config(hydra: dict[str, object], cwd: Path, cell: str = "") -> DictConfig:
+    return OmegaConf.create({"hydra": {**hydra, "runtime": {"cwd": str(cwd), "output_dir": str(cwd / cell)}}})
+
+
 def test_only_rank_zero_counts_a_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweeper = {"_target_": "BasicSweeper", "params": {"seed": "1,2"}}
     hydra = {"sweep": {"dir": str(tmp_path)}, "sweeper": sweeper, "overrides": {"task": []}}
-    config = OmegaConf.create({"hydra": {**hydra, "runtime": {"output_dir": str(tmp_path / "seed1")}}})
+    config = _config(hydra, tmp_path, "seed1")
     SweepProgress().on_multirun_start(config)
     (tmp_path / "seed1").mkdir()
     (tmp_path / "seed1/metrics.csv").write_text("epoch,step,test/acc\n0,10,0.5\n")
@@ -183,18 +188,80 @@ def test_finished_cells_of_another_sweep_are_named(
     for cells in (["lr1/seed1", "lr2/seed1", "lr3/seed1"], ["lr2/seed1"]):
         sweeper = {"_target_": "BasicSweeper", "params": {"lr": ",".join(cells)}}
         hydra = {"sweep": {"dir": "grid"}, "sweeper": sweeper, "overrides": {"task": []}}
-        SweepProgress().on_multirun_start(OmegaConf.create({"hydra": hydra}))
+        SweepProgress().on_multirun_start(_config(hydra, tmp_path))
         for cell in cells:
             folder = tmp_path / "grid" / cell
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "metrics.csv").write_text("epoch,step,test/acc\n0,10,0.5\n")
-            job = OmegaConf.create({"hydra": {**hydra, "runtime": {"output_dir": str(folder)}}})
-            SweepProgress().on_job_end(job, None)
-        SweepProgress().on_multirun_end(OmegaConf.create({"hydra": hydra}))
+            SweepProgress().on_job_end(_config(hydra, tmp_path, f"grid/{cell}"), None)
+        SweepProgress().on_multirun_end(_config(hydra, tmp_path))
     *_, before, line = capsys.readouterr().out.splitlines()
     assert before == "sweep: 1 of 1 cells done, 0 left"
     assert line == "sweep: grid has finished cells of other sweeps, too: lr1/seed1, lr3/seed1"
     assert leftovers("grid") == [Path("grid/lr1/seed1"), Path("grid/lr3/seed1")]
+
+
+APP = """
+import json
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+
+@hydra.main(config_path=".", config_name="config", version_base="1.3")
+def main(config):
+    file = Path(HydraConfig.get().runtime.output_dir, config.where, "metrics.csv")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(config.head + "\\n0,10,0.5\\n")
+
+
+for overrides in json.loads(sys.argv.pop()):
+    sys.argv[1:] = ["-m", *overrides]
+    print("---")
+    main()
+"""
+CONFIG = """
+lr: 1
+where: csv/version_0
+head: "epoch,step,test/acc"
+hydra:
+  job: {chdir: true}
+  sweep: {dir: link, subdir: "lr=${lr}/seed=0"}
+  callbacks: {progress: {_target_: lightning_wd.runs.sweep.SweepProgress}}
+"""
+
+
+def test_the_cells_of_an_app_of_the_users_are_its_own(tmp_path: Path) -> None:
+    """Its jobs change to their own folders, the sweep's is a link, and metrics lie where the app wants them."""
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    sweeps = [["lr=1,2"], ["lr=3", "where=.", "head='a,b,c'"], ["lr=2", "where=."]]
+    run = [sys.executable, "app.py", json.dumps(sweeps)]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "Callback" not in done.stderr  # Hydra warns of one that raised
+    found: list[list[str]] = []
+    for line in done.stdout.splitlines():
+        if line == "---":
+            found.append([])
+        if line.startswith("sweep: "):
+            found[-1].append(line.partition(", about")[0])
+    assert found == [
+        ["sweep: 1 of 2 cells done, 1 left", "sweep: 2 of 2 cells done, 0 left"],
+        [
+            "sweep: 2 cells in link are already finished",
+            "sweep: 1 of 1 cells done, 0 left",
+            "sweep: link has finished cells of other sweeps, too: lr=1/seed=0/csv/version_0, lr=2/seed=0/csv/version_0",
+        ],
+        [
+            "sweep: 2 cells in link are already finished",
+            "sweep: 1 of 1 cells done, 0 left",
+            "sweep: link has finished cells of other sweeps, too: lr=1/seed=0/csv/version_0, lr=2/seed=0/csv/version_0",
+        ],
+    ]
 
 
 def test_a_job_that_logs_elsewhere_has_finished_where_it_did_not_fail(
@@ -203,7 +270,7 @@ def test_a_job_that_logs_elsewhere_has_finished_where_it_did_not_fail(
     """As in an app of the user's, whose metrics lie under ``csv/version_0`` or at a server."""
     sweeper = {"_target_": "BasicSweeper", "params": {"seed": "1,2"}}
     hydra = {"sweep": {"dir": str(tmp_path)}, "sweeper": sweeper, "overrides": {"task": []}}
-    config = OmegaConf.create({"hydra": {**hydra, "runtime": {"output_dir": str(tmp_path / "seed1")}}})
+    config = _config(hydra, tmp_path, "seed1")
     SweepProgress().on_multirun_start(config)
     for status in (JobStatus.FAILED, JobStatus.COMPLETED):
         SweepProgress().on_job_end(config, JobReturn(status=status))
@@ -211,6 +278,18 @@ def test_a_job_that_logs_elsewhere_has_finished_where_it_did_not_fail(
         "sweep: 0 of 2 cells done, 2 left",
         "sweep: 1 of 2 cells done, 1 left, ",
     ]
+
+
+def test_a_job_that_failed_after_its_test_is_no_other_sweeps(tmp_path: Path) -> None:
+    """Optuna goes on after it, by ``max_failure_rate``."""
+    sweeper = {"_target_": "BasicSweeper", "params": {"seed": "1,2"}}
+    hydra = {"sweep": {"dir": "."}, "sweeper": sweeper, "overrides": {"task": []}}
+    SweepProgress().on_multirun_start(_config(hydra, tmp_path))
+    for cell in ("seed1", "seed2"):
+        (tmp_path / cell / "csv").mkdir(parents=True)
+        (tmp_path / cell / "csv/metrics.csv").write_text("epoch,step,test/acc\n0,10,0.5\n")
+    SweepProgress().on_job_end(_config(hydra, tmp_path, "seed1"), JobReturn(status=JobStatus.FAILED))
+    assert leftovers(tmp_path) == [tmp_path / "seed2/csv"]
 
 
 def test_the_grid_composes_with_any_optimizer_and_style() -> None:
