@@ -1,8 +1,8 @@
 """A tuned pair of learning rate and lambda after a change of batch and steps: as it is, or carried over.
 
 Three seeds tune the pair on a grid at the reference, and find the best cell of a grid after each change. Six others
-compare with that cell: the tuned pair as it is, by ``optimizer.reference``, and by half of its rule alone. The training
-data is so little that each net overfits, and decay acts.
+compare with that cell: the tuned pair as it is, by ``optimizer.reference``, by half of its rule alone, and with the
+decay's timescale kept in epochs. The training data is little, so that decay acts.
 """
 
 from __future__ import annotations
