@@ -128,19 +128,20 @@ class CarriedRun:
                     f"normalized has a rule of its own: its timescale, in runs, is {part:.3g} x as long here"
                 )
         rows = batch * steps / (reference.global_batch * reference.steps)
-        more_or_less = round(rows, 2) != 1  # else the steps of an epoch are only rounded up at another batch
-        seen = f"{rows:.3g} x the reference's rows are seen: "
-        decays = lam or any(own.get("weight_decay") for own in self._own.values())
-        if more_or_less and self._config.family == "adam" and style != "none" and decays:
-            remarks.append(
-                f"{seen}the best timescale, in runs, of language models of 0.1 to 3.3 B parameters falls as (tokens "
-                f"per parameter)^{_TPP_EXPONENT} (arXiv 2505.13738), here x {rows**_TPP_EXPONENT:.3g}; not applied"
-            )
-        if more_or_less and self._decay.weight_decay and style != "none":
-            by_epochs = rows * self.weight_decay(self._decay.weight_decay, lr)
-            remarks.append(
-                f"{seen}if they are epochs of the same data, weight_decay {by_epochs:.4g} here keeps the timescale in "
-                "epochs, as arXiv 2405.13698 measures it; not applied"
-            )
+        if round(rows, 2) != 1 and style != "none":  # else the steps of an epoch are only rounded up at another batch
+            seen = f"{rows:.3g} x the reference's rows are seen: "
+            decays = lam or any(own.get("weight_decay") for own in self._own.values())
+            if self._config.family == "adam" and decays:
+                remarks.append(
+                    f"{seen}the best timescale, in runs, of language models of 0.1 to 3.3 B parameters falls as "
+                    f"(tokens per parameter)^{_TPP_EXPONENT} (arXiv 2505.13738), here x {rows**_TPP_EXPONENT:.3g}; "
+                    "not applied"
+                )
+            if self._decay.weight_decay:
+                by_epochs = rows * self.weight_decay(self._decay.weight_decay, lr)
+                remarks.append(
+                    f"{seen}if they are epochs of the same data, weight_decay {by_epochs:.4g} here keeps the timescale "
+                    "in epochs, as arXiv 2405.13698 measures it; not applied"
+                )
         here = {"global_batch": batch, "steps": steps, "lr": lr, "weight_decay": lam}
         return {"reference": before, "here": here, "rules": rules, "remarks": remarks}

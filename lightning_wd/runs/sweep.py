@@ -111,22 +111,20 @@ def leftovers(folder: str | Path) -> list[Path]:
     _, *cells = map(json.loads, (top / _FILE).read_text(encoding="utf-8").splitlines())
     own = {top / each["cell"] for each in cells}
     own_below = {cell for cell in own if not (cell / "metrics.csv").is_file()}
-    return [cell for cell in _finished_below(top) if cell not in own and own_below.isdisjoint(cell.parents)]
+    others = (cell for cell in _logged_below(top) if cell not in own and own_below.isdisjoint(cell.parents))
+    return [cell for cell in others if _says_finished(cell)]
 
 
-def _finished_below(folder: Path) -> list[Path]:
-    """Return the finished cells in a folder of the user's, where other programs may have a ``metrics.csv``, too."""
-    there = (path.parent for path in sorted(folder.glob("**/metrics.csv")))
-    return [cell for cell in there if _is_log(cell / "metrics.csv") and finished(cell)]
+def _logged_below(folder: Path) -> list[Path]:
+    return [path.parent for path in sorted(folder.glob("**/metrics.csv"))]
 
 
-def _is_log(path: Path) -> bool:
-    """Whether a file can be read as steps and numbers."""
+def _says_finished(cell: Path) -> bool | None:
+    """Whether a cell's log says that it is finished; None without a log, be it that another program wrote the file."""
     try:
-        read_metrics(path)
+        return finished(cell) is not None if (cell / "metrics.csv").is_file() else None
     except (OSError, LookupError, TypeError, ValueError, csv.Error):
-        return False
-    return True
+        return None
 
 
 def count_jobs(config: Any) -> int | None:
@@ -167,18 +165,18 @@ class SweepProgress(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         note = {"cells": count_jobs(config), "started": time.time()}
         (folder / _FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
-        if there := len(_finished_below(folder)):
+        if there := sum(_says_finished(cell) is True for cell in _logged_below(folder)):
             print(f"sweep: {there} cells in {config.hydra.sweep.dir} are already finished", flush=True)
 
     @rank_zero_only
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Print the line."""
         folder, cell = _folder(config), Path(config.hydra.runtime.output_dir)
-        metrics = cell / "metrics.csv"
-        if _is_log(metrics):
-            done, written = finished(cell) is not None, metrics.stat().st_mtime
+        done, written = _says_finished(cell), time.time()
+        if done is None:
+            done = job_return.status is JobStatus.COMPLETED
         else:
-            done, written = job_return.status is JobStatus.COMPLETED, time.time()
+            written = (cell / "metrics.csv").stat().st_mtime
         line = {"cell": os.path.relpath(cell, folder), "written": written, "finished": done}
         with (folder / _FILE).open("a+", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,18 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
     if n < 3 or math.inf in values:
         return float(np.mean(values)), math.nan
     return float(np.mean(values)), _T95[min(n - 3, len(_T95) - 1)] * float(np.std(values, ddof=1)) / math.sqrt(n)
+
+
+def lowest_mean(cells: Iterable[tuple[tuple[float, float], float]]) -> tuple[float, float]:
+    """Return the pair of learning rate and amount whose values, one for each seed, have the lowest mean.
+
+    >>> lowest_mean([((0.1, 0.0), 1.0), ((0.2, 0.0), 0.5), ((0.2, 0.0), 2.5)])
+    (0.1, 0.0)
+    """
+    values: dict[tuple[float, float], list[float]] = defaultdict(list)
+    for pair, value in cells:
+        values[pair].append(value)
+    return min(values, key=lambda pair: fmean(values[pair]))
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

@@ -7,13 +7,11 @@ schedule has grids of its own.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
-from studies.finished_runs import base, mean_and_half_width, read_csv, read_runs, write_csv
+from studies.finished_runs import base, lowest_mean, mean_and_half_width, read_csv, read_runs, write_csv
 
 from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
 from lightning_wd.runs.heatmap import Cell, read_cells
@@ -54,11 +52,7 @@ def sweeps(data: Path, out: Path, smoke: bool) -> dict[str, list[str] | Callable
 
 def best(cells: Iterable[Cell], optimizer: str) -> tuple[float, float]:
     """Return the lr and the amount of an optimizer's cell with the lowest mean error over the seeds."""
-    errors: dict[tuple[float, float], list[float]] = defaultdict(list)
-    for cell in cells:
-        if cell.optimizer == optimizer:
-            errors[cell.lr, cell.amount].append(cell.error)
-    return min(errors, key=lambda at: fmean(errors[at]))
+    return lowest_mean(((cell.lr, cell.amount), cell.error) for cell in cells if cell.optimizer == optimizer)
 
 
 def _at(cell: tuple[float, float]) -> list[str]:

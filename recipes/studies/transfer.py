@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from studies.finished_runs import SMOKE, Run, mean_and_half_width, read_csv, read_runs, write_csv
+from studies.finished_runs import SMOKE, Run, lowest_mean, mean_and_half_width, read_csv, read_runs, write_csv
 
 import lightning_wd as wd
 from lightning_wd.runs.figure import COLORS, TITLES, below, in_style, panels, save
@@ -131,14 +131,16 @@ def variants(
         wd.carry_over(1.0, 1.0, reference=before | own, global_batch=batch, steps=steps, family=FAMILIES[optimizer])
         for own in ({}, {"lr_rule": "none"})
     )
-    as_it_is, epoch = (1.0, 1.0), before["global_batch"] / batch * more  # as long, in steps, as there
+    as_it_is, lr_only = (1.0, 1.0), (carried.lr, 1.0)
+    epoch = before["global_batch"] / batch * more  # in steps, times that there
+    by_epochs = (carried.lr, 1 / (carried.lr * epoch))
     made: dict[tuple[float, float], tuple[str, tuple[float, float], list[str]]] = {}
     for variant, pair, factors, own in (
         ("as_tuned", as_it_is, as_it_is, []),
         ("carried", carried, as_it_is, reference),
-        ("lr_only", (carried.lr, 1.0), (carried.lr, 1.0), []),
+        ("lr_only", lr_only, lr_only, []),
         ("decay_only", decayed, as_it_is, [*reference, "optimizer.reference.lr_rule=none"]),
-        ("epochs", (carried.lr, 1 / (carried.lr * epoch)), (carried.lr, 1 / (carried.lr * epoch)), []),
+        ("epochs", by_epochs, by_epochs, []),
     ):
         made.setdefault(pair, (variant, factors, own))
     return {variant: (factors, own) for variant, factors, own in made.values()}
@@ -146,10 +148,7 @@ def variants(
 
 def at_the_best_cell(overrides: list[str], grid: str, factors: tuple[float, float], runs: Path) -> list[str]:
     """Add the pair that is best in a grid by the mean over its seeds, times the factors of lr and of lambda."""
-    cells: dict[tuple[float, float], list[float]] = defaultdict(list)
-    for run in read_runs(runs / grid):
-        cells[pair_of(run)].append(score(run))
-    lr, lam = min(cells, key=lambda pair: fmean(cells[pair]))
+    lr, lam = lowest_mean((pair_of(run), score(run)) for run in read_runs(runs / grid))
     return [*overrides, f"optimizer.lr={lr * factors[0]!r}", f"optimizer.weight_decay={lam * factors[1]!r}"]
 
 
